@@ -1,0 +1,48 @@
+//! What may be said on the command line?
+
+use clap::{Parser, Subcommand};
+
+use crate::invocation::Invocation;
+
+/// A workbench to look inside Gemma: record activations, train sparse coders, look at their features
+#[derive(Debug, Parser)]
+#[command(name = "polariscope", version, about, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "Example:\n  polariscope demo --no-window\n\n\
+                        Exit codes: 0 done, 1 the input or the run is at fault, 2 unexpected.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Models(crate::models::Models),
+    Fetch(crate::fetch::Fetch),
+    Inspect(crate::inspect::Inspect),
+    Run(crate::run::Run),
+    Record(crate::record::Record),
+    Train(crate::train::Train),
+    Encode(crate::encode::Encode),
+    Evaluate(crate::evaluate::Evaluate),
+    Verify(crate::verify::Verify),
+    View(crate::view::View),
+    Demo(crate::demo::Demo),
+}
+
+impl Command {
+    pub(crate) fn run(self, invocation: &Invocation) -> anyhow::Result<()> {
+        match self {
+            Self::Models(command) => command.run(),
+            Self::Fetch(command) => command.run(),
+            Self::Inspect(command) => command.run(),
+            Self::Run(command) => command.run(),
+            Self::Record(command) => command.run(invocation),
+            Self::Train(command) => command.run(invocation),
+            Self::Encode(command) => command.run(),
+            Self::Evaluate(command) => command.run(),
+            Self::Verify(command) => command.run(),
+            Self::View(command) => command.run(),
+            Self::Demo(command) => command.run(invocation),
+        }
+    }
+}

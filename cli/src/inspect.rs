@@ -1,0 +1,230 @@
+//! `polariscope inspect`: what is in a model, a run or a coder, told from headers alone?
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use data::hook_point::TABLE;
+use data::{HookPoint, ModelShape, Run};
+use engine::config::{Config, LayerKind};
+use engine::weights::{self, Inspection};
+use fs_err as fs;
+use serde_json::{Value, json};
+
+use crate::output::{count, size};
+use crate::{catalog, output};
+
+/// Tells what is in a model, a run directory or a coder, from headers alone
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  polariscope inspect gemma-3-270m\n  polariscope inspect runs/news\n  \
+                        polariscope inspect runs/news/saes/news-9 --json")]
+pub(crate) struct Inspect {
+    /// A model (folder, `.gguf` or known name), a run directory, or a folder with a coder
+    #[arg(value_name = "MODEL_OR_RUN_OR_SAE")]
+    what: String,
+
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    pub(crate) fn run(self) -> Result<()> {
+        let path = Path::new(&self.what);
+        let (value, text) = if path.join(MANIFEST).is_file() {
+            run_directory(path)?
+        } else if path.join(CODER).is_file() && path.join(CODER_WEIGHTS).is_file() {
+            coder(path)?
+        } else {
+            model(&catalog::resolve(&self.what)?)?
+        };
+        if self.json { output::json(&value) } else { output::text(&text) }
+    }
+}
+
+const MANIFEST: &str = "manifest.json";
+const CODER: &str = "cfg.json";
+const CODER_WEIGHTS: &str = "sae_weights.safetensors";
+
+/// Lines of `name  value` under a heading.
+struct Sheet {
+    text: String,
+    rows: Vec<Vec<String>>,
+}
+
+impl Sheet {
+    fn new(heading: String) -> Self {
+        Self { text: heading + "\n", rows: Vec::new() }
+    }
+
+    fn row(&mut self, name: &str, value: impl Into<String>) {
+        self.rows.push(vec![format!("  {name}"), value.into()]);
+    }
+
+    fn finish(mut self, table: &[Vec<String>], right: &[usize]) -> String {
+        self.text.push_str(&output::table(&self.rows, &[]));
+        if !table.is_empty() {
+            self.text.push('\n');
+            self.text.push_str(&output::table(table, right));
+        }
+        self.text
+    }
+}
+
+fn model(path: &Path) -> Result<(Value, String)> {
+    let inspection = weights::inspect(path)?;
+    let mut sheet = Sheet::new(format!("model `{}`", path.display()));
+    let file_bytes: u64 = inspection.files.iter().map(|file| file.bytes).sum();
+    let parameters: u64 = inspection.tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+    sheet.row("files", format!("{}, {}", inspection.files.len(), size(file_bytes)));
+    sheet.row("tensors", format!("{}, {} parameters", inspection.tensors.len(), count(parameters)));
+    let formats = formats(&inspection);
+    let listed: Vec<String> = formats.iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
+    sheet.row("stored as", listed.join(", "));
+    sheet.row("in memory", format!("{} in f32, {} in bf16", size(parameters * 4), size(parameters * 2)));
+    let mut value = json!({
+        "kind": "model", "path": path, "bytes": file_bytes, "n_tensors": inspection.tensors.len(),
+        "parameters": parameters, "formats": formats.iter().map(|(name, bytes)| (name.clone(), (*bytes).into())).collect::<serde_json::Map<_, _>>(),
+        "memory": { "f32": parameters * 4, "bf16": parameters * 2 },
+        "tensors": inspection.tensors.iter().map(|tensor| json!({
+            "name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes,
+        })).collect::<Vec<_>>(),
+    });
+    match &inspection.config {
+        Ok(config) => {
+            let shape = config.shape();
+            describe(&mut sheet, config);
+            value["architecture"] = config.architecture.to_string().into();
+            value["shape"] = serde_json::to_value(shape)?;
+            value["sliding_window"] = config.sliding_window.into();
+            value["hook_points"] = hook_points(&shape).collect();
+            Ok((value, sheet.finish(&hook_point_table(&shape), &[1, 2])))
+        }
+        Err(err) => {
+            let reason = err.to_string();
+            sheet.row("cannot be run", reason.lines().next().unwrap_or_default());
+            value["cannot_be_run"] = reason.into();
+            Ok((value, sheet.finish(&[], &[])))
+        }
+    }
+}
+
+fn describe(sheet: &mut Sheet, config: &Config) {
+    let full = config.layers.iter().filter(|layer| layer.kind == LayerKind::Full).count();
+    let sliding = config.layers.len() - full;
+    sheet.row("architecture", config.architecture.to_string());
+    sheet.row(
+        "layers",
+        format!("{}: {sliding} with a window of {}, {full} full", config.n_layers, config.sliding_window),
+    );
+    sheet.row("d_model", config.d_model.to_string());
+    sheet.row("d_mlp", config.d_mlp.to_string());
+    sheet.row("heads", format!("{} of {}, {} of keys and values", config.n_heads, config.d_head, config.n_kv_heads));
+    sheet.row("vocabulary", count(config.d_vocab as u64));
+    sheet.row("context", count(config.n_ctx as u64));
+}
+
+/// Bytes of each stored format, largest first.
+fn formats(inspection: &Inspection) -> Vec<(String, u64)> {
+    let mut formats: Vec<(String, u64)> = Vec::new();
+    for tensor in &inspection.tensors {
+        match formats.iter_mut().find(|(name, _)| *name == tensor.dtype) {
+            Some((_, bytes)) => *bytes += tensor.bytes,
+            None => formats.push((tensor.dtype.clone(), tensor.bytes)),
+        }
+    }
+    formats.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    formats
+}
+
+fn hook_points(shape: &ModelShape) -> impl Iterator<Item = Value> {
+    let shape = *shape;
+    TABLE.iter().map(move |row| {
+        let point = HookPoint { site: row.site, layer: row.per_layer.then_some(0) };
+        let per_token = point.shape(&shape);
+        json!({
+            "name": if row.per_layer { format!("blocks.*.{}", row.name) } else { row.name.to_owned() },
+            "shape": per_token, "about": row.about,
+        })
+    })
+}
+
+fn hook_point_table(shape: &ModelShape) -> Vec<Vec<String>> {
+    let mut rows = vec![["hook point", "shape", "f32 bytes a token", ""].map(String::from).to_vec()];
+    for row in &TABLE {
+        let point = HookPoint { site: row.site, layer: row.per_layer.then_some(0) };
+        let name = if row.per_layer { format!("blocks.*.{}", row.name) } else { row.name.to_owned() };
+        let (dims, bytes) = match point.shape(shape) {
+            Some(dims) => (format!("{dims:?}"), count(4 * dims.iter().product::<usize>() as u64)),
+            None => ("query by key".to_owned(), String::new()),
+        };
+        rows.push(vec![name, dims, bytes, row.about.to_owned()]);
+    }
+    rows
+}
+
+fn run_directory(dir: &Path) -> Result<(Value, String)> {
+    let run = Run::open(dir)?;
+    let manifest = run.manifest();
+    let mut sheet = Sheet::new(format!("run `{}`", dir.display()));
+    let state = if manifest.complete { "complete" } else { "not complete" };
+    sheet.row("state", format!("{state}, {}", manifest.created_at));
+    sheet.row("made by", manifest.created_by.clone());
+    sheet.row("model", format!("{} ({}, {})", manifest.model.id, manifest.model.architecture, manifest.model.dtype));
+    sheet.row("corpus", manifest.corpus.sources.join(", "));
+    sheet.row("documents", count(run.n_documents()));
+    sheet.row("tokens", count(run.n_tokens()));
+    for (reason, tokens) in &manifest.counts.tokens_skipped {
+        sheet.row("skipped", format!("{} ({reason})", count(*tokens)));
+    }
+    let shards = run.shards();
+    let bytes: u64 = shards.iter().flat_map(|shard| shard.files.values()).map(|file| file.bytes).sum();
+    sheet.row("shards", format!("{}, {}", shards.len(), size(bytes)));
+    let (saes, tables) = (run.saes()?, run.feature_tables()?);
+    sheet.row("coders", listed(&saes));
+    sheet.row("feature tables", listed(&tables));
+    let mut rows = vec![["hook point", "width", "dtype", "on disk", "median norm"].map(String::from).to_vec()];
+    for entry in run.hook_points() {
+        let norm = run.statistics(entry.name).map_or(String::new(), |s| format!("{:.1}", s.median_norm));
+        let bytes = (entry.row_bytes() as u64) * run.n_tokens();
+        rows.push(vec![entry.name.to_string(), entry.width.to_string(), entry.dtype.to_string(), size(bytes), norm]);
+    }
+    let value = json!({
+        "kind": "run", "path": dir, "complete": manifest.complete, "created_by": manifest.created_by,
+        "created_at": manifest.created_at, "model": manifest.model, "corpus": manifest.corpus,
+        "documents": run.n_documents(), "tokens": run.n_tokens(), "skipped": manifest.counts.tokens_skipped,
+        "shards": shards.len(), "bytes": bytes, "hook_points": run.hook_points(), "saes": saes, "features": tables,
+    });
+    Ok((value, sheet.finish(&rows, &[1, 3, 4])))
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn coder(dir: &Path) -> Result<(Value, String)> {
+    let path = dir.join(CODER);
+    let config: Value = serde_json::from_str(&fs::read_to_string(&path)?)
+        .with_context(|| format!("expected JSON, found something else in `{}`", path.display()))?;
+    let Some(fields) = config.as_object() else {
+        bail!("expected a JSON object in `{}`", path.display());
+    };
+    let bytes = fs::metadata(dir.join(CODER_WEIGHTS))?.len();
+    let mut sheet = Sheet::new(format!("coder `{}`", dir.display()));
+    for (name, value) in fields.iter().filter(|(name, _)| *name != "metadata") {
+        sheet.row(name, plain(value));
+    }
+    if let Some(metadata) = config["metadata"].as_object() {
+        for (name, value) in metadata {
+            sheet.row(name, plain(value));
+        }
+    }
+    sheet.row("weights", size(bytes));
+    let value = json!({ "kind": "sae", "path": dir, "bytes": bytes, "config": config });
+    Ok((value, sheet.finish(&[], &[])))
+}
+
+/// JSON for a person: text without its quotes.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

@@ -1,0 +1,73 @@
+//! How was the program called, and which command goes on where it stopped?
+
+use std::ffi::OsString;
+
+use engine::record::Provenance;
+
+/// The command line as it was given.
+#[derive(Debug, Clone)]
+pub(crate) struct Invocation {
+    args: Vec<String>,
+}
+
+impl Invocation {
+    pub(crate) fn new(args: &[OsString]) -> Self {
+        Self { args: args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect() }
+    }
+
+    /// The same command with `--resume`.
+    pub(crate) fn resumed(&self) -> String {
+        let mut words = vec!["polariscope".to_owned()];
+        words.extend(self.args.iter().skip(1).map(|word| quoted(word)));
+        if !self.args.iter().any(|word| word == "--resume") {
+            words.push("--resume".to_owned());
+        }
+        words.join(" ")
+    }
+
+    /// Who made a run, when, and how.
+    pub(crate) fn provenance(&self) -> Provenance {
+        let now = jiff::Timestamp::now();
+        Provenance {
+            created_by: created_by(),
+            created_at: now.round(jiff::Unit::Second).unwrap_or(now).to_string(),
+            command: self.args.clone(),
+        }
+    }
+}
+
+/// Version and commit of this program.
+pub(crate) fn created_by() -> String {
+    let version = concat!("polariscope ", env!("CARGO_PKG_VERSION"));
+    match env!("POLARISCOPE_COMMIT") {
+        "" => version.to_owned(),
+        commit => format!("{version} ({commit})"),
+    }
+}
+
+/// As a POSIX shell would need it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_resumes_can_be_pasted() {
+        let args = ["/bin/polariscope", "record", "m", "--corpus", "a b.txt", "--hook-points", "blocks.*.x"];
+        let args: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let resumed = Invocation::new(&args).resumed();
+        assert_eq!(resumed, "polariscope record m --corpus 'a b.txt' --hook-points 'blocks.*.x' --resume");
+        let again: Vec<OsString> = ["p", "record", "--resume"].iter().map(OsString::from).collect();
+        assert_eq!(Invocation::new(&again).resumed(), "polariscope record --resume");
+    }
+
+    #[test]
+    fn quotes_inside_quotes() {
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,25 @@
+//! What does a long job show while it runs?
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar over bytes with rate and time left; nothing is drawn where standard error is no terminal.
+pub(crate) fn bytes(total: u64, what: &str) -> ProgressBar {
+    bar(total, what, "{msg}  {wide_bar}  {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left")
+}
+
+/// A bar over tokens with rate and time left.
+pub(crate) fn tokens(total: u64, what: &str) -> ProgressBar {
+    bar(total, what, "{msg}  {wide_bar}  {human_pos}/{human_len} tokens  {per_sec}  {eta} left")
+}
+
+/// A bar over steps, with room for figures in the message.
+pub(crate) fn steps(total: u64, what: &str) -> ProgressBar {
+    bar(total, what, "{msg}  {wide_bar}  {human_pos}/{human_len}  {eta} left")
+}
+
+fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(total).with_style(style.progress_chars("━╸─"));
+    bar.set_message(what.to_owned());
+    bar
+}

@@ -1,0 +1,313 @@
+//! `polariscope record`: the activations of a corpus, into a run directory.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use data::corpus::Corpus;
+use data::manifest::{HookPointEntry, Manifest, Model as Described};
+use data::{Dtype, HookPoint};
+use engine::device;
+use engine::gemma::model::{Model, Precision};
+use engine::record::{self, RecordOptions, RecordProgress, Recorded};
+use engine::weights::Weights;
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use crate::failure::Interrupted;
+use crate::invocation::Invocation;
+use crate::{catalog, interrupt, output, progress};
+
+/// Bytes of text that make a token, roughly, for the estimate before the start.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Records the activations of a corpus into a run directory
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  polariscope record gemma-3-270m --corpus news.txt --lines --out runs/news\n  \
+                        polariscope record gemma-3-270m --corpus books/ --hook-points 'blocks.*.hook_resid_post,blocks.3-5.hook_mlp_out' \
+                        --max-tokens 1000000 --out runs/books")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub(crate) struct Record {
+    /// A folder with `config.json` and safetensors, a `.gguf` file, or a known name
+    model: String,
+
+    /// Text files, folders, globs, `.jsonl` with `text` or `tokens`, Parquet with a `text` column, or `-`
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    corpus: Vec<String>,
+
+    /// The run directory to write
+    #[arg(long, value_name = "RUN")]
+    out: PathBuf,
+
+    /// Names with `*` for every layer and ranges of layers, separated by commas
+    #[arg(long, value_name = "LIST", default_value = "blocks.*.hook_resid_post")]
+    hook_points: String,
+
+    /// What `*` in the hook points stands for: layers and ranges, separated by commas [default: all]
+    #[arg(long, value_name = "LIST")]
+    layers: Option<String>,
+
+    /// Every line of a text file is a document of its own
+    #[arg(long)]
+    lines: bool,
+
+    /// Longest sequence; longer documents are cut [default: 1024, or what the model allows]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
+
+    /// Stop after this many tokens
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u64>,
+
+    /// Tokens that go through the network at once
+    #[arg(long, value_name = "N", default_value_t = record::DEFAULT_BATCH_TOKENS)]
+    batch_tokens: usize,
+
+    #[command(flatten)]
+    compute: Compute,
+
+    /// What is written [default: as computed]
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    store_dtype: Option<Dtype>,
+
+    /// Also compute the logits, and store −ln p of every token
+    #[arg(long)]
+    nll: bool,
+
+    /// Leave the rows of special tokens out
+    #[arg(long)]
+    skip_special: bool,
+
+    /// Go on with a recording that was interrupted
+    #[arg(long)]
+    resume: bool,
+
+    /// Tokens in a shard: the most that an interruption can cost
+    #[arg(long, value_name = "N", default_value_t = record::DEFAULT_SHARD_TOKENS)]
+    shard_tokens: u64,
+
+    /// Written into the manifest; recording itself draws no random numbers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Print the finished manifest's summary as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a model computes.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Compute {
+    /// What the model computes in
+    #[arg(long, value_enum, default_value_t = ComputeDtype::F32)]
+    pub(crate) dtype: ComputeDtype,
+
+    /// Where the model computes
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
+
+    /// Threads to compute with; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ComputeDtype {
+    F32,
+    Bf16,
+}
+
+impl ComputeDtype {
+    pub(crate) const fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    Cpu,
+}
+
+fn dtype(text: &str) -> Result<Dtype, String> {
+    text.parse().map_err(|err: data::Error| err.to_string())
+}
+
+impl Record {
+    pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
+        let path = catalog::resolve(&self.model)?;
+        let weights = Weights::open(&path)?;
+        let shape = weights.config().shape();
+        let list = with_layers(&self.hook_points, self.layers.as_deref());
+        let options = RecordOptions {
+            context: self.context,
+            max_tokens: self.max_tokens,
+            batch_tokens: self.batch_tokens,
+            store_dtype: self.store_dtype,
+            nll: self.nll,
+            skip_special: self.skip_special,
+            shard_tokens: self.shard_tokens,
+            seed: self.seed,
+            ..RecordOptions::new(HookPoint::parse_list(&list, shape.n_layers)?)
+        };
+        let corpus = Corpus::open(&self.corpus, self.lines)?;
+        let job = Job { id: &self.model, weights, corpus, options, out: &self.out, resume: self.resume };
+        let manifest = job.run(self.compute, invocation)?;
+        if self.json {
+            return output::json(&json!({
+                "run": self.out, "documents": manifest.counts.documents, "tokens": manifest.counts.tokens_captured,
+                "skipped": manifest.counts.tokens_skipped, "hook_points": manifest.hook_points.len(),
+                "shards": manifest.shards.len(), "bytes": bytes(&manifest),
+            }));
+        }
+        output::text(&format!(
+            "recorded {} tokens of {} documents at {} hook points: {} in `{}`",
+            output::count(manifest.counts.tokens_captured),
+            output::count(manifest.counts.documents),
+            manifest.hook_points.len(),
+            output::size(bytes(&manifest)),
+            self.out.display()
+        ))
+    }
+}
+
+/// A recording with everything that it needs.
+pub(crate) struct Job<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) weights: Weights,
+    pub(crate) corpus: Corpus,
+    pub(crate) options: RecordOptions,
+    pub(crate) out: &'a Path,
+    pub(crate) resume: bool,
+}
+
+impl Job<'_> {
+    /// Says what it will cost, records with a bar, and gives back the finished manifest.
+    pub(crate) fn run(self, compute: Compute, invocation: &Invocation) -> Result<Manifest> {
+        interrupt::watch();
+        let precision = compute.dtype.precision();
+        let described = record::describe(self.id, &self.weights, precision)?;
+        let estimate = estimate(&self.corpus, self.options.max_tokens);
+        output::note(&cost(&described, &self.options, precision, estimate)?);
+
+        let threads = device::set_threads(compute.threads);
+        output::note(&format!("loading `{}` in {}, {threads} threads", self.id, described.dtype));
+        // A model without a tokenizer can still be fed token ids; text without one is refused when it comes.
+        let tokenizer = match self.weights.tokenizer() {
+            Ok(tokenizer) => Some(tokenizer),
+            Err(engine::error::Error::NoTokenizer { .. }) => None,
+            Err(err) => return Err(err.into()),
+        };
+        let model = Model::from_weights(&self.weights, precision)?;
+        drop(self.weights);
+        let bar = progress::tokens(estimate.unwrap_or(0), "recording");
+        let mut meter = Meter { bar: &bar, corpus_bytes: self.corpus.bytes(), max_tokens: self.options.max_tokens };
+        let recorded = record::record(
+            &model,
+            described,
+            tokenizer.as_ref(),
+            &self.corpus,
+            self.out,
+            &self.options,
+            invocation.provenance(),
+            self.resume,
+            &mut |progress| {
+                meter.show(progress);
+                interrupt::flow()
+            },
+        )?;
+        bar.finish_and_clear();
+        match recorded {
+            Recorded::Complete(manifest) => Ok(*manifest),
+            Recorded::Interrupted(progress) => {
+                output::note(&format!("{} shards are durable in `{}`", progress.shards, self.out.display()));
+                Err(Interrupted { resume: Some(invocation.resumed()) }.into())
+            }
+        }
+    }
+}
+
+/// Tokens that the corpus may hold, when its size is known.
+fn estimate(corpus: &Corpus, max_tokens: Option<u64>) -> Option<u64> {
+    let tokens = corpus.bytes().map(|bytes| bytes.div_ceil(BYTES_PER_TOKEN));
+    match (tokens, max_tokens) {
+        (Some(tokens), Some(max)) => Some(tokens.min(max)),
+        (tokens, max) => tokens.or(max),
+    }
+}
+
+/// What the recording will take, in words.
+fn cost(model: &Described, options: &RecordOptions, precision: Precision, tokens: Option<u64>) -> Result<String> {
+    let entry = |&point: &HookPoint| record::hook_point_entry(model, point, options.store_dtype, precision);
+    let entries: Vec<HookPointEntry> = options.hook_points.iter().map(entry).collect::<Result<_, _>>()?;
+    let row: u64 = entries.iter().map(|entry| (entry.width * entry.dtype.size()) as u64).sum();
+    let points = match entries.len() {
+        1 => format!("`{}`", entries[0].name),
+        n => format!("{n} hook points"),
+    };
+    Ok(match tokens {
+        Some(tokens) => format!(
+            "recording {points}: about {} tokens, {} each, {} on disk",
+            output::count(tokens),
+            output::size(row),
+            output::size(row * tokens)
+        ),
+        None => format!("recording {points}: {} on disk for each token", output::size(row)),
+    })
+}
+
+/// Turns progress into a bar whose length is corrected by the tokens that the text has really given so far.
+struct Meter<'a> {
+    bar: &'a ProgressBar,
+    corpus_bytes: Option<u64>,
+    max_tokens: Option<u64>,
+}
+
+impl Meter<'_> {
+    fn show(&mut self, progress: &RecordProgress) {
+        if self.bar.position() == 0 && progress.resumed_tokens > 0 {
+            self.bar.set_position(progress.resumed_tokens);
+            self.bar.reset_eta();
+        }
+        if let Some(bytes) = self.corpus_bytes
+            && progress.corpus_bytes > 0
+        {
+            let total = progress.tokens as f64 * bytes as f64 / progress.corpus_bytes as f64;
+            let total = self.max_tokens.map_or(total as u64, |max| max.min(total as u64));
+            self.bar.set_length(total.max(progress.tokens));
+        }
+        self.bar.set_position(progress.tokens);
+    }
+}
+
+/// `blocks.*.x` with layers `3-5,9` is `blocks.3-5.x,blocks.9.x`.
+fn with_layers(list: &str, layers: Option<&str>) -> String {
+    let Some(layers) = layers else { return list.to_owned() };
+    let names = list.split(',').flat_map(|name| match name.trim().strip_prefix("blocks.*.") {
+        Some(site) => layers.split(',').map(|layer| format!("blocks.{}.{site}", layer.trim())).collect(),
+        None => vec![name.to_owned()],
+    });
+    names.collect::<Vec<String>>().join(",")
+}
+
+/// Size of all files of the shards.
+pub(crate) fn bytes(manifest: &Manifest) -> u64 {
+    manifest.shards.iter().flat_map(|shard| shard.files.values()).map(|file| file.bytes).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_replace_the_star() {
+        let list = "blocks.*.hook_resid_post,hook_embed,blocks.2.hook_mlp_out";
+        assert_eq!(with_layers(list, None), list);
+        assert_eq!(
+            with_layers(list, Some("3-5, 9")),
+            "blocks.3-5.hook_resid_post,blocks.9.hook_resid_post,hook_embed,blocks.2.hook_mlp_out"
+        );
+    }
+}

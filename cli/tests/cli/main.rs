@@ -1,0 +1,6 @@
+//! Does the command behave at its border: help, errors, exit codes, what it leaves behind?
+
+mod bad_input;
+mod help;
+mod interrupted;
+mod support;

@@ -1,0 +1,176 @@
+//! What can go wrong with a run directory, in words that name the thing and the next step.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of everything here that reads or writes.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no hook point is called `{name}`\nhint: the nearest one is `{nearest}`")]
+    UnknownHookPoint { name: String, nearest: String },
+
+    #[error("expected layers below {n_layers}, found `{name}`")]
+    NoSuchLayer { name: String, n_layers: usize },
+
+    #[error(
+        "expected at least one hook point, found `{list}`\nhint: `blocks.*.hook_resid_post` names one in every layer"
+    )]
+    NoHookPoint { list: String },
+
+    #[error(
+        "`{name}` has no value for a single token, so it cannot be recorded\nhint: record `attn.hook_rot_q` and `attn.hook_rot_k`, from which it follows"
+    )]
+    NotPerToken { name: String },
+
+    #[error("expected a dtype `f32`, `bf16`, `f16` or `i8`, found `{found}`")]
+    UnknownDtype { found: String },
+
+    #[error("{cause}{}", io_hint(cause))]
+    Io { cause: io::Error },
+
+    #[error("no run: `manifest.json` is missing in `{}`\nhint: `polariscope record` writes one", .path.display())]
+    NotARun { path: PathBuf },
+
+    #[error(
+        "a run exists already in `{}`\nhint: `--resume` goes on with it, another `--out` keeps both", .path.display()
+    )]
+    RunExists { path: PathBuf },
+
+    #[error(
+        "expected an empty folder, found other files in `{}`\nhint: name a folder that does not exist yet", .path.display()
+    )]
+    NotEmpty { path: PathBuf },
+
+    #[error("another process is writing `{}`\nhint: wait until it has ended", .path.display())]
+    RunBusy { path: PathBuf },
+
+    #[error(
+        "expected version {known} or older, found version {found} in `{}`\nhint: a newer polariscope wrote this; update yours", .path.display()
+    )]
+    NewerVersion { found: u64, known: u32, path: PathBuf },
+
+    #[error("expected the format `{expected}`, found `{found}` in `{}`", .path.display())]
+    ForeignFormat { expected: &'static str, found: String, path: PathBuf },
+
+    #[error(
+        "not the JSON that was expected: {cause}, in `{}`\nhint: `polariscope verify` tells which files are whole", .path.display()
+    )]
+    Json { cause: String, path: PathBuf },
+
+    #[error("cannot read this as Parquet: {cause}, in `{}`\nhint: `polariscope verify` tells which files are whole", .path.display())]
+    Damaged { cause: String, path: PathBuf },
+
+    #[error(
+        "a file of the run is missing: `{}`\nhint: `polariscope verify` lists what is there; `polariscope record --resume` writes lost shards of an incomplete run again", .path.display()
+    )]
+    MissingFile { path: PathBuf },
+
+    #[error("expected column `{column}` to be {expected}, found {found} in `{}`", .path.display())]
+    WrongColumn { column: String, expected: String, found: String, path: PathBuf },
+
+    #[error(
+        "cannot resume: expected `{field}` {expected}, found {found} in `{}`\nhint: give the same model, corpus and options, or another `--out`", .path.display()
+    )]
+    ResumeMismatch { field: String, expected: String, found: String, path: PathBuf },
+
+    #[error("`{name}` cannot be the name of a {kind}: {reason}")]
+    BadName { kind: &'static str, name: String, reason: &'static str },
+
+    #[error("expected a {kind} of the run, found `{name}` in `{}`\nhint: there {}", .path.display(), listing(known))]
+    NoSuchName { kind: &'static str, name: String, known: Vec<String>, path: PathBuf },
+
+    #[error("expected {what} within {start}..{end}, found {found} in `{}`", .path.display())]
+    OutOfRange { what: &'static str, start: u64, end: u64, found: String, path: PathBuf },
+
+    #[error("expected {expected} {what}, found {found}")]
+    Mismatch { what: String, expected: u64, found: u64 },
+
+    #[error("expected {expected} tokens, found {captured} captured and {skipped} skipped in `{}`", .path.display())]
+    LostTokens { expected: u64, captured: u64, skipped: u64, path: PathBuf },
+
+    #[error(
+        "expected `{field}` {expected}, found {found} in the cursor\nhint: resume with the options and the run that it was made with"
+    )]
+    ForeignCursor { field: &'static str, expected: String, found: String },
+
+    #[error(
+        "no row is left to read of `{hook_point}`: {special} special tokens and {outliers} outliers are excluded in `{}`\nhint: record more text", .path.display()
+    )]
+    NothingToRead { hook_point: String, special: u64, outliers: u64, path: PathBuf },
+
+    #[error(
+        "no file of a corpus is called or matches `{name}`\nhint: give text files, folders, globs, `.jsonl`, Parquet with a `text` column, or `-`"
+    )]
+    NoCorpus { name: String },
+
+    #[error("not UTF-8 at byte {offset} of `{}`\nhint: convert it, for example with `iconv -t UTF-8`", .path.display())]
+    NotUtf8 { offset: usize, path: PathBuf },
+
+    #[error(
+        "{what} in line {line} of `{}`\nhint: every line is `{{\"text\": \"…\"}}` or `{{\"tokens\": [ids]}}`", .path.display()
+    )]
+    CorpusLine { what: String, line: usize, path: PathBuf },
+
+    #[error("cannot read documents: {what} in `{}`", .path.display())]
+    CorpusFile { what: String, path: PathBuf },
+
+    #[error("{what} ended unexpectedly\nhint: this is a fault of polariscope; please report it")]
+    Worker { what: &'static str },
+
+    #[error("interrupted")]
+    Interrupted,
+}
+
+const _: () = assert!(size_of::<Error>() <= 128, "errors travel in every result");
+
+impl Error {
+    pub(crate) fn damaged(path: &Path, cause: impl ToString) -> Self {
+        Self::Damaged { cause: first_line(&cause.to_string()), path: path.to_owned() }
+    }
+
+    pub(crate) fn json(path: &Path, cause: impl ToString) -> Self {
+        Self::Json { cause: first_line(&cause.to_string()), path: path.to_owned() }
+    }
+
+    pub(crate) fn mismatch(what: impl Into<String>, expected: impl TryInto<u64>, found: impl TryInto<u64>) -> Self {
+        let number = |n: Result<u64, _>| n.unwrap_or(u64::MAX);
+        Self::Mismatch {
+            what: what.into(),
+            expected: number(expected.try_into().map_err(|_too_large| ())),
+            found: number(found.try_into().map_err(|_too_large| ())),
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(cause: io::Error) -> Self {
+        Self::Io { cause }
+    }
+}
+
+fn io_hint(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "\nhint: the disk is full; free some space, then `--resume` goes on from the last whole shard"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "\nhint: choose a folder that you may write to"
+        }
+        _ => "",
+    }
+}
+
+fn listing(known: &[String]) -> String {
+    match known {
+        [] => "are none yet".to_owned(),
+        [one] => format!("is `{one}`"),
+        many => format!("are `{}`", many.join("`, `")),
+    }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+}

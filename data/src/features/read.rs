@@ -1,0 +1,282 @@
+//! How is a feature table read, a feature or a stretch of tokens at a time?
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::datatypes::{Float32Type, Float64Type, UInt32Type, UInt64Type};
+use parquet::file::page_index::column_index::ColumnIndexMetaData;
+
+use super::{Example, FeatureStats, FeatureTableInfo, INFO_KEY, tables};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::manifest::shard_file_name;
+use crate::parquet_io::TableFile;
+use crate::store::Run;
+
+/// A feature table, opened for reading; it may be shared between threads.
+#[derive(Clone, Debug)]
+pub struct FeatureTable {
+    run: Run,
+    name: String,
+    info: FeatureTableInfo,
+    stats: Arc<TableFile>,
+    examples: Arc<TableFile>,
+    /// Of each shard of `by_feature`: its file and the first and last feature in it.
+    by_feature: Vec<(Arc<TableFile>, Range<u32>)>,
+}
+
+/// The columns of `stats.parquet` that are one number a feature.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StatsColumns {
+    pub feature: Vec<u32>,
+    pub n_active: Vec<u64>,
+    pub frac_nonzero: Vec<f64>,
+    pub mean_act: Vec<f64>,
+    pub max_act: Vec<f32>,
+    pub decoder_norm: Vec<f32>,
+    pub first_fired: Vec<Option<u64>>,
+    pub last_fired: Vec<Option<u64>>,
+}
+
+/// Sparse activations in the order of tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FeatureActs {
+    pub token_idx: Vec<u64>,
+    pub feature: Vec<u32>,
+    pub act: Vec<f32>,
+}
+
+impl FeatureActs {
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.token_idx.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.token_idx.is_empty()
+    }
+
+    /// The features and activations of a token, in the order of features as they were written.
+    pub fn of_token(&self, token_idx: u64) -> impl Iterator<Item = (u32, f32)> + '_ {
+        let start = self.token_idx.partition_point(|&token| token < token_idx);
+        let end = self.token_idx.partition_point(|&token| token <= token_idx);
+        (start..end).map(|i| (self.feature[i], self.act[i]))
+    }
+}
+
+impl FeatureTable {
+    pub(crate) fn open(run: &Run, name: &str) -> Result<Self> {
+        files::check_name("feature table", name)?;
+        let relative = format!("features/{name}");
+        if !run.dir().join(&relative).is_dir() {
+            return Err(Error::NoSuchName {
+                kind: "feature table",
+                name: name.to_owned(),
+                known: run.feature_tables()?,
+                path: run.dir().to_owned(),
+            });
+        }
+        let stats = Arc::new(TableFile::open(&run.dir().join(&relative).join("stats.parquet"))?);
+        let examples = Arc::new(TableFile::open(&run.dir().join(&relative).join("examples.parquet"))?);
+        let info = stats
+            .key_value(INFO_KEY)
+            .ok_or_else(|| Error::damaged(stats.path(), format!("`{INFO_KEY}` is missing in its metadata")))?;
+        let info: FeatureTableInfo = serde_json::from_str(info).map_err(|cause| Error::json(stats.path(), cause))?;
+        if stats.n_rows() != info.d_sae as usize {
+            let cause = format!("it has {} rows for {} features", stats.n_rows(), info.d_sae);
+            return Err(Error::damaged(stats.path(), cause));
+        }
+        let folder = run.dir().join(&relative).join("by_feature");
+        let mut by_feature = Vec::new();
+        for index in 0.. {
+            let path = folder.join(shard_file_name(index));
+            if !path.is_file() && index > 0 {
+                break;
+            }
+            let table = TableFile::open(&path)?;
+            let range = features_in(&table);
+            by_feature.push((Arc::new(table), range));
+        }
+        Ok(Self { run: run.clone(), name: name.to_owned(), info, stats, examples, by_feature })
+    }
+
+    /// The name of the table: its folder.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder of the table.
+    pub fn dir(&self) -> PathBuf {
+        self.run.dir().join("features").join(&self.name)
+    }
+
+    /// Where the table comes from.
+    pub const fn info(&self) -> &FeatureTableInfo {
+        &self.info
+    }
+
+    /// How many features there are, active or not.
+    pub const fn n_features(&self) -> u32 {
+        self.info.d_sae
+    }
+
+    /// Everything that is known of some features.
+    pub fn stats(&self, features: Range<u32>) -> Result<Vec<FeatureStats>> {
+        self.check(&features)?;
+        let batch = self.stats.rows(&[], features.start as usize..features.end as usize)?;
+        tables::stats_rows(&self.stats, &batch)
+    }
+
+    /// The numbers of all features, column by column: for tables and plots.
+    pub fn summary(&self) -> Result<StatsColumns> {
+        const COLUMNS: [&str; 8] =
+            ["feature", "n_active", "frac_nonzero", "mean_act", "max_act", "decoder_norm", "first_fired", "last_fired"];
+        let file = &self.stats;
+        let batch = file.rows(&COLUMNS, 0..file.n_rows())?;
+        Ok(StatsColumns {
+            feature: file.primitive::<UInt32Type>(&batch, "feature")?,
+            n_active: file.primitive::<UInt64Type>(&batch, "n_active")?,
+            frac_nonzero: file.primitive::<Float64Type>(&batch, "frac_nonzero")?,
+            mean_act: file.primitive::<Float64Type>(&batch, "mean_act")?,
+            max_act: file.primitive::<Float32Type>(&batch, "max_act")?,
+            decoder_norm: file.primitive::<Float32Type>(&batch, "decoder_norm")?,
+            first_fired: file.optional::<UInt64Type>(&batch, "first_fired")?,
+            last_fired: file.optional::<UInt64Type>(&batch, "last_fired")?,
+        })
+    }
+
+    /// The examples of some features, in the order of features.
+    pub fn examples(&self, features: Range<u32>) -> Result<Vec<Example>> {
+        self.check(&features)?;
+        let keys = u64::from(features.start)..u64::from(features.end);
+        let rows = self.candidates(&self.examples, "feature", &keys)?;
+        let batch = self.examples.rows(&[], rows)?;
+        let mut examples = tables::example_rows(&self.examples, &batch)?;
+        examples.retain(|example| features.contains(&example.feature));
+        Ok(examples)
+    }
+
+    /// Tokens and activations of a feature, falling, at most `limit`. Those of special tokens are among them.
+    pub fn acts_of_feature(&self, feature: u32, limit: usize) -> Result<Vec<(u64, f32)>> {
+        self.check(&(feature..feature.saturating_add(1)))?;
+        // Rows are read in stretches, so that the first few of a dense feature come at once.
+        const STRETCH: usize = 65_536;
+        let key = u64::from(feature)..u64::from(feature) + 1;
+        let mut found = Vec::new();
+        for (table, range) in &self.by_feature {
+            if !range.contains(&feature) {
+                continue;
+            }
+            let candidates = self.candidates(table, "feature", &key)?;
+            let mut start = candidates.start;
+            while start < candidates.end && found.len() < limit {
+                let end = candidates.end.min(start + STRETCH);
+                let batch = table.rows(&["token_idx", "feature", "act"], start..end)?;
+                let features = table.primitive::<UInt32Type>(&batch, "feature")?;
+                let token_idx = table.primitive::<UInt64Type>(&batch, "token_idx")?;
+                let act = table.primitive::<Float32Type>(&batch, "act")?;
+                let rows = (0..features.len()).filter(|&i| features[i] == feature).map(|i| (token_idx[i], act[i]));
+                found.extend(rows.take(limit - found.len()));
+                start = end;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The features that are active at some tokens, in the order of tokens.
+    pub fn features_at(&self, tokens: Range<u64>) -> Result<FeatureActs> {
+        let mut found = FeatureActs::default();
+        for (shard, rows) in self.run.shards_of(tokens)? {
+            let relative = format!("features/{}/acts/{}", self.name, shard.file_name());
+            let table = self.run.table(&relative)?;
+            let keys = shard.first_token_idx + rows.start as u64..shard.first_token_idx + rows.end as u64;
+            let candidates = self.candidates(&table, "token_idx", &keys)?;
+            let batch = table.rows(&["token_idx", "feature", "act"], candidates)?;
+            let token_idx = table.primitive::<UInt64Type>(&batch, "token_idx")?;
+            let feature = table.primitive::<UInt32Type>(&batch, "feature")?;
+            let act = table.primitive::<Float32Type>(&batch, "act")?;
+            let start = token_idx.partition_point(|&token| token < keys.start);
+            let end = token_idx.partition_point(|&token| token < keys.end);
+            found.token_idx.extend_from_slice(&token_idx[start..end]);
+            found.feature.extend_from_slice(&feature[start..end]);
+            found.act.extend_from_slice(&act[start..end]);
+        }
+        Ok(found)
+    }
+
+    fn check(&self, features: &Range<u32>) -> Result<()> {
+        if features.start <= features.end && features.end <= self.info.d_sae {
+            return Ok(());
+        }
+        Err(Error::OutOfRange {
+            what: "features",
+            start: 0,
+            end: u64::from(self.info.d_sae),
+            found: format!("{}..{}", features.start, features.end),
+            path: self.dir(),
+        })
+    }
+
+    /// The pages of a file that may hold keys of a rising column, as one stretch of rows.
+    fn candidates(&self, table: &TableFile, column: &str, keys: &Range<u64>) -> Result<Range<usize>> {
+        table.require(column)?;
+        let metadata = table.metadata().metadata();
+        let columns = metadata.file_metadata().schema_descr();
+        let column = (0..columns.num_columns()).find(|&i| columns.column(i).path().string() == column);
+        let mut found: Option<Range<usize>> = None;
+        for (i, group) in table.row_groups().into_iter().enumerate() {
+            let pages = column.and_then(|column| page_bounds(table, i, column, &group));
+            for (rows, bounds) in pages.unwrap_or_else(|| vec![(group, None)]) {
+                let may_hold = bounds.is_none_or(|(least, greatest)| least < keys.end && greatest >= keys.start);
+                if may_hold && !rows.is_empty() {
+                    found =
+                        Some(found.map_or(rows.clone(), |found| found.start.min(rows.start)..found.end.max(rows.end)));
+                }
+            }
+        }
+        Ok(found.unwrap_or(0..0))
+    }
+}
+
+/// The rows of a page and, where it is known, its least and greatest key.
+type PageBounds = (Range<usize>, Option<(u64, u64)>);
+
+/// What the page index tells of a column of keys.
+fn page_bounds(table: &TableFile, group: usize, column: usize, rows: &Range<usize>) -> Option<Vec<PageBounds>> {
+    let index = table.metadata().metadata().page_index()?;
+    let locations = index.offset_index(group, column)?.page_locations();
+    let bounds = |page: usize| match index.column_index(group, column)? {
+        ColumnIndexMetaData::INT32(values) => {
+            Some((u64::from(*values.min_value(page)? as u32), u64::from(*values.max_value(page)? as u32)))
+        }
+        ColumnIndexMetaData::INT64(values) => Some((*values.min_value(page)? as u64, *values.max_value(page)? as u64)),
+        _ => None,
+    };
+    let starts = locations.iter().map(|location| location.first_row_index.max(0) as usize);
+    let ends = starts.clone().skip(1).chain([rows.len()]);
+    Some(starts.zip(ends).enumerate().map(|(i, (a, b))| (rows.start + a..rows.start + b.max(a), bounds(i))).collect())
+}
+
+/// The features of a file of `by_feature`, from its statistics.
+fn features_in(table: &TableFile) -> Range<u32> {
+    let metadata = table.metadata().metadata();
+    let columns = metadata.file_metadata().schema_descr();
+    let column = (0..columns.num_columns()).find(|&i| columns.column(i).name() == "feature");
+    let bounds = |group: usize| {
+        let statistics = metadata.row_group(group).column(column?).statistics()?;
+        let number = |bytes: Option<&[u8]>| Some(u32::from_le_bytes(bytes?.try_into().ok()?));
+        Some((number(statistics.min_bytes_opt())?, number(statistics.max_bytes_opt())?))
+    };
+    let known: Option<Vec<(u32, u32)>> = (0..table.n_row_groups()).map(bounds).collect();
+    match known {
+        Some(groups) => {
+            let least = groups.iter().map(|group| group.0).min().unwrap_or(0);
+            let end = groups.iter().map(|group| group.1.saturating_add(1)).max().unwrap_or(0);
+            least..end
+        }
+        // A file without statistics may hold any.
+        None => 0..u32::MAX,
+    }
+}

@@ -1,0 +1,188 @@
+//! How does a feature table come to be on disk in one pass over the tokens?
+
+use std::path::PathBuf;
+
+use fs_err as fs;
+
+use super::sort::{self, SortedFeatures};
+use super::{FeatureTableInfo, GROUP_ROWS, tables};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::manifest::{Shard, shard_file_name};
+use crate::parquet_io::{TableOptions, TableWriter};
+use crate::schema;
+use crate::store::Run;
+
+/// Takes sparse activations in the order of tokens. Dropped before the end, it leaves nothing.
+pub struct FeatureTableWriter {
+    folder: BuildFolder,
+    info: FeatureTableInfo,
+    sort_memory: usize,
+    shards: Vec<Shard>,
+    /// The shard that is being written, by its place in `shards`.
+    shard: usize,
+    writer: Option<TableWriter>,
+    token_idx: Vec<u64>,
+    feature: Vec<u32>,
+    act: Vec<f32>,
+    last_token: Option<u64>,
+    /// Rows of each feature.
+    counts: Vec<u64>,
+}
+
+/// A folder under a temporary name, removed unless it is published.
+#[derive(Debug)]
+pub(super) struct BuildFolder {
+    pub(super) building: PathBuf,
+    target: PathBuf,
+    published: bool,
+}
+
+impl FeatureTableWriter {
+    /// Begins the table `name` of a run; an older one of that name stays until this one is whole.
+    ///
+    /// `sort_memory` bounds, in bytes, the rows that are held to order them by feature.
+    pub fn create(run: &Run, name: &str, info: FeatureTableInfo, sort_memory: usize) -> Result<Self> {
+        files::check_name("feature table", name)?;
+        let features = run.dir().join("features");
+        files::create_dir(&features)?;
+        let folder = BuildFolder {
+            building: features.join(format!(".{name}.tmp")),
+            target: features.join(name),
+            published: false,
+        };
+        if folder.building.exists() {
+            // Of an encoder that was killed.
+            fs::remove_dir_all(&folder.building)?;
+        }
+        files::create_dir(&folder.building.join("acts"))?;
+        files::create_dir(&folder.building.join("by_feature"))?;
+        let mut writer = Self {
+            folder,
+            counts: vec![0; info.d_sae as usize],
+            info,
+            sort_memory,
+            shards: run.shards().to_vec(),
+            shard: 0,
+            writer: None,
+            token_idx: Vec::new(),
+            feature: Vec::new(),
+            act: Vec::new(),
+            last_token: None,
+        };
+        writer.open_shard()?;
+        Ok(writer)
+    }
+
+    /// Appends active features: one entry each of token, feature and activation, in the order of tokens.
+    ///
+    /// Every token's features, those of special tokens too.
+    pub fn write(&mut self, token_idx: &[u64], feature: &[u32], act: &[f32]) -> Result<()> {
+        if feature.len() != token_idx.len() || act.len() != token_idx.len() {
+            let found = feature.len().min(act.len());
+            return Err(Error::mismatch("features and activations for the tokens", token_idx.len(), found));
+        }
+        for i in 0..token_idx.len() {
+            let (token, feature, act) = (token_idx[i], feature[i], act[i]);
+            let Some(count) = self.counts.get_mut(feature as usize) else {
+                return Err(Error::mismatch("features at most", self.info.d_sae, u64::from(feature) + 1));
+            };
+            *count += 1;
+            if let Some(last) = self.last_token.filter(|&last| token < last) {
+                return Err(Error::mismatch("as the next token at least", last, token));
+            }
+            self.last_token = Some(token);
+            while self.shards.get(self.shard).is_none_or(|shard| token >= shard.tokens().end) {
+                self.end_shard()?;
+                if self.shard >= self.shards.len() {
+                    let end = self.shards.last().map_or(0, |shard| shard.tokens().end);
+                    return Err(Error::mismatch("tokens at most", end, token.saturating_add(1)));
+                }
+            }
+            self.token_idx.push(token);
+            self.feature.push(feature);
+            self.act.push(act);
+            if self.token_idx.len() == GROUP_ROWS {
+                self.write_group()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the rows in token order, and orders them by feature.
+    pub fn sort(mut self) -> Result<SortedFeatures> {
+        while self.shard < self.shards.len() {
+            self.end_shard()?;
+        }
+        files::sync_dir(&self.folder.building.join("acts"))?;
+        let acts = self.shards.iter().map(|shard| self.folder.building.join("acts").join(shard.file_name())).collect();
+        sort::sort(self.folder, self.info, self.sort_memory, acts, self.counts)
+    }
+
+    fn open_shard(&mut self) -> Result<()> {
+        if let Some(shard) = self.shards.get(self.shard) {
+            let path = self.folder.building.join("acts").join(shard.file_name());
+            let options = TableOptions { delta: &["token_idx"], ..TableOptions::default() };
+            self.writer = Some(TableWriter::create(&path, &schema::feature_acts(), options)?);
+        }
+        Ok(())
+    }
+
+    fn end_shard(&mut self) -> Result<()> {
+        self.write_group()?;
+        if let Some(writer) = self.writer.take() {
+            writer.publish()?;
+        }
+        self.shard += 1;
+        self.open_shard()
+    }
+
+    fn write_group(&mut self) -> Result<()> {
+        let token_idx = std::mem::take(&mut self.token_idx);
+        let feature = std::mem::take(&mut self.feature);
+        let act = std::mem::take(&mut self.act);
+        match &mut self.writer {
+            Some(writer) => writer.write(&tables::acts_batch(token_idx, feature, act)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl BuildFolder {
+    /// Renames the folder to its final name, in place of an older one.
+    pub(super) fn publish(mut self) -> Result<()> {
+        files::sync_dir(&self.building)?;
+        let features = files::parent(&self.target).to_owned();
+        if self.target.exists() {
+            // Two renames: for a moment there is neither, and never a mixture of both.
+            let name = self.target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let old = features.join(format!(".{name}.old.tmp"));
+            if old.exists() {
+                fs::remove_dir_all(&old)?;
+            }
+            fs::rename(&self.target, &old)?;
+            fs::rename(&self.building, &self.target)?;
+            self.published = true;
+            files::sync_dir(&features)?;
+            fs::remove_dir_all(&old)?;
+        } else {
+            fs::rename(&self.building, &self.target)?;
+            self.published = true;
+            files::sync_dir(&features)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn by_feature(&self, index: usize) -> PathBuf {
+        self.building.join("by_feature").join(shard_file_name(index))
+    }
+}
+
+impl Drop for BuildFolder {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nobody is left to tell; readers ignore the temporary name and the next writer removes it.
+            let _ = fs::remove_dir_all(&self.building);
+        }
+    }
+}

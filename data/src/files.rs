@@ -1,0 +1,192 @@
+//! How does a file come to be whole or not there at all, and which names may it have?
+//!
+//! A file is written under a temporary name (it begins with a dot and ends in `.tmp`), fsynced and renamed,
+//! and then its directory is fsynced. A name that comes from a user or from disk never leads out of the run.
+
+use std::io::Write;
+use std::path::{Component, Path, PathBuf};
+
+use fs_err as fs;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// Writes a small file so that it is whole or not there: temporary name, fsync, rename, fsync of the directory.
+pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
+    let pending = PendingFile::create(path)?;
+    pending.file().write_all(contents)?;
+    pending.publish()?;
+    sync_dir(parent(path))
+}
+
+/// Checks that a name can be the name of one folder or file in a run, without leading out of it.
+///
+/// `kind` is for the message: "coder", "feature table".
+pub fn check_name(kind: &'static str, name: &str) -> Result<()> {
+    let bad = |reason| Err(Error::BadName { kind, name: name.to_owned(), reason });
+    let one_part =
+        matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(part)] if part == name);
+    if name.is_empty() {
+        bad("it is empty")
+    } else if name.len() > 200 {
+        bad("it is longer than 200 bytes")
+    } else if name.starts_with('.') {
+        bad("it begins with a dot")
+    } else if !one_part || name.contains(['/', '\\', ':']) {
+        bad("it must be one folder, without `/`, `\\` or `:`")
+    } else if name.chars().any(char::is_control) {
+        bad("it has control characters")
+    } else {
+        Ok(())
+    }
+}
+
+/// Joins a path from a manifest or a journal to the run's folder, if it stays within.
+pub(crate) fn join_within(dir: &Path, relative: &str) -> Result<PathBuf> {
+    let inside = !relative.is_empty()
+        && !relative.contains('\\')
+        && Path::new(relative).components().all(|part| matches!(part, Component::Normal(_)));
+    if inside {
+        Ok(dir.join(relative))
+    } else {
+        Err(Error::BadName { kind: "file of a run", name: relative.to_owned(), reason: "it leads out of the run" })
+    }
+}
+
+/// A file that has a temporary name until it is published; dropped without that, it is removed.
+#[derive(Debug)]
+pub(crate) struct PendingFile {
+    /// `None` once it is published.
+    file: Option<fs::File>,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl PendingFile {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = path.with_file_name(format!(".{name}.tmp"));
+        let file = fs::File::create(&temporary)?;
+        Ok(Self { file: Some(file), temporary, path: path.to_owned() })
+    }
+
+    pub(crate) fn file(&self) -> &fs::File {
+        self.file.as_ref().expect("`publish` takes the file and `self` with it")
+    }
+
+    /// Fsyncs and renames. The caller fsyncs the directory, once for all of its files.
+    pub(crate) fn publish(mut self) -> Result<()> {
+        let file = self.file.take().expect("`publish` takes `self`");
+        let renamed = file.sync_all().and_then(|()| {
+            drop(file);
+            fs::rename(&self.temporary, &self.path)
+        });
+        if renamed.is_err() {
+            // The first error is the one to tell.
+            let _ = fs::remove_file(&self.temporary);
+        }
+        Ok(renamed?)
+    }
+}
+
+impl Drop for PendingFile {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            // Nobody is left to tell; what stays is a temporary name that readers ignore and `resume` removes.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+pub(crate) fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with('.') && name.ends_with(".tmp")
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+    // Other systems have no such call; there the rename is as durable as the file system makes it.
+    if cfg!(unix) {
+        fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Creates a directory and its parents, durably.
+pub(crate) fn create_dir(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir)?;
+    sync_dir(parent(dir))
+}
+
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// The sorted names of the folders or files in a directory, without hidden ones; empty where there is no directory.
+pub(crate) fn names_in(dir: &Path, folders: bool) -> Result<Vec<String>> {
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() == folders && !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|cause| Error::json(path, cause))?;
+    text.push(b'\n');
+    write_atomic(path, &text)
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path)?;
+    serde_json::from_slice(&text).map_err(|cause| Error::json(path, cause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_within_the_run() {
+        let check = |name: &str| check_name("coder", name).is_ok();
+        assert!(check("blocks.12.hook_resid_post-4096"));
+        assert!(check("größer"));
+        for bad in ["", ".", "..", "a/b", "/a", "a/", "..\\a", ".hidden", "a\nb", "c:", &"x".repeat(201)] {
+            assert!(!check(bad), "{bad:?}");
+        }
+        let join = |relative: &str| join_within(Path::new("/run"), relative).is_ok();
+        assert!(join("acts/hook_point=hook_embed/shard-00000.parquet"));
+        for bad in ["", "/etc/passwd", "../x", "a/../../x", "a\\b", "./a"] {
+            assert!(!join(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_dropped_file_leaves_nothing_and_a_published_one_replaces() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write_atomic(&path, b"1").unwrap();
+        let pending = PendingFile::create(&path).unwrap();
+        pending.file().write_all(b"half").unwrap();
+        drop(pending);
+        assert_eq!(fs::read(&path).unwrap(), b"1");
+        write_atomic(&path, b"2").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"2");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,76 @@
+//! Run directories: what an activation is called, how it lies on disk, and how it is read back.
+//!
+//! A run directory holds tokens, documents, activations, sparse coders and feature tables as ordinary Parquet and JSON.
+//! This crate is the only one that knows Arrow and Parquet; everything that crosses its border is plain Rust.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use data::manifest::{Corpus, Counts, HookPointEntry, Manifest, Model};
+//! use data::{Dtype, HookPoint, ModelShape, Run, RunWriter, TokenColumns};
+//!
+//! # fn main() -> data::Result<()> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let dir = folder.path().join("run");
+//! let hook: HookPoint = "blocks.0.hook_resid_post".parse()?;
+//! let shape = ModelShape { n_layers: 1, n_heads: 1, n_kv_heads: 1, d_model: 2, d_head: 2, d_mlp: 4, d_vocab: 8, n_ctx: 4 };
+//! let entry = HookPointEntry::new(hook, &shape, Dtype::F32)?;
+//! let manifest = Manifest::new(Model::new("tiny", shape), Corpus::default(), vec![entry]);
+//!
+//! let run = RunWriter::create(&dir, manifest)?;
+//! let mut shard = run.shard(0, 0)?;
+//! let mut tokens = TokenColumns::default();
+//! tokens.push(0, 0, 2, "<bos>", None, true, None);
+//! tokens.push(0, 1, 5, "strain", Some((0, 6)), false, Some(1.5));
+//! shard.write_tokens(&tokens)?;
+//! let rows: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+//! shard.write_acts(0, Dtype::F32, Bytes::from(rows))?;
+//! shard.commit(serde_json::Value::Null, Counts::captured(0, 2))?;
+//! run.finish("")?;
+//!
+//! let run = Run::open(&dir)?;
+//! assert_eq!(run.n_tokens(), 2);
+//! assert_eq!(run.acts(hook, 1..2)?.to_f32(), [3.0, 4.0]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What holds here:
+//! - This crate never loads libtorch and never waits for a device.
+//! - A hook point exists if and only if it has a row in [`hook_point::TABLE`].
+//! - A shard is immutable once its journal entry exists; what has no journal entry does not exist.
+//! - The same input gives the same bytes: no clock and no random number goes into a file.
+//! - Bad input is an [`Error`] that names the file and the next step, never a panic.
+
+pub mod batches;
+pub mod convert;
+pub mod corpus;
+pub mod dtype;
+pub mod error;
+pub mod features;
+pub mod files;
+pub mod hook_point;
+pub mod manifest;
+pub mod metrics;
+pub mod shard;
+pub mod statistics;
+pub mod store;
+pub mod tables;
+pub mod verify;
+
+mod acts_read;
+mod acts_write;
+mod parquet_io;
+mod random;
+mod schema;
+
+#[cfg(test)]
+mod testing;
+
+pub use batches::{Batch, Cursor, MixingOptions, MixingReader};
+pub use dtype::Dtype;
+pub use error::{Error, Result};
+pub use hook_point::{HookPoint, ModelShape, Site};
+pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Shard, Statistics};
+pub use shard::{RunWriter, ShardWriter};
+pub use store::{Acts, Run};
+pub use tables::{DocumentRow, TokenColumns};

@@ -1,0 +1,480 @@
+//! What is this run, and which of its shards are durable?
+//!
+//! `manifest.json` says what the run is; it is written first with `complete: false` and once more at the end.
+//! `journal/shard-00000.json` is written after all files of a shard: it exists if and only if the shard is durable.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::hook_point::{HookPoint, ModelShape};
+use crate::{Dtype, statistics};
+
+pub use crate::statistics::{ShardStatistics, Statistics};
+
+/// What `format` says in every manifest.
+pub const FORMAT: &str = "polariscope-run";
+
+/// The version of the format that this crate writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// `manifest.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`]
+    pub format: String,
+    /// [`VERSION`]
+    pub version: u32,
+    /// Whether recording came to its end; before that, the journal tells what is there.
+    pub complete: bool,
+    /// Version and commit of the program.
+    #[serde(default)]
+    pub created_by: String,
+    /// RFC 3339.
+    #[serde(default)]
+    pub created_at: String,
+    pub model: Model,
+    /// `None` when token ids were given and no tokenizer was at hand.
+    #[serde(default)]
+    pub tokenizer: Option<Tokenizer>,
+    pub corpus: Corpus,
+    pub hook_points: Vec<HookPointEntry>,
+    /// In the order of `first_token_idx`; empty until the run is complete.
+    pub shards: Vec<Shard>,
+    pub counts: Counts,
+    /// By the name of the hook point; empty until the run is complete.
+    #[serde(default)]
+    pub statistics: BTreeMap<String, Statistics>,
+    #[serde(default)]
+    pub seeds: BTreeMap<String, u64>,
+    /// The command line.
+    #[serde(default)]
+    pub command: Vec<String>,
+}
+
+/// Which model was recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    pub id: String,
+    #[serde(default)]
+    pub architecture: String,
+    /// Path or URI.
+    #[serde(default)]
+    pub source: String,
+    /// By the name of the weight file.
+    #[serde(default)]
+    pub sha256: BTreeMap<String, String>,
+    /// What it computed in.
+    #[serde(default)]
+    pub dtype: String,
+    /// Of the weight file, such as `Q4_K_M`.
+    #[serde(default)]
+    pub quantization: Option<String>,
+    pub shape: ModelShape,
+}
+
+/// Which tokenizer made the ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokenizer {
+    pub sha256: String,
+}
+
+/// Which text was recorded.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Corpus {
+    /// Paths or URIs.
+    pub sources: Vec<String>,
+    #[serde(default)]
+    pub sha256: String,
+    /// How it was read and cut: the options that change what a run holds.
+    #[serde(default)]
+    pub options: Value,
+}
+
+/// A hook point that the run holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HookPointEntry {
+    pub name: HookPoint,
+    /// Numbers a token: the product of `shape`.
+    pub width: usize,
+    /// How they are stored.
+    pub dtype: Dtype,
+    /// Per token, such as `[4, 256]`; `[width]` where it is left out.
+    #[serde(default)]
+    pub shape: Vec<usize>,
+}
+
+/// The files of some consecutive tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shard {
+    pub index: usize,
+    pub first_token_idx: u64,
+    pub n_tokens: u64,
+    /// The first document whose first token lies in this shard.
+    #[serde(default)]
+    pub first_doc_id: u64,
+    #[serde(default)]
+    pub n_documents: u64,
+    /// By the path within the run.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// How long a file is, and its checksum.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    pub bytes: u64,
+    /// Hexadecimal.
+    pub sha256: String,
+    /// In the journal only: where row groups end, so that `verify` can name the first bad one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub row_groups: Vec<RowGroupMark>,
+}
+
+/// The checksum of a file from its beginning up to the end of a row group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowGroupMark {
+    pub end: u64,
+    pub sha256: String,
+}
+
+/// What went in and what became of it: `tokens_expected = tokens_captured + Σ tokens_skipped`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub documents: u64,
+    pub tokens_expected: u64,
+    pub tokens_captured: u64,
+    /// By reason.
+    #[serde(default)]
+    pub tokens_skipped: BTreeMap<String, u64>,
+}
+
+/// `journal/shard-00000.json`: the shard is durable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JournalEntry {
+    /// [`VERSION`]
+    pub version: u32,
+    #[serde(flatten)]
+    pub shard: Shard,
+    /// Of this shard alone.
+    pub counts: Counts,
+    /// Where in the corpus the next shard begins; only the recorder reads it.
+    pub cursor: Value,
+    /// By the name of the hook point.
+    pub statistics: BTreeMap<String, ShardStatistics>,
+}
+
+impl Manifest {
+    /// A manifest of a run that is about to be recorded; fill in the rest of the fields that apply.
+    pub fn new(model: Model, corpus: Corpus, hook_points: Vec<HookPointEntry>) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            complete: false,
+            created_by: String::new(),
+            created_at: String::new(),
+            model,
+            tokenizer: None,
+            corpus,
+            hook_points,
+            shards: Vec::new(),
+            counts: Counts::default(),
+            statistics: BTreeMap::new(),
+            seeds: BTreeMap::new(),
+            command: Vec::new(),
+        }
+    }
+
+    /// Reads the manifest of a run, refusing what a newer version wrote.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = Self::path(dir);
+        if !path.is_file() {
+            return Err(Error::NotARun { path: dir.to_owned() });
+        }
+        // The version comes before the rest: a newer manifest need not have the fields that we know.
+        let value: Value = files::read_json(&path)?;
+        match value.get("format").and_then(Value::as_str) {
+            Some(FORMAT) => {}
+            other => {
+                let found = other.unwrap_or("nothing").to_owned();
+                return Err(Error::ForeignFormat { expected: FORMAT, found, path });
+            }
+        }
+        check_version(&value, &path)?;
+        let mut manifest: Self = serde_json::from_value(value).map_err(|cause| Error::json(&path, cause))?;
+        manifest.check(&path)?;
+        Ok(manifest)
+    }
+
+    /// Writes the manifest of a run, by rename.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        files::write_json(&Self::path(dir), self)
+    }
+
+    pub(crate) fn path(dir: &Path) -> PathBuf {
+        dir.join("manifest.json")
+    }
+
+    /// Fills in what may be left out, and checks what the rest of the crate relies on.
+    fn check(&mut self, path: &Path) -> Result<()> {
+        for entry in &mut self.hook_points {
+            if entry.shape.is_empty() {
+                entry.shape = vec![entry.width];
+            }
+            let product = entry.shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+            if entry.width == 0 || product != Some(entry.width) {
+                let cause = format!("`{}` has width {} and shape {:?}", entry.name, entry.width, entry.shape);
+                return Err(Error::json(path, cause));
+            }
+        }
+        sort_and_check_shards(&mut self.shards, |shard| shard, path)
+    }
+}
+
+impl Model {
+    /// A model of this name and shape; fill in the rest of the fields that apply.
+    pub fn new(id: impl Into<String>, shape: ModelShape) -> Self {
+        Self {
+            id: id.into(),
+            architecture: String::new(),
+            source: String::new(),
+            sha256: BTreeMap::new(),
+            dtype: String::new(),
+            quantization: None,
+            shape,
+        }
+    }
+}
+
+impl HookPointEntry {
+    /// The entry of a hook point of a model; an error where it has no value per token.
+    pub fn new(name: HookPoint, model: &ModelShape, dtype: Dtype) -> Result<Self> {
+        let shape = name.shape(model).ok_or_else(|| Error::NotPerToken { name: name.to_string() })?;
+        Ok(Self { name, width: shape.iter().product(), dtype, shape })
+    }
+
+    /// Bytes of one row of the column `act`.
+    pub const fn row_bytes(&self) -> usize {
+        self.width * self.dtype.size()
+    }
+
+    /// The folder of its shards, within the run.
+    pub fn folder(&self) -> String {
+        format!("acts/hook_point={}", self.name)
+    }
+}
+
+impl Shard {
+    /// The tokens of this shard.
+    pub const fn tokens(&self) -> std::ops::Range<u64> {
+        self.first_token_idx..self.first_token_idx + self.n_tokens
+    }
+
+    /// The name of this shard's file in every folder.
+    pub fn file_name(&self) -> String {
+        shard_file_name(self.index)
+    }
+}
+
+impl Counts {
+    /// Counts of a shard from which nothing was skipped.
+    pub fn captured(documents: u64, tokens: u64) -> Self {
+        Self { documents, tokens_expected: tokens, tokens_captured: tokens, tokens_skipped: BTreeMap::new() }
+    }
+
+    /// Counts that `tokens` were expected and skipped for this reason.
+    pub fn skip(&mut self, reason: impl Into<String>, tokens: u64) {
+        self.tokens_expected += tokens;
+        *self.tokens_skipped.entry(reason.into()).or_default() += tokens;
+    }
+
+    /// Adds the counts of other tokens.
+    pub fn add(&mut self, other: &Self) {
+        self.documents += other.documents;
+        self.tokens_expected += other.tokens_expected;
+        self.tokens_captured += other.tokens_captured;
+        for (reason, tokens) in &other.tokens_skipped {
+            *self.tokens_skipped.entry(reason.clone()).or_default() += tokens;
+        }
+    }
+
+    /// Checks that no token was lost silently.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let skipped = self.tokens_skipped.values().sum::<u64>();
+        if self.tokens_expected == self.tokens_captured + skipped {
+            Ok(())
+        } else {
+            Err(Error::LostTokens {
+                expected: self.tokens_expected,
+                captured: self.tokens_captured,
+                skipped,
+                path: path.to_owned(),
+            })
+        }
+    }
+}
+
+/// `shard-00000.parquet`
+pub(crate) fn shard_file_name(index: usize) -> String {
+    format!("shard-{index:05}.parquet")
+}
+
+pub(crate) fn journal_path(dir: &Path, index: usize) -> PathBuf {
+    dir.join("journal").join(format!("shard-{index:05}.json"))
+}
+
+/// Reads every journal entry of a run, in the order of the tokens.
+pub(crate) fn read_journal(dir: &Path) -> Result<Vec<JournalEntry>> {
+    let folder = dir.join("journal");
+    let mut entries = Vec::new();
+    for name in files::names_in(&folder, false)? {
+        let path = folder.join(&name);
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let value: Value = files::read_json(&path)?;
+        check_version(&value, &path)?;
+        let entry: JournalEntry = serde_json::from_value(value).map_err(|cause| Error::json(&path, cause))?;
+        if path != journal_path(dir, entry.shard.index) {
+            return Err(Error::json(&path, format!("this is the entry of shard {}", entry.shard.index)));
+        }
+        entries.push(entry);
+    }
+    sort_and_check_shards(&mut entries, |entry| &entry.shard, &folder)?;
+    Ok(entries)
+}
+
+/// A complete manifest out of one that was begun and its journal.
+pub(crate) fn merge(mut manifest: Manifest, journal: &[JournalEntry]) -> Result<Manifest> {
+    manifest.counts = Counts::default();
+    manifest.shards.clear();
+    for entry in journal {
+        manifest.counts.add(&entry.counts);
+        let mut shard = entry.shard.clone();
+        shard.files.values_mut().for_each(|file| file.row_groups.clear());
+        manifest.shards.push(shard);
+    }
+    manifest.statistics.clear();
+    for hook in &manifest.hook_points {
+        let name = hook.name.to_string();
+        let mut total = ShardStatistics::new(hook.width);
+        for entry in journal {
+            let part = entry.statistics.get(&name).filter(|part| part.sum.len() == hook.width);
+            let part = part.ok_or_else(|| Error::Mismatch {
+                what: format!("numbers in the statistics of `{name}` in shard {}", entry.shard.index),
+                expected: hook.width as u64,
+                found: entry.statistics.get(&name).map_or(0, |part| part.sum.len() as u64),
+            })?;
+            total.merge(part);
+        }
+        manifest.statistics.insert(name, statistics::finish(&total));
+    }
+    Ok(manifest)
+}
+
+fn check_version(value: &Value, path: &Path) -> Result<()> {
+    match value.get("version").and_then(Value::as_u64) {
+        Some(found) if found > u64::from(VERSION) => {
+            Err(Error::NewerVersion { found, known: VERSION, path: path.to_owned() })
+        }
+        Some(1..) => Ok(()),
+        _ => Err(Error::json(path, "`version` is missing")),
+    }
+}
+
+/// Orders shards by their tokens, which must be dense from 0 and must not overlap.
+fn sort_and_check_shards<T>(items: &mut [T], shard: impl Fn(&T) -> &Shard, path: &Path) -> Result<()> {
+    items.sort_by_key(|item| (shard(item).first_token_idx, shard(item).index));
+    let mut end = 0u64;
+    for item in items.iter() {
+        let shard = shard(item);
+        if shard.first_token_idx < end {
+            return Err(Error::json(path, format!("shard {} has tokens of the shard before it", shard.index)));
+        }
+        end = shard
+            .first_token_idx
+            .checked_add(shard.n_tokens)
+            .ok_or_else(|| Error::json(path, format!("shard {} has too many tokens", shard.index)))?;
+        for file in shard.files.keys() {
+            files::join_within(Path::new(""), file)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> ModelShape {
+        ModelShape { n_layers: 2, n_heads: 4, n_kv_heads: 2, d_model: 8, d_head: 2, d_mlp: 16, d_vocab: 32, n_ctx: 64 }
+    }
+
+    fn manifest() -> Manifest {
+        let hook = HookPointEntry::new("blocks.1.attn.hook_z".parse().unwrap(), &shape(), Dtype::Bf16).unwrap();
+        Manifest::new(Model::new("tiny", shape()), Corpus::default(), vec![hook])
+    }
+
+    #[test]
+    fn the_manifest_has_the_documented_fields() {
+        let value = serde_json::to_value(manifest()).unwrap();
+        let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            [
+                "format",
+                "version",
+                "complete",
+                "created_by",
+                "created_at",
+                "model",
+                "tokenizer",
+                "corpus",
+                "hook_points",
+                "shards",
+                "counts",
+                "statistics",
+                "seeds",
+                "command"
+            ]
+        );
+        let hook = serde_json::json!({"name": "blocks.1.attn.hook_z", "width": 8, "dtype": "bf16", "shape": [4, 2]});
+        assert_eq!(value["hook_points"][0], hook);
+    }
+
+    #[test]
+    fn a_newer_or_foreign_manifest_is_refused_with_a_sentence() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |edit: &dyn Fn(&mut Value), expected: &str| {
+            let mut value = serde_json::to_value(manifest()).unwrap();
+            edit(&mut value);
+            files::write_json(&Manifest::path(dir.path()), &value).unwrap();
+            let error = Manifest::read(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("manifest.json"), "{error}");
+        };
+        check(&|v| v["version"] = 2.into(), "version 1 or older, found version 2");
+        // A newer version may have dropped anything else.
+        check(&|v| *v = serde_json::json!({"format": FORMAT, "version": 7}), "found version 7");
+        check(&|v| v["format"] = "zarr".into(), "`polariscope-run`, found `zarr`");
+        check(&|v| v["hook_points"][0]["width"] = 9.into(), "width 9");
+        check(&|v| v["hook_points"][0]["name"] = "../../etc".into(), "no hook point is called");
+        check(&|v| v["model"] = Value::Null, "not the JSON that was expected");
+        fs_err::write(Manifest::path(dir.path()), "{\"format\": ").unwrap();
+        assert!(Manifest::read(dir.path()).unwrap_err().to_string().contains("not the JSON"));
+        fs_err::remove_file(Manifest::path(dir.path())).unwrap();
+        assert!(matches!(Manifest::read(dir.path()), Err(Error::NotARun { .. })));
+    }
+
+    #[test]
+    fn counts_that_do_not_add_up_are_an_error() {
+        let mut counts = Counts::captured(1, 10);
+        counts.skip("special", 3);
+        assert_eq!(counts.tokens_expected, 13);
+        counts.check(Path::new("run")).unwrap();
+        counts.tokens_expected += 1;
+        assert!(counts.check(Path::new("run")).unwrap_err().to_string().contains("expected 14 tokens, found 10"));
+    }
+}

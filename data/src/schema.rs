@@ -1,0 +1,169 @@
+//! Which columns do the files of a run have?
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
+
+use crate::HookPointEntry;
+
+/// Key of the Arrow field metadata that says how numbers are stored: `f32`, `bf16`, `f16`, `i8`.
+pub(crate) const DTYPE_KEY: &str = "polariscope.dtype";
+/// Key of the Arrow field metadata with the shape of one row, as JSON.
+pub(crate) const SHAPE_KEY: &str = "polariscope.shape";
+/// Key of the Arrow field metadata that names the column of scales, for i8.
+pub(crate) const SCALE_KEY: &str = "polariscope.scale";
+
+/// Bins of `act_hist`.
+pub(crate) const ACT_BINS: usize = 64;
+
+pub(crate) fn tokens() -> SchemaRef {
+    schema([
+        field("token_idx", DataType::UInt64),
+        field("doc_id", DataType::UInt64),
+        field("pos", DataType::UInt32),
+        field("token_id", DataType::UInt32),
+        field("token", DataType::Utf8),
+        nullable("byte_start", DataType::UInt64),
+        nullable("byte_end", DataType::UInt64),
+        field("special", DataType::Boolean),
+        field("modality", DataType::UInt8),
+        nullable("nll", DataType::Float32),
+    ])
+}
+
+pub(crate) fn documents() -> SchemaRef {
+    schema([
+        field("doc_id", DataType::UInt64),
+        field("source", DataType::Utf8),
+        field("n_tokens", DataType::UInt64),
+        field("sha256", DataType::Utf8),
+        nullable("meta", DataType::Utf8),
+        field("first_token_idx", DataType::UInt64),
+    ])
+}
+
+pub(crate) fn acts(entry: &HookPointEntry) -> SchemaRef {
+    let shape: Vec<String> = entry.shape.iter().map(ToString::to_string).collect();
+    let mut metadata =
+        vec![(DTYPE_KEY.to_owned(), entry.dtype.to_string()), (SHAPE_KEY.to_owned(), format!("[{}]", shape.join(",")))];
+    let mut fields = vec![field("token_idx", DataType::UInt64)];
+    let scaled = entry.dtype == crate::Dtype::I8;
+    if scaled {
+        metadata.push((SCALE_KEY.to_owned(), "scale".to_owned()));
+    }
+    let act = field("act", DataType::FixedSizeBinary(entry.row_bytes() as i32));
+    fields.push(act.with_metadata(metadata.into_iter().collect::<HashMap<_, _>>()));
+    if scaled {
+        fields.push(field("scale", DataType::Float32));
+    }
+    schema(fields)
+}
+
+pub(crate) fn feature_acts() -> SchemaRef {
+    schema([field("token_idx", DataType::UInt64), field("feature", DataType::UInt32), field("act", DataType::Float32)])
+}
+
+pub(crate) fn feature_stats() -> SchemaRef {
+    schema([
+        field("feature", DataType::UInt32),
+        field("n_active", DataType::UInt64),
+        field("frac_nonzero", DataType::Float64),
+        field("mean_act", DataType::Float64),
+        field("max_act", DataType::Float32),
+        field("act_hist", DataType::FixedSizeList(item(DataType::UInt64), ACT_BINS as i32)),
+        field("top_logits", DataType::List(item(DataType::Struct(logit_fields())))),
+        field("bottom_logits", DataType::List(item(DataType::Struct(logit_fields())))),
+        field("decoder_norm", DataType::Float32),
+        field("neighbours", DataType::List(item(DataType::Struct(neighbour_fields())))),
+        nullable("first_fired", DataType::UInt64),
+        nullable("last_fired", DataType::UInt64),
+    ])
+}
+
+pub(crate) fn logit_fields() -> Fields {
+    Fields::from(vec![field("token_id", DataType::UInt32), field("logit", DataType::Float32)])
+}
+
+pub(crate) fn neighbour_fields() -> Fields {
+    Fields::from(vec![field("feature", DataType::UInt32), field("cosine", DataType::Float32)])
+}
+
+pub(crate) fn feature_examples() -> SchemaRef {
+    schema([
+        field("feature", DataType::UInt32),
+        field("rank", DataType::UInt32),
+        field("group", DataType::Utf8),
+        field("token_idx", DataType::UInt64),
+        field("act", DataType::Float32),
+        field("context_start", DataType::UInt64),
+        field("context_len", DataType::UInt32),
+    ])
+}
+
+pub(crate) fn metrics(columns: &[String]) -> SchemaRef {
+    schema(columns.iter().map(|name| field(name, DataType::Float64)).collect::<Vec<_>>())
+}
+
+pub(crate) fn item(data_type: DataType) -> FieldRef {
+    Arc::new(Field::new("item", data_type, false))
+}
+
+fn field(name: &str, data_type: DataType) -> Field {
+    Field::new(name, data_type, false)
+}
+
+fn nullable(name: &str, data_type: DataType) -> Field {
+    Field::new(name, data_type, true)
+}
+
+fn schema(fields: impl Into<Vec<Field>>) -> SchemaRef {
+    Arc::new(Schema::new(fields.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Dtype;
+
+    /// The contract with everyone who has DuckDB or Polars: a change here is a new version of the format.
+    #[test]
+    fn columns_are_as_documented() {
+        let show = |schema: SchemaRef| {
+            let columns = schema.fields().iter().map(|f| {
+                let null = if f.is_nullable() { "?" } else { "" };
+                format!("{} {}{null}", f.name(), f.data_type())
+            });
+            columns.collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(
+            show(tokens()),
+            "token_idx UInt64, doc_id UInt64, pos UInt32, token_id UInt32, token Utf8, byte_start UInt64?, \
+             byte_end UInt64?, special Boolean, modality UInt8, nll Float32?"
+        );
+        assert_eq!(
+            show(documents()),
+            "doc_id UInt64, source Utf8, n_tokens UInt64, sha256 Utf8, meta Utf8?, first_token_idx UInt64"
+        );
+        assert_eq!(show(feature_acts()), "token_idx UInt64, feature UInt32, act Float32");
+        assert_eq!(
+            show(feature_examples()),
+            "feature UInt32, rank UInt32, group Utf8, token_idx UInt64, act Float32, context_start UInt64, \
+             context_len UInt32"
+        );
+        let names: Vec<String> = feature_stats().fields().iter().map(|f| f.name().clone()).collect();
+        assert_eq!(
+            names.join(" "),
+            "feature n_active frac_nonzero mean_act max_act act_hist top_logits bottom_logits decoder_norm neighbours \
+             first_fired last_fired"
+        );
+        let hook = "blocks.0.attn.hook_z".parse().unwrap();
+        let entry = HookPointEntry { name: hook, width: 1024, dtype: Dtype::I8, shape: vec![4, 256] };
+        assert_eq!(show(acts(&entry)), "token_idx UInt64, act FixedSizeBinary(1024), scale Float32");
+        let schema = acts(&entry);
+        let metadata = schema.field(1).metadata();
+        assert_eq!(metadata.get(DTYPE_KEY).map(String::as_str), Some("i8"));
+        assert_eq!(metadata.get(SHAPE_KEY).map(String::as_str), Some("[4,256]"));
+        assert_eq!(metadata.get(SCALE_KEY).map(String::as_str), Some("scale"));
+    }
+}

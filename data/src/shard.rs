@@ -1,0 +1,453 @@
+//! How does a run come to be on disk, shard by shard, so that nothing is lost silently?
+//!
+//! The files of a shard are written under temporary names, fsynced and renamed; their directories are fsynced; the
+//! journal entry is written last. Whatever has no journal entry does not exist: a run that was killed goes on with
+//! [`RunWriter::resume`], and the recorder repeats from the cursor of the last entry.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use fs_err as fs;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::acts_write::{ActsWriter, Hasher};
+use crate::convert;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::manifest::{self, Counts, HookPointEntry, JournalEntry, Manifest, Shard, shard_file_name};
+use crate::parquet_io::{TableOptions, TableWriter};
+use crate::tables::{DocumentRow, TokenColumns};
+use crate::{Dtype, schema};
+
+/// Rows of a row group of `tokens` and `documents`.
+const GROUP_ROWS: usize = 65_536;
+
+/// Threads that hash and add up statistics for one shard, beside the one that writes.
+pub const DEFAULT_HASH_THREADS: usize = 2;
+
+/// Writes a run; shards may be written at the same time from several threads.
+#[derive(Debug)]
+pub struct RunWriter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    manifest: Manifest,
+    journal: Mutex<Vec<JournalEntry>>,
+    hash_threads: usize,
+    /// Held open for its lock, where the system has such locks on folders.
+    _lock: Option<fs::File>,
+}
+
+impl RunWriter {
+    /// Begins a run in a folder that does not exist yet or is empty.
+    pub fn create(dir: &Path, mut manifest: Manifest) -> Result<Self> {
+        if Manifest::path(dir).exists() {
+            return Err(Error::RunExists { path: dir.to_owned() });
+        }
+        if dir.is_dir() && fs::read_dir(dir)?.next().is_some() {
+            return Err(Error::NotEmpty { path: dir.to_owned() });
+        }
+        files::create_dir(dir)?;
+        let lock = lock(dir)?;
+        manifest.complete = false;
+        create_folders(dir, &manifest)?;
+        manifest.write(dir)?;
+        Ok(Self::new(dir, manifest, Vec::new(), lock))
+    }
+
+    /// Goes on with a run that was begun with the same model, tokenizer, corpus, hook points and seeds.
+    ///
+    /// Temporary files, and files of shards that have no journal entry, are removed.
+    pub fn resume(dir: &Path, wanted: &Manifest) -> Result<Self> {
+        let manifest = Manifest::read(dir)?;
+        let lock = lock(dir)?;
+        compare(dir, &manifest, wanted)?;
+        let journal = manifest::read_journal(dir)?;
+        create_folders(dir, &manifest)?;
+        if !manifest.complete {
+            remove_what_is_not_durable(dir, &manifest, &journal)?;
+        }
+        Ok(Self::new(dir, manifest, journal, lock))
+    }
+
+    fn new(dir: &Path, manifest: Manifest, journal: Vec<JournalEntry>, lock: Option<fs::File>) -> Self {
+        let shared = Shared {
+            dir: dir.to_owned(),
+            manifest,
+            journal: Mutex::new(journal),
+            hash_threads: DEFAULT_HASH_THREADS,
+            _lock: lock,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The folder of the run.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// The manifest with which the run was begun.
+    pub fn manifest(&self) -> &Manifest {
+        &self.shared.manifest
+    }
+
+    /// Whether the run was finished before; then there is nothing to resume.
+    pub fn is_complete(&self) -> bool {
+        self.shared.manifest.complete
+    }
+
+    /// The durable shards, in the order of their tokens.
+    pub fn journal(&self) -> Vec<JournalEntry> {
+        self.shared.journal().clone()
+    }
+
+    /// The token after the last durable one.
+    pub fn next_token_idx(&self) -> u64 {
+        self.shared.journal().iter().map(|entry| entry.shard.tokens().end).max().unwrap_or(0)
+    }
+
+    /// The document after the last durable one.
+    pub fn next_doc_id(&self) -> u64 {
+        let journal = self.shared.journal();
+        journal.iter().map(|entry| entry.shard.first_doc_id + entry.shard.n_documents).max().unwrap_or(0)
+    }
+
+    /// A number that no durable shard has.
+    pub fn next_shard(&self) -> usize {
+        self.shared.journal().iter().map(|entry| entry.shard.index + 1).max().unwrap_or(0)
+    }
+
+    /// Begins a shard. Nothing of it exists until [`ShardWriter::commit`]; dropped before that, it leaves nothing.
+    pub fn shard(&self, index: usize, first_token_idx: u64) -> Result<ShardWriter> {
+        ShardWriter::new(Arc::clone(&self.shared), index, first_token_idx)
+    }
+
+    /// Checks that no token was lost, merges the journal into the manifest and marks the run as complete.
+    ///
+    /// `corpus_sha256` is the sum of all documents, which is known only now.
+    pub fn finish(self, corpus_sha256: &str) -> Result<Manifest> {
+        let shared = &self.shared;
+        // Read back, so that a run that was resumed gives the same manifest as one that was not.
+        let journal = manifest::read_journal(&shared.dir)?;
+        let mut merged = manifest::merge(shared.manifest.clone(), &journal)?;
+        merged.counts.check(&shared.dir)?;
+        let stored: u64 = merged.shards.iter().map(|shard| shard.n_tokens).sum();
+        if stored != merged.counts.tokens_captured {
+            return Err(Error::mismatch("captured tokens in the shards", merged.counts.tokens_captured, stored));
+        }
+        let mut next = 0;
+        for shard in &merged.shards {
+            if shard.first_token_idx != next {
+                return Err(Error::mismatch(
+                    format!("as the first token of shard {}", shard.index),
+                    next,
+                    shard.first_token_idx,
+                ));
+            }
+            next = shard.tokens().end;
+        }
+        corpus_sha256.clone_into(&mut merged.corpus.sha256);
+        merged.complete = true;
+        merged.write(&shared.dir)?;
+        Ok(merged)
+    }
+}
+
+impl Shared {
+    fn journal(&self) -> std::sync::MutexGuard<'_, Vec<JournalEntry>> {
+        // The list is whole whenever the lock is free, also after a panic elsewhere.
+        self.journal.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Writes one shard. It can be sent to a thread that does nothing else.
+///
+/// Tokens are written before the activations of the same rows, because statistics leave special tokens out.
+pub struct ShardWriter {
+    shared: Arc<Shared>,
+    index: usize,
+    first_token_idx: u64,
+    tokens: TableWriter,
+    pending_tokens: TokenColumns,
+    /// Of every token of the shard, one bool each.
+    special: Vec<bool>,
+    documents: TableWriter,
+    pending_documents: Vec<DocumentRow>,
+    first_doc_id: Option<u64>,
+    n_documents: u64,
+    acts: Vec<ActsWriter>,
+    /// Hook point `i` is the file `i / n` of the thread `i % n`.
+    hashers: Vec<Hasher>,
+}
+
+impl ShardWriter {
+    fn new(shared: Arc<Shared>, index: usize, first_token_idx: u64) -> Result<Self> {
+        if shared.journal().iter().any(|entry| entry.shard.index == index) {
+            let what = format!("shards with the number {index}");
+            return Err(Error::mismatch(what, 0u64, 1u64));
+        }
+        let dir = &shared.dir;
+        let name = shard_file_name(index);
+        let hooks = &shared.manifest.hook_points;
+        let options = TableOptions { delta: &["token_idx"], ..TableOptions::default() };
+        let tokens = TableWriter::create(&dir.join("tokens").join(&name), &schema::tokens(), options)?;
+        let documents_path = dir.join("documents").join(&name);
+        let documents = TableWriter::create(&documents_path, &schema::documents(), TableOptions::default())?;
+        let threads = shared.hash_threads.clamp(1, hooks.len().max(1));
+        let acts = hooks
+            .iter()
+            .enumerate()
+            .map(|(i, hook)| {
+                ActsWriter::create(&dir.join(hook.folder()).join(&name), hook, i / threads, first_token_idx)
+            })
+            .collect::<Result<_>>()?;
+        let hashers = (0..threads)
+            .map(|thread| Hasher::spawn(&hooks.iter().skip(thread).step_by(threads).collect::<Vec<_>>()))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            index,
+            first_token_idx,
+            tokens,
+            pending_tokens: TokenColumns::default(),
+            special: Vec::new(),
+            documents,
+            pending_documents: Vec::new(),
+            first_doc_id: None,
+            n_documents: 0,
+            acts,
+            hashers,
+            shared,
+        })
+    }
+
+    /// The number of this shard.
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Tokens written so far.
+    pub fn n_tokens(&self) -> u64 {
+        self.special.len() as u64
+    }
+
+    /// Appends tokens.
+    pub fn write_tokens(&mut self, tokens: &TokenColumns) -> Result<()> {
+        tokens.check()?;
+        self.special.extend_from_slice(&tokens.special);
+        self.pending_tokens.append(&mut tokens.clone());
+        while self.pending_tokens.len() >= GROUP_ROWS {
+            let group = self.pending_tokens.take_front(GROUP_ROWS);
+            self.write_token_group(&group)?;
+        }
+        Ok(())
+    }
+
+    fn write_token_group(&mut self, group: &TokenColumns) -> Result<()> {
+        let first = self.first_token_idx + self.tokens.n_rows() as u64;
+        self.tokens.write(&group.to_batch(first))
+    }
+
+    /// Appends documents, by consecutive `doc_id`. A document belongs to the shard that has its first token.
+    pub fn write_documents(&mut self, documents: &[DocumentRow]) -> Result<()> {
+        for document in documents {
+            let first = *self.first_doc_id.get_or_insert(document.doc_id);
+            let expected = first + self.n_documents;
+            if document.doc_id != expected {
+                return Err(Error::mismatch("as the next `doc_id`", expected, document.doc_id));
+            }
+            self.n_documents += 1;
+            self.pending_documents.push(document.clone());
+        }
+        while self.pending_documents.len() >= GROUP_ROWS {
+            let rest = self.pending_documents.split_off(GROUP_ROWS);
+            let group = std::mem::replace(&mut self.pending_documents, rest);
+            self.documents.write(&DocumentRow::to_batch(&group))?;
+        }
+        Ok(())
+    }
+
+    /// Appends rows of a hook point, for the tokens that follow those of its rows so far.
+    ///
+    /// `hook` is an index into the manifest's `hook_points`; `rows` is `[row, width]`, little endian, in the format
+    /// `source`, and is converted when the run stores another. The buffer is kept, not copied, until it is written.
+    pub fn write_acts(&mut self, hook: usize, source: Dtype, rows: Bytes) -> Result<()> {
+        let hooks = &self.shared.manifest.hook_points;
+        let entry = hooks.get(hook).ok_or_else(|| Error::mismatch("hook points at most", hooks.len(), hook + 1))?;
+        let row_bytes = entry.width * source.size();
+        if rows.len() % row_bytes != 0 {
+            let what = format!("bytes in the rows of `{}`", entry.name);
+            return Err(Error::mismatch(what, rows.len().next_multiple_of(row_bytes), rows.len()));
+        }
+        if source == Dtype::I8 {
+            // Rows without their scales say nothing.
+            return Err(Error::UnknownDtype { found: "i8 without scales".to_owned() });
+        }
+        let converted = convert::convert(source, entry.dtype, entry.width, &rows, &[]);
+        let writer = &mut self.acts[hook];
+        let start = writer.n_rows() as usize;
+        let end = start + rows.len() / row_bytes;
+        let Some(special) = self.special.get(start..end) else {
+            let what = format!("tokens before the rows of `{}`", entry.name);
+            return Err(Error::mismatch(what, end, self.special.len()));
+        };
+        let hasher = &self.hashers[hook % self.hashers.len()];
+        writer.write(hasher, &converted.bytes, converted.scales, special.to_vec(), converted.saturated)
+    }
+
+    /// Makes the shard durable: footers, fsync, rename, fsync of the directories, and last the journal entry.
+    ///
+    /// `counts` are of this shard alone. `cursor` is for the recorder, which finds it in the journal on resume.
+    pub fn commit(mut self, cursor: Value, counts: Counts) -> Result<JournalEntry> {
+        let n_tokens = self.n_tokens();
+        for (writer, hook) in self.acts.iter().zip(&self.shared.manifest.hook_points) {
+            if writer.n_rows() != n_tokens {
+                let what = format!("rows of `{}` in shard {}", hook.name, self.index);
+                return Err(Error::mismatch(what, n_tokens, writer.n_rows()));
+            }
+        }
+        if counts.tokens_captured != n_tokens {
+            return Err(Error::mismatch("captured tokens", counts.tokens_captured, n_tokens));
+        }
+        if counts.documents != self.n_documents {
+            return Err(Error::mismatch("documents", counts.documents, self.n_documents));
+        }
+        counts.check(&self.shared.dir)?;
+
+        let group = std::mem::take(&mut self.pending_tokens);
+        self.write_token_group(&group)?;
+        self.documents.write(&DocumentRow::to_batch(&std::mem::take(&mut self.pending_documents)))?;
+        let n_threads = self.hashers.len();
+        for (i, writer) in self.acts.iter_mut().enumerate() {
+            writer.finish(&self.hashers[i % n_threads])?;
+        }
+        let mut digested =
+            self.hashers.into_iter().map(|hasher| Ok(hasher.finish()?.into_iter())).collect::<Result<Vec<_>>>()?;
+
+        let dir = &self.shared.dir;
+        let name = shard_file_name(self.index);
+        let mut entries = BTreeMap::new();
+        let mut statistics = BTreeMap::new();
+        let mut folders = vec!["tokens".to_owned(), "documents".to_owned()];
+        entries.insert(format!("tokens/{name}"), self.tokens.publish()?);
+        entries.insert(format!("documents/{name}"), self.documents.publish()?);
+        for (i, (writer, hook)) in self.acts.into_iter().zip(&self.shared.manifest.hook_points).enumerate() {
+            writer.publish()?;
+            let result =
+                digested[i % n_threads].next().ok_or(Error::Worker { what: "the thread that hashes shards" })?;
+            let folder = hook.folder();
+            entries.insert(format!("{folder}/{name}"), result.entry);
+            statistics.insert(hook.name.to_string(), result.statistics);
+            folders.push(folder);
+        }
+        for folder in folders {
+            files::sync_dir(&dir.join(folder))?;
+        }
+
+        let shard = Shard {
+            index: self.index,
+            first_token_idx: self.first_token_idx,
+            n_tokens,
+            first_doc_id: self.first_doc_id.unwrap_or(0),
+            n_documents: self.n_documents,
+            files: entries,
+        };
+        let entry = JournalEntry { version: manifest::VERSION, shard, counts, cursor, statistics };
+        files::write_json(&manifest::journal_path(dir, self.index), &entry)?;
+        let mut journal = self.shared.journal();
+        journal.push(entry.clone());
+        journal.sort_by_key(|entry| entry.shard.first_token_idx);
+        Ok(entry)
+    }
+}
+
+/// Locks a run against a second writer, until the process ends or the file is closed.
+fn lock(dir: &Path) -> Result<Option<fs::File>> {
+    if !cfg!(unix) {
+        return Ok(None);
+    }
+    let file = fs::File::open(dir)?;
+    match file.file().try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::RunBusy { path: dir.to_owned() }),
+        // Some network file systems have no locks; two writers are then not told apart.
+        Err(std::fs::TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+fn create_folders(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let fixed = ["tokens", "documents", "journal"].map(str::to_owned);
+    for folder in fixed.into_iter().chain(manifest.hook_points.iter().map(HookPointEntry::folder)) {
+        files::create_dir(&dir.join(folder))?;
+    }
+    Ok(())
+}
+
+/// Checks that a run was begun with what is wanted now.
+fn compare(dir: &Path, found: &Manifest, wanted: &Manifest) -> Result<()> {
+    fn same<T: Serialize + PartialEq>(dir: &Path, field: &str, found: &T, wanted: &T) -> Result<()> {
+        if found == wanted {
+            return Ok(());
+        }
+        let show = |value: &T| serde_json::to_string(value).unwrap_or_default();
+        let (expected, found) = difference(&show(wanted), &show(found));
+        Err(Error::ResumeMismatch { field: field.to_owned(), expected, found, path: dir.to_owned() })
+    }
+    // Paths may differ: what counts is what lies there.
+    same(dir, "model.id", &found.model.id, &wanted.model.id)?;
+    same(dir, "model.sha256", &found.model.sha256, &wanted.model.sha256)?;
+    same(dir, "model.dtype", &found.model.dtype, &wanted.model.dtype)?;
+    same(dir, "model.shape", &found.model.shape, &wanted.model.shape)?;
+    same(dir, "tokenizer", &found.tokenizer, &wanted.tokenizer)?;
+    same(dir, "corpus.options", &found.corpus.options, &wanted.corpus.options)?;
+    same(dir, "hook_points", &found.hook_points, &wanted.hook_points)?;
+    same(dir, "seeds", &found.seeds, &wanted.seeds)
+}
+
+/// Two texts without the long beginning that they have in common.
+fn difference(a: &str, b: &str) -> (String, String) {
+    const CONTEXT: usize = 40;
+    const LENGTH: usize = 120;
+    let common =
+        a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map_or(a.len().min(b.len()), |((i, _), _)| i);
+    let start = a.char_indices().map(|(i, _)| i).take_while(|i| i + CONTEXT <= common).last().unwrap_or(0);
+    let cut = |text: &str| -> String {
+        let tail: String = text.get(start..).unwrap_or(text).chars().take(LENGTH).collect();
+        if start > 0 { format!("`…{tail}`") } else { format!("`{tail}`") }
+    };
+    (cut(a), cut(b))
+}
+
+/// Removes temporary files and the files of shards that have no journal entry.
+fn remove_what_is_not_durable(dir: &Path, manifest: &Manifest, journal: &[JournalEntry]) -> Result<()> {
+    let durable: Vec<String> = journal.iter().map(|entry| entry.shard.file_name()).collect();
+    let fixed = ["tokens", "documents"].map(str::to_owned);
+    for folder in fixed.into_iter().chain(manifest.hook_points.iter().map(HookPointEntry::folder)) {
+        for entry in fs::read_dir(dir.join(folder))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let undurable = name.starts_with("shard-") && !durable.contains(&name);
+            if files::is_temporary(&path) || undurable {
+                tracing::info!(path = %path.display(), "removing what is not durable");
+                fs::remove_file(&path)?;
+            }
+        }
+    }
+    for folder in [dir.to_owned(), dir.join("journal")] {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if files::is_temporary(&path) {
+                fs::remove_file(&path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

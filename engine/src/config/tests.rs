@@ -1,0 +1,216 @@
+use std::path::Path;
+
+use serde_json::json;
+
+use super::*;
+use crate::weights::gguf::{Metadata, Value};
+
+fn kinds(config: &Config) -> String {
+    let letter = |layer: &LayerConfig| if layer.kind == LayerKind::Full { 'F' } else { 'S' };
+    config.layers.iter().map(letter).collect()
+}
+
+fn message(json: &serde_json::Value) -> String {
+    Config::from_hf(json).unwrap_err().to_string()
+}
+
+#[test]
+fn the_4b_as_the_hub_spells_it() {
+    // Multimodal, legacy keys, and everything that is a default left out.
+    let json = json!({
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "eos_token_id": [1, 106],
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+            "final_logit_softcapping": 30.0
+        },
+        "vision_config": {"hidden_size": 1152}
+    });
+    let config = Config::from_hf(&json).unwrap();
+    let expected = Config { architecture: Architecture::Gemma3, eos_token_ids: vec![1, 106], ..Preset::find("4b").unwrap().config() };
+    assert_eq!(config, expected, "and no soft cap: the multimodal class ignores it");
+}
+
+#[test]
+fn the_tiny_text_model_of_the_parity_tests() {
+    let json = json!({
+        "model_type": "gemma3_text", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 4,
+        "sliding_window_pattern": 6, "max_position_embeddings": 256,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}
+        },
+        "final_logit_softcapping": 15.0, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": true,
+        "layer_types": null, "rope_scaling": null, "attn_logit_softcapping": 50.0
+    });
+    let config = Config::from_hf(&json).unwrap();
+    assert_eq!(kinds(&config), "SSSSSFS");
+    assert_eq!(config.rope(LayerKind::Full), Rope { theta: 1e6, factor: 8.0 });
+    assert_eq!(config.rope(LayerKind::Sliding), Rope { theta: 1e4, factor: 1.0 });
+    assert_eq!((config.window(0), config.window(5)), (Some(4), None));
+    assert_eq!(config.attention_scale(), 24_f64.powf(-0.5));
+    assert_eq!(config.final_logit_softcapping, Some(15.0));
+    assert_eq!(config.eos_token_ids, [1]);
+    assert_eq!(config.shape().d_head, 32);
+    assert_eq!(config.layers[6], LayerConfig { kind: LayerKind::Sliding, n_kv_heads: 2, d_head: 32, d_mlp: 96 });
+}
+
+#[test]
+fn legacy_keys_mean_what_the_new_ones_mean() {
+    let legacy = json!({
+        "model_type": "gemma3_text", "rope_theta": 5e5, "rope_local_base_freq": 2e4,
+        "rope_scaling": {"type": "linear", "factor": 4}, "sliding_window_pattern": 2, "num_hidden_layers": 4
+    });
+    let new = json!({
+        "model_type": "gemma3_text", "num_hidden_layers": 4,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}
+        },
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    });
+    assert_eq!(Config::from_hf(&legacy).unwrap(), Config::from_hf(&new).unwrap());
+}
+
+#[test]
+fn bidirectional_models_halve_their_window() {
+    let json = json!({ "model_type": "gemma3_text", "sliding_window": 512, "use_bidirectional_attention": true });
+    let config = Config::from_hf(&json).unwrap();
+    assert_eq!(config.sliding_window, 257);
+    assert_eq!(Config::from_hf(&config.to_hf()).unwrap(), config);
+}
+
+#[test]
+fn every_preset_survives_the_way_through_config_json() {
+    for preset in PRESETS {
+        let config = preset.config();
+        assert_eq!(Config::from_hf(&config.to_hf()).unwrap(), config, "{}", preset.name);
+    }
+    let last = |name: &str| kinds(&Preset::find(name).unwrap().config()).pop();
+    assert_eq!(["270m", "1b", "4b", "12b", "27b"].map(last), [Some('F'), Some('S'), Some('S'), Some('F'), Some('S')]);
+    assert_eq!(Preset::find("27b").unwrap().query_pre_attn_scalar, 5376.0 / 32.0);
+}
+
+#[test]
+fn parameters_add_up_to_what_the_names_say() {
+    let billions = |name: &str| {
+        let tensors = Preset::find(name).unwrap().config().tensors();
+        tensors.iter().map(|spec| spec.shape.iter().product::<usize>()).sum::<usize>() as f64 / 1e9
+    };
+    // The multimodal sizes without their vision tower.
+    for (name, expected) in [("270m", 0.268), ("1b", 1.000), ("4b", 3.880), ("12b", 11.766), ("27b", 27.009)] {
+        assert!((billions(name) - expected).abs() < 0.001, "{name}: {}", billions(name));
+    }
+}
+
+#[test]
+fn attention_bias_and_a_head_of_its_own_are_tensors() {
+    let mut config = PRESETS[0].config();
+    let n = config.tensors().len();
+    config.attention_bias = true;
+    config.tie_word_embeddings = false;
+    let names: Vec<String> = config.tensors().into_iter().map(|spec| spec.name).collect();
+    assert_eq!(names.len(), n + 4 * config.n_layers + 1);
+    assert!(names.contains(&"model.layers.17.self_attn.o_proj.bias".to_owned()));
+    assert_eq!(names.last().map(String::as_str), Some("lm_head.weight"));
+}
+
+#[test]
+fn what_cannot_be_run_is_refused() {
+    assert_eq!(message(&json!({"model_type": "llama"})), "expected one of the architectures `gemma3_text`, `gemma3`, found `llama`");
+    assert_eq!(message(&json!({})), "expected one of the architectures `gemma3_text`, `gemma3`, found `nothing`");
+    assert_eq!(message(&json!([])), "expected an object for `config.json`, found a list");
+    assert_eq!(message(&json!({"model_type": "gemma3"})), "expected an object for `text_config`, found nothing");
+    let with = |key: &str, value: serde_json::Value| {
+        let mut json = json!({"model_type": "gemma3_text"});
+        json[key] = value;
+        message(&json)
+    };
+    let cases = [
+        ("hidden_activation", json!("relu"), "expected `gelu_pytorch_tanh` for `hidden_activation`, found `relu`"),
+        ("num_hidden_layers", json!(1_000_000_000_000_u64), "expected a number between 1 and 4096 for `num_hidden_layers`, found 1000000000000"),
+        ("hidden_size", json!(0), "expected a number between 1 and 268435456 for `hidden_size`, found 0"),
+        ("hidden_size", json!(-4), "expected another type for `hidden_size`"),
+        ("head_dim", json!(33), "expected an even number for `head_dim`, found 33"),
+        ("num_key_value_heads", json!(3), "expected a divisor of the 8 attention heads for `num_key_value_heads`, found 3"),
+        ("rms_norm_eps", json!(-1e-6), "expected a positive number for `rms_norm_eps`, found -0.000001"),
+        ("layer_types", json!(["full_attention"]), "expected 26 entries for `layer_types`, found 1"),
+        ("layer_types", json!(["chunked_attention"]), "expected a list of layer types for `layer_types`"),
+        ("sliding_window_pattern", json!(0), "expected a positive number for `sliding_window_pattern`, found 0"),
+        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), "expected `default` or `linear` for `rope_type`, found `yarn`"),
+        ("rope_scaling", json!({"rope_type": "linear"}), "expected a number beside rope type `linear` for `factor`, found nothing"),
+        ("rope_parameters", json!({"rope_theta": 1e4}), "expected `full_attention` and `sliding_attention` for `rope_parameters`, found other keys"),
+        ("vocab_size", json!("many"), "expected another type for `vocab_size`"),
+    ];
+    for (key, value, expected) in cases {
+        let found = with(key, value);
+        assert!(found.starts_with(expected), "expected `{expected}`, found `{found}`");
+    }
+}
+
+fn gguf(pairs: &[(&str, Value)]) -> Metadata {
+    Metadata::new(Path::new("x.gguf"), pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())))
+}
+
+/// What a converted checkpoint says about its shape.
+fn gguf_of(preset: &Preset) -> Vec<(&'static str, Value)> {
+    let int = |number: usize| Value::Int(number as i64);
+    let mut pairs = vec![
+        ("general.architecture", Value::Text("gemma3".to_owned())),
+        ("gemma3.context_length", int(preset.n_ctx)),
+        ("gemma3.embedding_length", int(preset.d_model)),
+        ("gemma3.block_count", int(preset.n_layers)),
+        ("gemma3.feed_forward_length", int(preset.d_mlp)),
+        ("gemma3.attention.head_count", int(preset.n_heads)),
+        ("gemma3.attention.head_count_kv", int(preset.n_kv_heads)),
+        ("gemma3.attention.key_length", int(preset.d_head)),
+        ("gemma3.attention.value_length", int(preset.d_head)),
+        ("gemma3.attention.layer_norm_rms_epsilon", Value::Float(1e-6)),
+        ("gemma3.attention.sliding_window", int(preset.sliding_window)),
+        ("gemma3.rope.freq_base", Value::Float(1e6)),
+        ("tokenizer.ggml.bos_token_id", int(2)),
+        ("tokenizer.ggml.eos_token_id", int(1)),
+        ("tokenizer.ggml.padding_token_id", int(0)),
+    ];
+    if preset.rope_factor != 1.0 {
+        pairs.push(("gemma3.rope.scaling.type", Value::Text("linear".to_owned())));
+        pairs.push(("gemma3.rope.scaling.factor", Value::Float(preset.rope_factor)));
+    }
+    pairs
+}
+
+#[test]
+fn gguf_metadata_of_every_size() {
+    for preset in PRESETS {
+        let config = Config::from_gguf(&gguf(&gguf_of(preset))).unwrap();
+        // The rows of the embedding are known from its tensor.
+        let expected = Config { d_vocab: config.d_vocab, ..preset.config() };
+        assert_eq!(config, expected, "{}", preset.name);
+    }
+}
+
+#[test]
+fn gguf_metadata_that_cannot_be_run() {
+    let message = |key: &'static str, value: Option<Value>| {
+        let mut pairs = gguf_of(&PRESETS[0]);
+        pairs.retain(|(name, _)| *name != key);
+        pairs.extend(value.map(|value| (key, value)));
+        Config::from_gguf(&gguf(&pairs)).unwrap_err().to_string()
+    };
+    let text = |text: &str| Some(Value::Text(text.to_owned()));
+    assert_eq!(message("general.architecture", text("gemma4")), "expected one of the architectures `gemma3`, found `gemma4`");
+    assert_eq!(message("general.architecture", None), "expected one of the architectures `gemma3`, found `nothing`");
+    assert_eq!(message("gemma3.block_count", None), "expected a count for `gemma3.block_count`, found nothing in `x.gguf`");
+    assert_eq!(message("gemma3.block_count", Some(Value::Int(-1))), "expected a count for `gemma3.block_count`, found -1 in `x.gguf`");
+    assert_eq!(
+        message("gemma3.rope.scaling.type", text("yarn")),
+        "expected `none` or `linear` for `gemma3.rope.scaling.type`, found `yarn`"
+    );
+    assert_eq!(
+        message("gemma3.attention.value_length", Some(Value::Int(128))),
+        "expected the key length 256 for `gemma3.attention.value_length`, found 128"
+    );
+}

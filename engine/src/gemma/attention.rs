@@ -1,0 +1,251 @@
+//! Grouped-query attention with normed queries and keys, full or within a sliding window.
+//!
+//! The tokens of all sequences lie end to end, and attention runs on each sequence by itself:
+//! nothing is padded, and no sequence can see another.
+
+use data::hook_point::{HookPoint, Site};
+use tch::{Device, Kind, Tensor};
+
+use super::linear;
+use super::norm::Norm;
+use super::rope::Rotation;
+use crate::config::Config;
+use crate::error::Result;
+use crate::gemma::model::Attend;
+use crate::hook::{Hooks, Place};
+use crate::kv_cache::LayerCache;
+use crate::weights::Weights;
+
+#[derive(Debug)]
+pub(crate) struct Attention {
+    q_proj: Projection, // [n_heads · d_head, d_model]
+    k_proj: Projection, // [n_kv_heads · d_head, d_model]
+    v_proj: Projection, // [n_kv_heads · d_head, d_model]
+    o_proj: Projection, // [d_model, n_heads · d_head]
+    q_norm: Norm,       // [d_head], shared by all heads
+    k_norm: Norm,       // [d_head]
+    n_heads: i64,
+    n_kv_heads: i64,
+    d_head: i64,
+    scale: f64,
+    /// Keys further back than this are out of sight; `None` on full layers.
+    window: Option<i64>,
+    /// EmbeddingGemma looks both ways.
+    bidirectional: bool,
+}
+
+/// A linear map, with a bias where the checkpoint has one.
+#[derive(Debug)]
+struct Projection {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Projection {
+    fn new(weights: &Weights, name: &str, with_bias: bool, kind: Kind) -> Result<Self> {
+        let weight = weights.tensor(&format!("{name}.weight"), kind)?;
+        let bias = if with_bias { Some(weights.tensor(&format!("{name}.bias"), kind)?) } else { None };
+        Ok(Self { weight, bias })
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+impl Attention {
+    pub(crate) fn new(weights: &Weights, block: &str, layer: usize, kind: Kind) -> Result<Self> {
+        let config = weights.config();
+        let shape = &config.layers[layer];
+        let projection =
+            |name: &str| Projection::new(weights, &format!("{block}.self_attn.{name}"), config.attention_bias, kind);
+        let norm = |name: &str| -> Result<Norm> {
+            Ok(Norm::new(&weights.tensor(&format!("{block}.self_attn.{name}.weight"), kind)?, config.rms_norm_eps))
+        };
+        Ok(Self {
+            q_proj: projection("q_proj")?,
+            k_proj: projection("k_proj")?,
+            v_proj: projection("v_proj")?,
+            o_proj: projection("o_proj")?,
+            q_norm: norm("q_norm")?,
+            k_norm: norm("k_norm")?,
+            n_heads: config.n_heads as i64,
+            n_kv_heads: shape.n_kv_heads as i64,
+            d_head: shape.d_head as i64,
+            scale: config.attention_scale(),
+            window: window(config, layer),
+            bidirectional: config.use_bidirectional_attention,
+        })
+    }
+
+    /// `[tok, d_model]` to `[tok, d_model]`. `lengths` are the new tokens of each sequence.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        lengths: &[i64],
+        rotation: &Rotation,
+        mut cache: Option<&mut LayerCache>,
+        layer: usize,
+        attend: Attend,
+        hooks: &mut Hooks<'_>,
+    ) -> Tensor {
+        let at = |site| HookPoint::block(site, layer);
+        let split = |x: Tensor, heads| x.view([-1, heads, self.d_head]);
+
+        let q = hooks.at(at(Site::QProj), split(self.q_proj.forward(x), self.n_heads)); // [tok, n_heads, d_head]
+        let k = hooks.at(at(Site::KProj), split(self.k_proj.forward(x), self.n_kv_heads)); // [tok, n_kv_heads, d_head]
+        let v = hooks.at(at(Site::VProj), split(self.v_proj.forward(x), self.n_kv_heads)); // [tok, n_kv_heads, d_head]
+
+        let q = hooks.at(at(Site::Q), self.q_norm.forward(&q));
+        let k = hooks.at(at(Site::K), self.k_norm.forward(&k));
+        let v = hooks.at(at(Site::V), v);
+
+        let q = hooks.at(at(Site::RotQ), rotation.apply(&q));
+        let k = hooks.at(at(Site::RotK), rotation.apply(&k));
+
+        let mut mixed = Vec::with_capacity(lengths.len());
+        let mut start = 0;
+        for (sequence, &length) in lengths.iter().enumerate() {
+            let of = |x: &Tensor| x.narrow(0, start, length).transpose(0, 1); // [heads, pos, d_head]
+            let (q, mut k, mut v) = (of(&q), of(&k), of(&v));
+            if let Some(cache) = cache.as_deref_mut() {
+                (k, v) = cache.update(sequence, k, v, self.window);
+            }
+            let z = self.mix(&q, &k, &v, sequence, layer, attend, hooks); // [n_heads, pos, d_head]
+            mixed.push(z.transpose(0, 1)); // [pos, n_heads, d_head]
+            start += length;
+        }
+        let z = if mixed.len() == 1 { mixed.remove(0) } else { Tensor::cat(&mixed, 0) };
+        let z = hooks.at(at(Site::Z), z.contiguous()); // [tok, n_heads, d_head]
+
+        let out = self.o_proj.forward(&z.view([-1, self.n_heads * self.d_head])); // [tok, d_model]
+        match hooks.run_if_wanted(at(Site::Result), || self.result(&z)) {
+            // Somebody changed what a head contributes: the sum is taken anew.
+            Some(result) => result.sum_dim_intlist(1, false, out.kind()),
+            None => out,
+        }
+    }
+
+    /// Queries of one sequence against its keys.
+    /// `q`: `[n_heads, pos, d_head]`; `k`, `v`: `[n_kv_heads, key, d_head]`, where the last `pos` keys are those of the queries.
+    fn mix(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        sequence: usize,
+        layer: usize,
+        attend: Attend,
+        hooks: &mut Hooks<'_>,
+    ) -> Tensor {
+        let scores_at = Place { point: HookPoint::block(Site::AttnScores, layer), sequence: Some(sequence) };
+        let pattern_at = Place { point: HookPoint::block(Site::Pattern, layer), sequence: Some(sequence) };
+        let hooked = hooks.wants(scores_at.point) || hooks.wants(pattern_at.point);
+        if attend == Attend::Fused {
+            // Looking at a pattern must not change a single bit of what follows, so it is computed beside the fused
+            // path, and takes its place only if a hook replaced something.
+            let replacement = hooked.then(|| self.reference(q, k, v, scores_at, pattern_at, hooks));
+            return match replacement {
+                Some((z, true)) => z,
+                _ => self.fused(q, k, v),
+            };
+        }
+        self.reference(q, k, v, scores_at, pattern_at, hooks).0
+    }
+
+    /// Scores, softmax and mixing one after the other, in the order and the dtypes of the reference implementation.
+    /// Also says whether a hook replaced anything.
+    fn reference(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scores_at: Place,
+        pattern_at: Place,
+        hooks: &mut Hooks<'_>,
+    ) -> (Tensor, bool) {
+        let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
+        let share = |x: &Tensor| x.repeat_interleave_self_int(self.n_heads / self.n_kv_heads, 0, None);
+        let mask = self.mask(0, n_queries, 0, n_keys, n_keys - n_queries, q.kind(), q.device()); // [pos, key]
+        let scores = q.matmul(&share(k).transpose(1, 2)) * self.scale + mask; // [n_heads, pos, key]
+        let new_scores = hooks.run(scores_at, &scores);
+        let replaced = new_scores.is_some();
+        let pattern = new_scores.unwrap_or(scores).softmax(-1, Kind::Float).to_kind(q.kind()); // [n_heads, pos, key]
+        let new_pattern = hooks.run(pattern_at, &pattern);
+        let replaced = replaced || new_pattern.is_some();
+        (new_pattern.unwrap_or(pattern).matmul(&share(v)), replaced) // [n_heads, pos, d_head]
+    }
+
+    /// The same through libtorch's fused attention: no scores in memory, and a sliding layer reads only the keys that it can see.
+    fn fused(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
+        let past = n_keys - n_queries;
+        let Some(window) = self.window.filter(|&window| n_keys > window) else {
+            let causal = !self.bidirectional && past == 0;
+            let mask = (!causal && !self.bidirectional && n_queries > 1)
+                .then(|| self.mask(0, n_queries, 0, n_keys, past, q.kind(), q.device()));
+            return self.attend(q, k, v, mask.as_ref(), causal);
+        };
+        let mut blocks = Vec::new();
+        let mut first = 0;
+        while first < n_queries {
+            let n = window.min(n_queries - first);
+            // The first key that the first query of this block sees, and the key behind the last that the last one sees.
+            let low = (past + first - window + 1).max(0);
+            let ahead = if self.bidirectional { window - 1 } else { 0 };
+            let high = (past + first + n + ahead).min(n_keys);
+            let mask = self.mask(first, n, low, high - low, past, q.kind(), q.device());
+            let of = |x: &Tensor| x.narrow(1, low, high - low);
+            blocks.push(self.attend(&q.narrow(1, first, n), &of(k), &of(v), Some(&mask), false));
+            first += n;
+        }
+        if blocks.len() == 1 { blocks.remove(0) } else { Tensor::cat(&blocks, 1) }
+    }
+
+    /// Fused attention, with the heads of a group laid beside the key-value head that they share: nothing is repeated in memory.
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool) -> Tensor {
+        let group = self.n_heads / self.n_kv_heads;
+        let n_queries = q.size()[1];
+        let q = q.reshape([self.n_kv_heads, group, n_queries, self.d_head]);
+        let share = |x: &Tensor| x.unsqueeze(1).expand([-1, group, -1, -1], false);
+        Tensor::scaled_dot_product_attention(&q, &share(k), &share(v), mask, 0.0, causal, self.scale, false)
+            .reshape([self.n_heads, n_queries, self.d_head])
+    }
+
+    /// Zero where a query sees a key, the lowest number of the dtype where it does not. `[queries, keys]`
+    ///
+    /// Query `i` stands at `past + first_query + i`, key `j` at `first_key + j`.
+    fn mask(&self, first_query: i64, queries: i64, first_key: i64, keys: i64, past: i64, kind: Kind, device: Device) -> Tensor {
+        let from = past + first_query;
+        let query = Tensor::arange_start(from, from + queries, (Kind::Int64, device)).unsqueeze(1);
+        let key = Tensor::arange_start(first_key, first_key + keys, (Kind::Int64, device)).unsqueeze(0);
+        let back = query - key; // [queries, keys]; how far back the key lies
+        let mut hidden = if self.bidirectional { back.zeros_like().to_kind(Kind::Bool) } else { back.lt(0) };
+        if let Some(window) = self.window {
+            let distance = if self.bidirectional { back.abs() } else { back };
+            hidden = hidden.logical_or(&distance.ge(window));
+        }
+        Tensor::zeros([queries, keys], (kind, device)).masked_fill(&hidden, lowest(kind))
+    }
+
+    /// What each head adds to the output projection. `[tok, n_heads, d_head]` to `[tok, n_heads, d_model]`
+    fn result(&self, z: &Tensor) -> Tensor {
+        let by_head: Vec<Tensor> = (0..self.n_heads)
+            .map(|head| linear(&z.select(1, head), &self.o_proj.weight.narrow(1, head * self.d_head, self.d_head)))
+            .collect();
+        Tensor::stack(&by_head, 1)
+    }
+}
+
+/// How many keys, itself included, a token of this layer sees; `None` on full layers.
+fn window(config: &Config, layer: usize) -> Option<i64> {
+    config.window(layer).map(|window| window as i64)
+}
+
+/// The finite number that masks a score.
+fn lowest(kind: Kind) -> f64 {
+    match kind {
+        Kind::BFloat16 => -3.389_531_389_251_535_5e38,
+        _ => f64::from(f32::MIN),
+    }
+}

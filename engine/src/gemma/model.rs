@@ -1,0 +1,324 @@
+//! A Gemma from token ids to logits.
+
+use std::path::Path;
+
+use data::hook_point::{HookPoint, ModelShape, Site};
+use tch::{Device, Kind, Tensor};
+
+use super::block::Block;
+use super::linear;
+use super::norm::{Norm, points_at_the_end};
+use super::rope::Rotation;
+use crate::config::{Config, LayerKind};
+use crate::error::{Error, Result};
+use crate::hook::Hooks;
+use crate::kv_cache::KvCache;
+use crate::weights::Weights;
+
+/// Token rows that the unembedding takes at once: 64 rows by 262,144 logits in f32 are 64 MB.
+const UNEMBED_ROWS: i64 = 64;
+
+/// What a model computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
+}
+
+impl Precision {
+    fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// How attention is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Attend {
+    /// libtorch's fused kernel.
+    #[default]
+    Fused,
+    /// Step by step, as the reference implementation does.
+    Reference,
+}
+
+/// Which positions get logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Logits {
+    #[default]
+    None,
+    /// Of the last token of each sequence: `[sequences, d_vocab]`.
+    Last,
+    /// Of every token: `[tok, d_vocab]`. A row of a released Gemma is a megabyte.
+    All,
+}
+
+/// Several sequences, laid end to end: no padding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The tokens of all sequences, `[tok]`.
+    pub ids: Vec<u32>,
+    /// How many of them each sequence has; none is zero.
+    pub lengths: Vec<usize>,
+}
+
+impl Batch {
+    /// A batch of one.
+    pub fn one(ids: &[u32]) -> Self {
+        Self { ids: ids.to_vec(), lengths: vec![ids.len()] }
+    }
+
+    /// Appends a sequence.
+    pub fn push(&mut self, ids: &[u32]) {
+        self.ids.extend_from_slice(ids);
+        self.lengths.push(ids.len());
+    }
+}
+
+/// How far a forward pass goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Forward {
+    pub logits: Logits,
+    /// Stop after this layer: later layers and the unembedding do not run.
+    pub stop_after: Option<usize>,
+    pub attend: Attend,
+}
+
+/// What a forward pass returns.
+#[derive(Debug)]
+pub struct Output {
+    /// The residual stream where the pass stopped, before the final norm. `[tok, d_model]`
+    pub resid: Tensor,
+    /// See [`Logits`]; in the dtype of the model.
+    pub logits: Option<Tensor>,
+}
+
+/// The strongest and weakest tokens of a direction in the residual stream, with its effect on their logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogitEffects {
+    /// Descending.
+    pub top: Vec<(u32, f32)>,
+    /// Ascending.
+    pub bottom: Vec<(u32, f32)>,
+}
+
+/// A Gemma with its weights.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    changes: Vec<String>,
+    kind: Kind,
+    embed_tokens: Tensor, // [d_vocab, d_model]
+    embed_scale: Tensor,  // [], rounded to the dtype of the weights, as the reference does
+    layers: Vec<Block>,
+    norm: Norm,
+    lm_head: Tensor, // [d_vocab, d_model]
+}
+
+impl Model {
+    /// Loads a folder of safetensors or a GGUF file.
+    pub fn load(path: impl AsRef<Path>, precision: Precision) -> Result<Self> {
+        Self::from_weights(&Weights::open(path)?, precision)
+    }
+
+    /// Loads from weights that are open already.
+    pub fn from_weights(weights: &Weights, precision: Precision) -> Result<Self> {
+        let _no_grad = tch::no_grad_guard();
+        let kind = precision.kind();
+        let config = weights.config().clone();
+        let embed_tokens = weights.tensor("model.embed_tokens.weight", kind)?;
+        let lm_head = if config.tie_word_embeddings {
+            embed_tokens.shallow_clone()
+        } else {
+            weights.tensor("lm_head.weight", kind)?
+        };
+        Ok(Self {
+            changes: weights.changes().to_vec(),
+            kind,
+            embed_scale: Tensor::from((config.d_model as f64).sqrt()).to_kind(Kind::Float).to_kind(kind),
+            layers: (0..config.n_layers).map(|layer| Block::new(weights, layer, kind)).collect::<Result<_>>()?,
+            norm: Norm::new(&weights.tensor("model.norm.weight", kind)?, config.rms_norm_eps),
+            embed_tokens,
+            lm_head,
+            config,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The shape in the vocabulary of [`data`].
+    pub fn shape(&self) -> ModelShape {
+        self.config.shape()
+    }
+
+    /// What loading changed in the stored weights, in words.
+    pub fn changes(&self) -> &[String] {
+        &self.changes
+    }
+
+    /// What the model computes in.
+    pub fn precision(&self) -> Precision {
+        if self.kind == Kind::BFloat16 { Precision::Bf16 } else { Precision::F32 }
+    }
+
+    /// An empty cache for a batch of `sequences`.
+    pub fn kv_cache(&self, sequences: usize) -> KvCache {
+        KvCache::new(self.config.n_layers, sequences)
+    }
+
+    /// Runs the network on new tokens.
+    ///
+    /// With a cache, the tokens continue the sequences in it; without one, they begin at position 0.
+    /// An id outside the vocabulary and an empty sequence are errors.
+    pub fn forward(
+        &self,
+        batch: &Batch,
+        mut cache: Option<&mut KvCache>,
+        hooks: &mut Hooks<'_>,
+        options: Forward,
+    ) -> Result<Output> {
+        self.check(batch, cache.as_deref())?;
+        let _no_grad = tch::no_grad_guard();
+        let lengths: Vec<i64> = batch.lengths.iter().map(|&length| length as i64).collect();
+        let positions = positions(&lengths, cache.as_deref());
+        let full = self.rotation(LayerKind::Full, &positions);
+        let sliding = self.rotation(LayerKind::Sliding, &positions);
+
+        let mut resid = hooks.at(HookPoint::whole(Site::Embed), self.embed(&batch.ids)); // [tok, d_model]
+        for (layer, block) in self.layers.iter().enumerate() {
+            let rotation = match self.config.layers[layer].kind {
+                LayerKind::Full => &full,
+                LayerKind::Sliding => &sliding,
+            };
+            let remembered = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
+            resid = block.forward(resid, &lengths, rotation, remembered, options.attend, hooks);
+            if options.stop_after == Some(layer) {
+                return Ok(Output { resid, logits: None });
+            }
+        }
+        if let Some(cache) = cache {
+            cache.advance(&lengths);
+        }
+
+        let (scale, normalized) = points_at_the_end();
+        let normed = (options.logits != Logits::None || hooks.wants(scale) || hooks.wants(normalized))
+            .then(|| self.norm.forward_hooked(&resid, scale, normalized, hooks)); // [tok, d_model]
+        let logits = normed.and_then(|normed| match options.logits {
+            Logits::None => None,
+            Logits::Last => Some(self.unembed(&normed.index_select(0, &last_of_each(&lengths)))),
+            Logits::All => Some(self.unembed(&normed)),
+        });
+        Ok(Output { resid, logits })
+    }
+
+    /// `−ln p(target)` of each row of a final residual stream, in nats, f32.
+    ///
+    /// `resid`: `[tok, d_model]` before the final norm; `targets`: `[tok]`.
+    /// The logits of a few rows exist at a time.
+    pub fn nll(&self, resid: &Tensor, targets: &[u32]) -> Vec<f32> {
+        let _no_grad = tch::no_grad_guard();
+        let normed = self.norm.forward(resid);
+        let targets = ids_tensor(targets);
+        let mut nll = Vec::with_capacity(targets.size()[0] as usize);
+        for (rows, target) in normed.split(UNEMBED_ROWS, 0).iter().zip(targets.split(UNEMBED_ROWS, 0)) {
+            let logits = self.unembed(rows).to_kind(Kind::Float); // [rows, d_vocab]
+            let chosen = logits.gather(1, &target.unsqueeze(1), false).squeeze_dim(1);
+            nll.extend(to_vec_f32(&(logits.logsumexp(-1, false) - chosen)));
+        }
+        nll
+    }
+
+    /// Logits of rows that went through the final norm. `[rows, d_model]` to `[rows, d_vocab]`
+    pub fn unembed(&self, normed: &Tensor) -> Tensor {
+        let logits = linear(normed, &self.lm_head);
+        match self.config.final_logit_softcapping {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
+    }
+
+    /// Logits of a residual stream at any depth, through the final norm: the logit lens. `[tok, d_model]` to `[tok, d_vocab]`
+    pub fn logit_lens(&self, resid: &Tensor) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        self.unembed(&self.norm.forward(resid))
+    }
+
+    /// What directions in the residual stream do to the logits: `d · (1 + w) · W_Uᵀ` with the final norm's gain `1 + w`,
+    /// leaving out the norm's division, which is the same for all tokens, and any softcap.
+    ///
+    /// `directions`: rows of `d_model`, end to end. The `top` largest and smallest effects of each row are returned.
+    /// The products are formed in the dtype of the model.
+    pub fn logit_effects(&self, directions: &[f32], top: usize) -> Vec<LogitEffects> {
+        let _no_grad = tch::no_grad_guard();
+        let top = top.min(self.config.d_vocab) as i64;
+        let rows = Tensor::from_slice(directions).view([-1, self.config.d_model as i64]);
+        let mut effects = Vec::new();
+        for rows in rows.split(UNEMBED_ROWS, 0) {
+            let logits = linear(&(rows * self.norm.gain()).to_kind(self.kind), &self.lm_head).to_kind(Kind::Float);
+            let best = |largest| {
+                let (values, ids) = logits.topk(top, -1, largest, true);
+                (to_vec_f32(&values), Vec::<i64>::try_from(ids.view([-1])).unwrap_or_default())
+            };
+            let (high, low) = (best(true), best(false));
+            let pairs = |(values, ids): &(Vec<f32>, Vec<i64>), row: usize| {
+                let of = row * top as usize..(row + 1) * top as usize;
+                ids[of.clone()].iter().map(|&id| id as u32).zip(values[of].iter().copied()).collect()
+            };
+            effects.extend((0..logits.size()[0] as usize).map(|row| LogitEffects { top: pairs(&high, row), bottom: pairs(&low, row) }));
+        }
+        effects
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor {
+        self.embed_tokens.index_select(0, &ids_tensor(ids)) * &self.embed_scale
+    }
+
+    fn rotation(&self, layers: LayerKind, positions: &Tensor) -> Rotation {
+        Rotation::new(&self.config.rope(layers), self.config.d_head, positions, self.kind)
+    }
+
+    fn check(&self, batch: &Batch, cache: Option<&KvCache>) -> Result<()> {
+        if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= self.config.d_vocab) {
+            return Err(Error::UnknownToken { id, vocab_size: self.config.d_vocab });
+        }
+        let tokens: usize = batch.lengths.iter().sum();
+        let sequences = cache.map_or(batch.lengths.len(), |cache| cache.seen().len());
+        if tokens != batch.ids.len() || tokens == 0 || batch.lengths.contains(&0) || sequences != batch.lengths.len() {
+            return Err(Error::Batch { ids: batch.ids.len(), lengths: batch.lengths.clone(), sequences });
+        }
+        Ok(())
+    }
+}
+
+/// The position of each token in its sequence. `[tok]`, f32
+fn positions(lengths: &[i64], cache: Option<&KvCache>) -> Tensor {
+    let past = |sequence: usize| cache.map_or(0, |cache| cache.seen()[sequence] as i64);
+    let positions: Vec<f32> =
+        lengths.iter().enumerate().flat_map(|(i, &length)| (past(i)..past(i) + length).map(|p| p as f32)).collect();
+    Tensor::from_slice(&positions)
+}
+
+/// The row of the last token of each sequence. `[sequences]`
+fn last_of_each(lengths: &[i64]) -> Tensor {
+    let rows: Vec<i64> = lengths.iter().scan(-1, |last, &length| { *last += length; Some(*last) }).collect();
+    Tensor::from_slice(&rows)
+}
+
+fn ids_tensor(ids: &[u32]) -> Tensor {
+    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    Tensor::from_slice(&ids).to_device(Device::Cpu)
+}
+
+/// The values of a tensor, in row-major order.
+pub(crate) fn to_vec_f32(x: &Tensor) -> Vec<f32> {
+    let x = x.to_kind(Kind::Float).contiguous();
+    let mut values = vec![0.0; x.numel()];
+    x.copy_data(&mut values, x.numel());
+    values
+}

@@ -1,0 +1,33 @@
+//! Rotary position embedding, half-split pairing: dimensions `i` and `i + d_head/2` turn together.
+
+use tch::{Kind, Tensor};
+
+use crate::config::Rope;
+
+/// Cosines and sines of the tokens of one batch, for one kind of layer.
+#[derive(Debug)]
+pub(crate) struct Rotation {
+    cos: Tensor, // [tok, 1, d_head]
+    sin: Tensor, // [tok, 1, d_head]
+}
+
+impl Rotation {
+    /// Angles are formed in f32 and rounded to `kind` before anything is multiplied by them, as the reference does.
+    /// `positions`: `[tok]`, f32.
+    pub(crate) fn new(rope: &Rope, d_head: usize, positions: &Tensor, kind: Kind) -> Self {
+        let exponents = Tensor::arange_start_step(0, d_head as i64, 2, (Kind::Int64, positions.device()))
+            .to_kind(Kind::Float)
+            / d_head as f64;
+        let inv_freq = Tensor::pow_scalar(rope.theta, &exponents).reciprocal() / rope.factor; // [d_head/2]
+        let freqs = positions.unsqueeze(1) * inv_freq.unsqueeze(0); // [tok, d_head/2]
+        let angles = Tensor::cat(&[&freqs, &freqs], -1).unsqueeze(1); // [tok, 1, d_head]
+        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
+    }
+
+    /// `[tok, heads, d_head]` to the same.
+    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
+        let half = x.size()[2] / 2;
+        let turned = Tensor::cat(&[&x.narrow(2, half, half).neg(), &x.narrow(2, 0, half)], 2);
+        x * &self.cos + turned * &self.sin
+    }
+}

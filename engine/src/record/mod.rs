@@ -1,0 +1,576 @@
+//! How do the activations of a corpus get into a run directory?
+//!
+//! Three threads with bounded queues between them: [`read`] turns documents into sequences, the calling thread runs the
+//! network on batches of whole sequences, [`write`] turns tensors into shards.
+//! What a shard holds depends on the corpus and the options alone, so a resumed recording writes the same bytes.
+
+mod read;
+mod write;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use crossbeam_channel::{Receiver, bounded};
+use data::corpus::Corpus;
+use data::hook_point::{HookPoint, Site};
+use data::manifest::{self, Counts, HookPointEntry, Manifest};
+use data::shard::RunWriter;
+use data::tables::{DocumentRow, TokenColumns};
+use data::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tch::Tensor;
+
+use self::read::{Item, Reader, Sequence};
+use self::write::{Job, Rows};
+use crate::error::{Error, Result};
+use crate::gemma::model::{Batch, Forward, Model, Precision};
+use crate::hook::Hooks;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+
+/// The longest sequence, unless the model's own limit is shorter.
+pub const DEFAULT_CONTEXT: usize = 1024;
+/// Tokens that go through the network at once: enough to fill its matrix products, little enough to stay in memory.
+pub const DEFAULT_BATCH_TOKENS: usize = 2048;
+/// Tokens in a shard: a minute of work on a laptop, the most that an interruption can cost.
+pub const DEFAULT_SHARD_TOKENS: u64 = 32_768;
+/// Sequences that wait for the network.
+const SEQUENCES_AHEAD: usize = 256;
+/// Batches that wait to be written.
+const BATCHES_AHEAD: usize = 2;
+
+/// What to record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordOptions {
+    pub hook_points: Vec<HookPoint>,
+    /// The longest sequence; `None` for [`DEFAULT_CONTEXT`] or the model's limit, whichever is shorter.
+    pub context: Option<usize>,
+    /// Stop after this many tokens of the corpus.
+    pub max_tokens: Option<u64>,
+    pub batch_tokens: usize,
+    /// What is written; as computed if `None`.
+    pub store_dtype: Option<Dtype>,
+    /// Also compute the logits, and store `−ln p` of every token.
+    pub nll: bool,
+    /// Leave the rows of special tokens out.
+    pub skip_special: bool,
+    pub shard_tokens: u64,
+    pub seed: u64,
+}
+
+impl RecordOptions {
+    /// Every default, for these hook points.
+    pub fn new(hook_points: Vec<HookPoint>) -> Self {
+        Self {
+            hook_points,
+            context: None,
+            max_tokens: None,
+            batch_tokens: DEFAULT_BATCH_TOKENS,
+            store_dtype: None,
+            nll: false,
+            skip_special: false,
+            shard_tokens: DEFAULT_SHARD_TOKENS,
+            seed: 0,
+        }
+    }
+}
+
+/// Who recorded this, when, and how: libraries read no clock and no arguments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provenance {
+    pub created_by: String,
+    pub created_at: String,
+    pub command: Vec<String>,
+}
+
+/// How far a recording is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordProgress {
+    pub documents: u64,
+    /// Tokens that went through the network, those of an earlier, interrupted recording included.
+    pub tokens: u64,
+    /// Tokens that were found to be durable when this recording began.
+    pub resumed_tokens: u64,
+    /// Bytes of text (or four for each given token id) that the documents so far hold.
+    pub corpus_bytes: u64,
+    /// Closed shards, those of an earlier recording included.
+    pub shards: usize,
+}
+
+/// How a recording ended.
+#[derive(Debug)]
+pub enum Recorded {
+    Complete(Box<Manifest>),
+    /// The caller stopped it. Closed shards stay, and `resume` goes on behind them.
+    Interrupted(RecordProgress),
+}
+
+/// Where in the corpus a shard ends; stored in its journal entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cursor {
+    /// The document that goes on.
+    document: u64,
+    /// How many of its sequences are written.
+    sequence: usize,
+    /// Tokens planned before this point.
+    tokens: u64,
+    /// Documents before this point have this sum, so that a changed corpus is noticed.
+    sha256: String,
+}
+
+/// Describes a model for a manifest. Reads the weight files once, for their sums.
+pub fn describe(id: &str, weights: &Weights, precision: Precision) -> Result<manifest::Model> {
+    let config = weights.config();
+    let sha256 = weights
+        .sha256()?
+        .into_iter()
+        .map(|(path, sum)| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), sum))
+        .collect();
+    Ok(manifest::Model {
+        id: id.to_owned(),
+        architecture: config.architecture.to_string(),
+        source: weights.path().display().to_string(),
+        sha256,
+        dtype: dtype(precision).to_string(),
+        quantization: weights.quantization(),
+        shape: config.shape(),
+    })
+}
+
+/// What one hook point records: its width and the dtype that it is stored in.
+pub fn hook_point_entry(model: &manifest::Model, point: HookPoint, store: Option<Dtype>, precision: Precision) -> Result<HookPointEntry> {
+    let shape = point.shape(&model.shape).ok_or(Error::NotRecordable { point })?;
+    let computed = if is_f32_always(point.site) { Dtype::F32 } else { dtype(precision) };
+    Ok(HookPointEntry { name: point, width: shape.iter().product(), dtype: store.unwrap_or(computed), shape })
+}
+
+/// Records the activations of `corpus` into the run directory `out`.
+///
+/// With `resume`, goes on behind the last durable shard of a recording with the same model, corpus and options.
+/// `progress` is called after every batch; `Break` ends the recording, and everything in closed shards stays.
+#[expect(clippy::too_many_arguments, reason = "each is one noun, and the caller is one place")]
+pub fn record(
+    model: &Model,
+    described: manifest::Model,
+    tokenizer: Option<&Tokenizer>,
+    corpus: &Corpus,
+    out: &Path,
+    options: &RecordOptions,
+    provenance: Provenance,
+    resume: bool,
+    progress: &mut dyn FnMut(&RecordProgress) -> ControlFlow<()>,
+) -> Result<Recorded> {
+    let context = context(model, options)?;
+    let manifest = new_manifest(model, described, tokenizer, corpus, options, context, provenance)?;
+    let run = if resume { Some(RunWriter::resume(out, &manifest)?) } else { None };
+    let cursor = match run.as_ref().and_then(|run| run.journal().into_iter().next_back()) {
+        Some(entry) => Some(serde_json::from_value(entry.cursor).map_err(|_wrong| Error::Cursor { path: out.to_owned() })?),
+        None => None,
+    };
+    let reader = Reader {
+        corpus,
+        tokenizer,
+        config: model.config(),
+        context,
+        max_tokens: options.max_tokens,
+        skip_special: options.skip_special,
+        from: cursor,
+    };
+
+    std::thread::scope(|scope| {
+        let (items_in, items) = bounded(SEQUENCES_AHEAD);
+        let reading = std::thread::Builder::new()
+            .name("read corpus".to_owned())
+            .spawn_scoped(scope, move || reader.read(&items_in))
+            .map_err(Error::thread)?;
+        // The run directory is made when there is a first sequence to put into it.
+        let mut planner = Planner::default();
+        let first = planner.next_sequence(&items);
+        if first.is_none() && run.as_ref().is_none_or(|run| run.next_shard() == 0) {
+            reading.join().map_err(Error::panicked)??;
+            return Err(Error::EmptyCorpus);
+        }
+        let run = match run {
+            Some(run) => run,
+            None => RunWriter::create(out, manifest)?,
+        };
+
+        let started = Started { next_shard: run.next_shard(), next_token_idx: run.next_token_idx(), tokens: planner.tokens_before };
+        let (jobs, jobs_out) = bounded(BATCHES_AHEAD);
+        let writing = std::thread::Builder::new()
+            .name("write shards".to_owned())
+            .spawn_scoped(scope, move || write::write(run, &jobs_out))
+            .map_err(Error::thread)?;
+        let mut recorder = Recorder::new(model, options, started, jobs);
+        let ended = recorder.run(first, planner, &items, progress);
+        let last = recorder.progress;
+        drop(recorder);
+        drop(items);
+        // An error of the writer or the reader is the cause of what the network thread noticed, so it comes first.
+        let run = writing.join().map_err(Error::panicked)??;
+        reading.join().map_err(Error::panicked)??;
+        match ended? {
+            Ended::Complete { sha256 } => {
+                let Some(run) = run else { return Ok(Recorded::Interrupted(last)) };
+                Ok(Recorded::Complete(Box::new(run.finish(&sha256)?)))
+            }
+            Ended::Interrupted => Ok(Recorded::Interrupted(last)),
+        }
+    })
+}
+
+/// What the network thread starts from.
+struct Started {
+    next_shard: usize,
+    next_token_idx: u64,
+    tokens: u64,
+}
+
+enum Ended {
+    Complete { sha256: String },
+    Interrupted,
+}
+
+/// Takes sequences from the reader, and remembers what to write with them.
+#[derive(Default)]
+struct Planner {
+    /// Documents whose first sequence has not come yet.
+    pending: Vec<(DocumentRow, String, u64)>,
+    /// The sum of the documents before the present one.
+    sha256_before: String,
+    /// Bytes of the documents so far.
+    corpus_bytes: u64,
+    documents: u64,
+    /// Tokens that an earlier recording has written.
+    tokens_before: u64,
+    /// The sum of all documents, once the corpus has ended.
+    ended: Option<String>,
+}
+
+impl Planner {
+    fn next_sequence(&mut self, items: &Receiver<Item>) -> Option<Sequence> {
+        while let Ok(item) = items.recv() {
+            match item {
+                Item::Resumed { documents, corpus_bytes, tokens } => {
+                    self.documents = documents;
+                    self.corpus_bytes = corpus_bytes;
+                    self.tokens_before = tokens;
+                }
+                Item::Document { row, sha256_before, bytes } => {
+                    self.documents += 1;
+                    self.pending.push((row, sha256_before, bytes));
+                }
+                Item::Going { sha256_before } => self.sha256_before = sha256_before,
+                Item::Sequence(sequence) => return Some(sequence),
+                Item::End { sha256 } => self.ended = Some(sha256),
+            }
+        }
+        None
+    }
+
+    /// Where a shard ends that does not hold `next`.
+    fn cursor(&self, next: &Sequence, tokens: u64) -> Cursor {
+        match self.pending.first() {
+            Some((row, sha256, _)) => Cursor { document: row.doc_id, sequence: 0, tokens, sha256: sha256.clone() },
+            None => Cursor { document: next.doc_id, sequence: next.index, tokens, sha256: self.sha256_before.clone() },
+        }
+    }
+
+    /// The documents that begin with the sequence that is being placed at `token_idx`.
+    fn take_documents(&mut self, token_idx: u64) -> Vec<DocumentRow> {
+        let taken = std::mem::take(&mut self.pending);
+        if let Some((_, sha256, _)) = taken.last() {
+            self.sha256_before.clone_from(sha256);
+        }
+        taken
+            .into_iter()
+            .map(|(row, _, bytes)| {
+                self.corpus_bytes += bytes;
+                DocumentRow { first_token_idx: token_idx, ..row }
+            })
+            .collect()
+    }
+}
+
+/// The network thread: batches in, captured rows out.
+struct Recorder<'a> {
+    model: &'a Model,
+    options: &'a RecordOptions,
+    jobs: crossbeam_channel::Sender<Job>,
+    batch: Vec<Sequence>,
+    documents: Vec<DocumentRow>,
+    batch_tokens: usize,
+    /// Tokens planned into the open shard, or `None` if none is open.
+    shard_tokens: Option<u64>,
+    counts: Counts,
+    next_shard: usize,
+    next_token_idx: u64,
+    /// Tokens planned, earlier recordings included.
+    planned: u64,
+    progress: RecordProgress,
+}
+
+impl<'a> Recorder<'a> {
+    fn new(model: &'a Model, options: &'a RecordOptions, started: Started, jobs: crossbeam_channel::Sender<Job>) -> Self {
+        let progress = RecordProgress {
+            tokens: started.tokens,
+            resumed_tokens: started.tokens,
+            shards: started.next_shard,
+            ..RecordProgress::default()
+        };
+        Self {
+            model,
+            options,
+            jobs,
+            batch: Vec::new(),
+            documents: Vec::new(),
+            batch_tokens: 0,
+            shard_tokens: None,
+            counts: Counts::default(),
+            next_shard: started.next_shard,
+            next_token_idx: started.next_token_idx,
+            planned: started.tokens,
+            progress,
+        }
+    }
+
+    fn run(
+        &mut self,
+        first: Option<Sequence>,
+        mut planner: Planner,
+        items: &Receiver<Item>,
+        progress: &mut dyn FnMut(&RecordProgress) -> ControlFlow<()>,
+    ) -> Result<Ended> {
+        let mut next = first;
+        while let Some(sequence) = next {
+            let length = sequence.tokens.len();
+            let shard_is_full = self.shard_tokens.is_some_and(|tokens| tokens + length as u64 > self.options.shard_tokens);
+            if shard_is_full || (self.batch_tokens > 0 && self.batch_tokens + length > self.options.batch_tokens) {
+                self.flush(&planner)?;
+                if progress(&self.progress).is_break() {
+                    return Ok(Ended::Interrupted);
+                }
+            }
+            if shard_is_full {
+                self.close_shard(planner.cursor(&sequence, self.planned))?;
+            }
+            if self.shard_tokens.is_none() {
+                self.send(Job::Open { shard: self.next_shard, first_token_idx: self.next_token_idx })?;
+                self.shard_tokens = Some(0);
+            }
+            let documents = planner.take_documents(self.next_token_idx);
+            self.counts.documents += documents.len() as u64;
+            self.documents.extend(documents);
+            self.place(sequence);
+            next = planner.next_sequence(items);
+        }
+        let Some(sha256) = planner.ended.clone() else {
+            return Ok(Ended::Interrupted); // The reader failed; its error is reported.
+        };
+        // Documents without a token at the end of the corpus still have their rows.
+        let documents = planner.take_documents(self.next_token_idx);
+        if self.shard_tokens.is_none() && !documents.is_empty() {
+            self.send(Job::Open { shard: self.next_shard, first_token_idx: self.next_token_idx })?;
+            self.shard_tokens = Some(0);
+        }
+        self.counts.documents += documents.len() as u64;
+        self.documents.extend(documents);
+        self.flush(&planner)?;
+        // Everything has been computed: a wish to stop that comes now has nothing left to stop.
+        let _ = progress(&self.progress);
+        if self.shard_tokens.is_some() {
+            let end = Cursor { document: planner.documents, sequence: 0, tokens: self.planned, sha256: sha256.clone() };
+            self.close_shard(end)?;
+        }
+        Ok(Ended::Complete { sha256 })
+    }
+
+    /// Puts a sequence into the batch and counts its tokens.
+    fn place(&mut self, sequence: Sequence) {
+        let length = sequence.tokens.len() as u64;
+        let special = sequence.tokens.iter().filter(|token| token.special).count() as u64;
+        let skipped = if self.options.skip_special { special } else { 0 };
+        self.counts.tokens_expected += length;
+        self.counts.tokens_captured += length - skipped;
+        if skipped > 0 {
+            *self.counts.tokens_skipped.entry("special".to_owned()).or_default() += skipped;
+        }
+        self.next_token_idx += length - skipped;
+        self.planned += length;
+        self.batch_tokens += length as usize;
+        if let Some(tokens) = &mut self.shard_tokens {
+            *tokens += length;
+        }
+        self.batch.push(sequence);
+    }
+
+    /// Runs the network on the batch, and hands the rows over to be written.
+    fn flush(&mut self, planner: &Planner) -> Result<()> {
+        let sequences = std::mem::take(&mut self.batch);
+        let documents = std::mem::take(&mut self.documents);
+        self.batch_tokens = 0;
+        if !sequences.is_empty() {
+            let rows = self.compute(&sequences, documents)?;
+            self.send(Job::Rows(rows))?;
+        } else if !documents.is_empty() {
+            self.send(Job::Rows(Rows { documents, ..Rows::default() }))?;
+        }
+        self.progress = RecordProgress {
+            documents: planner.documents,
+            tokens: self.planned,
+            corpus_bytes: planner.corpus_bytes,
+            ..self.progress
+        };
+        Ok(())
+    }
+
+    fn compute(&self, sequences: &[Sequence], documents: Vec<DocumentRow>) -> Result<Rows> {
+        let mut batch = Batch::default();
+        for sequence in sequences {
+            batch.push(&sequence.tokens.iter().map(|token| token.id).collect::<Vec<_>>());
+        }
+        let (captured, nll) = capture(self.model, &batch, &self.options.hook_points, self.options.nll)?;
+        let mut columns = TokenColumns::default();
+        let mut keep = Vec::with_capacity(batch.ids.len());
+        let mut row = 0;
+        for sequence in sequences {
+            for (pos, token) in sequence.tokens.iter().enumerate() {
+                if !(self.options.skip_special && token.special) {
+                    keep.push(row as i64);
+                    columns.doc_id.push(sequence.doc_id);
+                    columns.pos.push(pos as u32);
+                    columns.token_id.push(token.id);
+                    columns.token.push(token.text.clone());
+                    columns.byte_start.push(token.span.map(|(start, _)| start));
+                    columns.byte_end.push(token.span.map(|(_, end)| end));
+                    columns.special.push(token.special);
+                    columns.modality.push(0);
+                    columns.nll.push(nll.get(row).copied().flatten());
+                }
+                row += 1;
+            }
+        }
+        let keep = (keep.len() < batch.ids.len()).then(|| Tensor::from_slice(&keep));
+        Ok(Rows { tokens: columns, documents, acts: captured, keep })
+    }
+
+    fn close_shard(&mut self, cursor: Cursor) -> Result<()> {
+        let counts = std::mem::take(&mut self.counts);
+        self.send(Job::Close { cursor, counts })?;
+        self.next_shard += 1;
+        self.progress.shards = self.next_shard;
+        self.shard_tokens = None;
+        Ok(())
+    }
+
+    /// Fails only when the writer has ended, which it does with an error of its own.
+    fn send(&self, job: Job) -> Result<()> {
+        self.jobs.send(job).map_err(|_closed| Error::WriterEnded)
+    }
+}
+
+/// One forward pass: the activation at every hook point, and the NLL of every token where `nll` asks for it.
+fn capture(model: &Model, batch: &Batch, points: &[HookPoint], nll: bool) -> Result<(Vec<Tensor>, Vec<Option<f32>>)> {
+    let captured: Vec<std::cell::RefCell<Option<Tensor>>> = points.iter().map(|_| None.into()).collect();
+    let mut hooks = Hooks::none();
+    for (&point, slot) in points.iter().zip(&captured) {
+        // Nothing in the network writes in place, so a second handle on the tensor is enough.
+        hooks.read(point, |_, value| {
+            slot.replace(Some(value.shallow_clone()));
+        });
+    }
+    let n_layers = model.config().n_layers;
+    let last = hooks.last_layer(n_layers).unwrap_or(0);
+    let stop_after = (!nll && last < n_layers).then_some(last);
+    let output = model.forward(batch, None, &mut hooks, Forward { stop_after, ..Forward::default() })?;
+    drop(hooks);
+    let nll = if nll { shifted_nll(model, batch, &output.resid) } else { Vec::new() };
+    let captured = captured
+        .into_iter()
+        .zip(points)
+        .map(|(slot, &point)| slot.into_inner().ok_or(Error::NotReached { point }))
+        .collect::<Result<_>>()?;
+    Ok((captured, nll))
+}
+
+/// The NLL of each token given those before it; `None` for the first of each sequence.
+fn shifted_nll(model: &Model, batch: &Batch, resid: &Tensor) -> Vec<Option<f32>> {
+    let mut from = Vec::new();
+    let mut start = 0;
+    for &length in &batch.lengths {
+        from.extend(start..start + length - 1);
+        start += length;
+    }
+    let mut nll = vec![None; batch.ids.len()];
+    if !from.is_empty() {
+        let rows: Vec<i64> = from.iter().map(|&row| row as i64).collect();
+        let targets: Vec<u32> = from.iter().map(|&row| batch.ids[row + 1]).collect();
+        let values = model.nll(&resid.index_select(0, &Tensor::from_slice(&rows)), &targets);
+        for (row, value) in from.into_iter().zip(values) {
+            nll[row + 1] = Some(value);
+        }
+    }
+    nll
+}
+
+fn context(model: &Model, options: &RecordOptions) -> Result<usize> {
+    let limit = model.config().n_ctx;
+    let context = options.context.unwrap_or(DEFAULT_CONTEXT.min(limit));
+    // One position is for BOS, so a context of one could not hold a token.
+    if context < 2 || context > limit {
+        return Err(Error::Context { limit, found: context });
+    }
+    Ok(context)
+}
+
+fn new_manifest(
+    model: &Model,
+    described: manifest::Model,
+    tokenizer: Option<&Tokenizer>,
+    corpus: &Corpus,
+    options: &RecordOptions,
+    context: usize,
+    provenance: Provenance,
+) -> Result<Manifest> {
+    let hook_points = options
+        .hook_points
+        .iter()
+        .map(|&point| hook_point_entry(&described, point, options.store_dtype, model.precision()))
+        .collect::<Result<Vec<_>>>()?;
+    let corpus = manifest::Corpus {
+        sources: corpus.sources(),
+        sha256: String::new(),
+        options: json!({
+            "lines": corpus.lines(),
+            "context": context,
+            "max_tokens": options.max_tokens,
+            "batch_tokens": options.batch_tokens,
+            "shard_tokens": options.shard_tokens,
+            "skip_special": options.skip_special,
+            "nll": options.nll,
+        }),
+    };
+    let mut manifest = Manifest::new(described, corpus, hook_points);
+    manifest.tokenizer = tokenizer.map(|tokenizer| manifest::Tokenizer { sha256: tokenizer.sha256().to_owned() });
+    manifest.seeds.insert("record".to_owned(), options.seed);
+    manifest.created_by = provenance.created_by;
+    manifest.created_at = provenance.created_at;
+    manifest.command = provenance.command;
+    Ok(manifest)
+}
+
+fn dtype(precision: Precision) -> Dtype {
+    match precision {
+        Precision::F32 => Dtype::F32,
+        Precision::Bf16 => Dtype::Bf16,
+    }
+}
+
+/// Norms compute in f32 whatever the model computes in.
+fn is_f32_always(site: Site) -> bool {
+    matches!(
+        site,
+        Site::Ln1Scale | Site::Ln1Normalized | Site::Ln2Scale | Site::Ln2Normalized | Site::LnFinalScale | Site::LnFinalNormalized
+    )
+}

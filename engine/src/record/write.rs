@@ -1,0 +1,75 @@
+//! How do captured tensors become shards?
+
+use bytes::Bytes;
+use crossbeam_channel::Receiver;
+use data::Dtype;
+use data::manifest::Counts;
+use data::shard::{RunWriter, ShardWriter};
+use data::tables::{DocumentRow, TokenColumns};
+use tch::{Kind, Tensor};
+
+use super::Cursor;
+use crate::error::{Error, Result};
+
+/// What the network thread asks the writer to do.
+pub(super) enum Job {
+    Open { shard: usize, first_token_idx: u64 },
+    Rows(Rows),
+    Close { cursor: Cursor, counts: Counts },
+}
+
+/// One batch.
+#[derive(Default)]
+pub(super) struct Rows {
+    pub(super) tokens: TokenColumns,
+    pub(super) documents: Vec<DocumentRow>,
+    /// One tensor for each hook point, `[tok, …]`.
+    pub(super) acts: Vec<Tensor>,
+    /// The rows that are written; `None` for all. `[kept]`
+    pub(super) keep: Option<Tensor>,
+}
+
+/// Writes until the queue is closed. Returns the run if no shard was left open.
+pub(super) fn write(run: RunWriter, jobs: &Receiver<Job>) -> Result<Option<RunWriter>> {
+    let mut shard: Option<ShardWriter> = None;
+    for job in jobs {
+        match job {
+            Job::Open { shard: index, first_token_idx } => shard = Some(run.shard(index, first_token_idx)?),
+            Job::Rows(rows) => write_rows(shard.as_mut().ok_or(Error::WriterEnded)?, rows)?,
+            Job::Close { cursor, counts } => {
+                let cursor = serde_json::to_value(cursor).unwrap_or_default();
+                shard.take().ok_or(Error::WriterEnded)?.commit(cursor, counts)?;
+            }
+        }
+    }
+    Ok(shard.is_none().then_some(run))
+}
+
+fn write_rows(shard: &mut ShardWriter, rows: Rows) -> Result<()> {
+    shard.write_documents(&rows.documents)?;
+    if rows.tokens.len() == 0 {
+        return Ok(());
+    }
+    shard.write_tokens(&rows.tokens)?;
+    for (hook, act) in rows.acts.into_iter().enumerate() {
+        let act = match &rows.keep {
+            Some(keep) => act.index_select(0, keep),
+            None => act,
+        };
+        let (dtype, bytes) = bytes_of(&act);
+        shard.write_acts(hook, dtype, bytes)?;
+    }
+    Ok(())
+}
+
+/// The values of a tensor as they are, row by row, little endian.
+fn bytes_of(x: &Tensor) -> (Dtype, Bytes) {
+    let (dtype, x) = match x.kind() {
+        Kind::Float => (Dtype::F32, x.contiguous()),
+        Kind::BFloat16 => (Dtype::Bf16, x.contiguous()),
+        _ => (Dtype::F32, x.to_kind(Kind::Float).contiguous()),
+    };
+    let mut bytes = vec![0; x.numel() * dtype.size()];
+    x.copy_data_u8(&mut bytes, x.numel());
+    (dtype, bytes.into())
+}

@@ -1,0 +1,114 @@
+//! How is a Hugging Face `tokenizer.json` read and used?
+
+use std::path::Path;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::vocab::Vocab;
+use super::{Scheme, Tokenizer};
+use crate::error::{Error, Result};
+use crate::weights::{hex, read_bounded, read_json};
+
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// Where the ids of tokens with a role may be written down, and under which key; the first file that has it counts.
+const ROLE_FILES: &[&str] = &["generation_config.json", "config.json"];
+
+pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
+    let path = dir.join(TOKENIZER_FILE);
+    if !path.is_file() {
+        return Err(Error::NoTokenizer { path: dir.to_owned() });
+    }
+    let bytes = read_bounded(&path)?;
+    let sha256 = hex(&Sha256::digest(&bytes));
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| Error::Tokenizer {
+        what: format!("expected the format of the `tokenizers` library, found something else ({error})"),
+        path: path.clone(),
+    })?;
+    // What a file may ask for is not what an instrument wants: nothing is cut off, nothing is padded.
+    tokenizer.with_padding(None);
+    tokenizer.with_truncation(None).map_err(|error| Error::Tokenizer { what: error.to_string(), path: path.clone() })?;
+
+    let by_string = tokenizer.get_vocab(true);
+    let mut strings = vec![String::new(); by_string.values().max().map_or(0, |&largest| largest as usize + 1).min(by_string.len() * 2)];
+    for (string, id) in by_string {
+        if let Some(place) = strings.get_mut(id as usize) {
+            *place = string;
+        }
+    }
+    let mut special = vec![false; strings.len()];
+    for (id, token) in tokenizer.get_added_tokens_decoder() {
+        if let Some(place) = special.get_mut(id as usize) {
+            *place = token.special;
+        }
+    }
+    let vocab = Vocab::new(strings.iter().map(String::as_str), |_| true);
+    let roles = Roles::read(dir)?;
+    let named = |role: &str, usual: &str| roles.text(&format!("{role}_token")).or(Some(usual.to_owned())).and_then(|token| tokenizer.token_to_id(&token));
+    let bos_id = named("bos", "<bos>").or_else(|| roles.ids("bos_token_id").first().copied());
+    let pad_id = named("pad", "<pad>").or_else(|| roles.ids("pad_token_id").first().copied());
+    let mut eos_ids = roles.ids("eos_token_id");
+    if eos_ids.is_empty() {
+        eos_ids.extend(named("eos", "<eos>"));
+    }
+    for id in bos_id.iter().chain(&pad_id).chain(&eos_ids) {
+        if *id as usize >= vocab.len() {
+            return Err(Error::UnknownToken { id: *id, vocab_size: vocab.len() });
+        }
+    }
+    Ok(Tokenizer { vocab, special, bos_id, eos_ids, pad_id, sha256, scheme: Scheme::Hf(Box::new(tokenizer)) })
+}
+
+/// Calls `add` with the id, start and end of each token.
+pub(super) fn encode(tokenizer: &tokenizers::Tokenizer, vocab: &Vocab, text: &str, mut add: impl FnMut(u32, usize, usize)) {
+    let encoding = tokenizer.encode(text, false).expect("a byte-level fallback leaves nothing that cannot be encoded");
+    // A byte token may come with the span of its whole character; its own byte is the one after the last.
+    let mut next_byte = 0;
+    for (&id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+        if vocab.byte(id).is_some() && end - start <= char::MAX_LEN_UTF8 {
+            let at = next_byte.clamp(start, end.saturating_sub(1).max(start));
+            next_byte = at + 1;
+            add(id, at, at + 1);
+        } else {
+            next_byte = end;
+            add(id, start, end);
+        }
+    }
+}
+
+/// What the files beside `tokenizer.json` say about tokens with a role.
+struct Roles {
+    tokenizer_config: Option<Value>,
+    others: Vec<Value>,
+}
+
+impl Roles {
+    fn read(dir: &Path) -> Result<Self> {
+        let read = |name: &str| -> Result<Option<Value>> {
+            let path = dir.join(name);
+            if path.is_file() { read_json(&path).map(Some) } else { Ok(None) }
+        };
+        let mut others = Vec::new();
+        for name in ROLE_FILES {
+            others.extend(read(name)?);
+        }
+        Ok(Self { tokenizer_config: read("tokenizer_config.json")?, others })
+    }
+
+    /// A token by its string, which is given plainly or as an object with its `content`.
+    fn text(&self, key: &str) -> Option<String> {
+        let value = self.tokenizer_config.as_ref()?.get(key)?;
+        value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+    }
+
+    /// Ids, which are given as one number or as a list.
+    fn ids(&self, key: &str) -> Vec<u32> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = |value: &Value| match value {
+            Value::Array(list) => list.iter().filter_map(id).collect::<Vec<u32>>(),
+            one => id(one).into_iter().collect(),
+        };
+        self.others.iter().filter_map(|json| json.get(key)).map(ids).find(|ids| !ids.is_empty()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,484 @@
+//! Where do the numbers of a model come from, and what was changed on the way?
+//!
+//! [`Weights::open`] reads headers only, and checks every name, shape and dtype against what the configuration asks
+//! for. [`Weights::tensor`] decodes one tensor out of the memory-mapped file. Names are those of
+//! `Gemma3ForCausalLM`, whatever the checkpoint calls them. Nothing is folded: [`Weights::changes`] lists the little
+//! that differs from the file.
+
+pub mod gguf;
+mod names;
+mod quant;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use half::bf16;
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use self::names::Meaning;
+pub use self::quant::{BlockFormat, FORMATS};
+use crate::config::{Config, TensorSpec};
+use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
+
+const CONFIG_FILE: &str = "config.json";
+/// A `config.json` is a few kilobytes; what is larger than this is something else.
+const MAX_JSON: u64 = 64 << 20;
+
+/// ggml's names for mixtures of formats, by the number in `general.file_type`.
+const FILE_TYPES: &[(usize, &str)] = &[
+    (2, "Q4_0"),
+    (3, "Q4_1"),
+    (7, "Q8_0"),
+    (8, "Q5_0"),
+    (9, "Q5_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K_S"),
+    (12, "Q3_K_M"),
+    (13, "Q3_K_L"),
+    (14, "Q4_K_S"),
+    (15, "Q4_K_M"),
+    (16, "Q5_K_S"),
+    (17, "Q5_K_M"),
+    (18, "Q6_K"),
+];
+
+/// The checkpoint of a model, opened and checked but not yet read.
+#[derive(Debug)]
+pub struct Weights {
+    path: PathBuf,
+    config: Config,
+    source: Source,
+    files: Vec<File>,
+    tensors: Vec<TensorInfo>,
+    /// From a canonical name to its place in `tensors` and in the files.
+    places: BTreeMap<String, Place>,
+    changes: Vec<String>,
+}
+
+/// What the header says about one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The canonical name, such as `model.layers.3.mlp.up_proj.weight`.
+    pub name: String,
+    /// The name in the file.
+    pub stored_name: String,
+    /// `[out, in]` for a matrix, as in torch.
+    pub shape: Vec<usize>,
+    /// The dtype or block format as the file spells it: `BF16`, `Q4_K`.
+    pub dtype: String,
+    /// In the file.
+    pub bytes: u64,
+}
+
+/// A file of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightFile {
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+/// What the headers of a checkpoint hold, whether or not a model could be made of it.
+#[derive(Debug)]
+pub struct Inspection {
+    pub files: Vec<WeightFile>,
+    /// In the order of the files; `name` is the canonical name where there is one.
+    pub tensors: Vec<TensorInfo>,
+    /// `None` with the reason where this program cannot run the model.
+    pub config: Result<Config>,
+    /// Only of a GGUF.
+    pub metadata: Option<gguf::Metadata>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Folder,
+    Gguf(gguf::Metadata),
+}
+
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    map: Mmap,
+}
+
+/// Where a tensor's bytes are and how they are read.
+#[derive(Debug)]
+struct Place {
+    shape: Vec<usize>,
+    file: usize,
+    offset: usize,
+    bytes: usize,
+    format: &'static BlockFormat,
+    /// Taken away after decoding: 1 for GGUF's norms.
+    subtract: f64,
+}
+
+impl Weights {
+    /// Opens a folder with `config.json` and safetensors files, or a `.gguf` file.
+    ///
+    /// Reads headers only. A missing or unexpected tensor, a wrong shape and an unknown dtype are found here.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if is_folder(path)? { Self::open_folder(path) } else { Self::open_gguf(path) }
+    }
+
+    /// The shape and the constants of the model.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Decodes a tensor into `kind`, which is `Float` or `BFloat16`. On the CPU, contiguous, `[out, in]`.
+    pub fn tensor(&self, name: &str, kind: Kind) -> Result<Tensor> {
+        let place = self.places.get(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned(), path: self.path.clone() })?;
+        let blocks = &self.files[place.file].map[place.offset..place.offset + place.bytes];
+        let size: Vec<i64> = place.shape.iter().map(|&dim| dim as i64).collect();
+        // What is subtracted is subtracted in f32, before any rounding.
+        let decoded_kind = if place.subtract == 0.0 { kind } else { Kind::Float };
+        let torch = |source| Error::Torch { what: format!("make tensor `{name}` of shape {:?}", place.shape), source };
+        let mut tensor = Tensor::f_empty(size, (decoded_kind, Device::Cpu)).map_err(torch)?;
+        match decoded_kind {
+            Kind::Float => place.format.decode(blocks, values_mut::<f32>(&mut tensor)),
+            Kind::BFloat16 => place.format.decode(blocks, values_mut::<bf16>(&mut tensor)),
+            _ => return Err(Error::UnsupportedKind { name: name.to_owned(), kind }),
+        }
+        if place.subtract == 0.0 {
+            return Ok(tensor);
+        }
+        let shifted = tensor.f_sub_scalar(place.subtract).map_err(torch)?;
+        match kind {
+            Kind::Float | Kind::BFloat16 => shifted.f_to_kind(kind).map_err(torch),
+            _ => Err(Error::UnsupportedKind { name: name.to_owned(), kind }),
+        }
+    }
+
+    /// The canonical names of all tensors, in the order of the forward pass.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(|info| info.name.as_str())
+    }
+
+    /// What the headers say about each tensor, in the order of the forward pass.
+    pub fn infos(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// Every way in which the tensors differ from what the files hold, in words.
+    pub fn changes(&self) -> &[String] {
+        &self.changes
+    }
+
+    /// The files of the checkpoint, sorted by name.
+    pub fn files(&self) -> Vec<WeightFile> {
+        self.files.iter().map(File::describe).collect()
+    }
+
+    /// The SHA-256 of each file, in the order of [`Self::files`]. Reads them from end to end.
+    pub fn sha256(&self) -> Result<Vec<(PathBuf, String)>> {
+        self.files.iter().map(|file| Ok((file.path.clone(), sha256_of_file(&file.path)?))).collect()
+    }
+
+    /// The formats that the tensors are stored in, with how many bytes each takes, largest first.
+    pub fn formats(&self) -> Vec<(String, u64)> {
+        let mut bytes: BTreeMap<&str, u64> = BTreeMap::new();
+        for info in &self.tensors {
+            *bytes.entry(&info.dtype).or_default() += info.bytes;
+        }
+        let mut formats: Vec<(String, u64)> = bytes.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect();
+        formats.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        formats
+    }
+
+    /// What the tensors are quantized to, such as `Q4_K_M`; `None` where they are plain numbers.
+    pub fn quantization(&self) -> Option<String> {
+        let Source::Gguf(metadata) = &self.source else { return None };
+        let largest = self.formats().into_iter().find(|(name, _)| name.starts_with('Q'))?;
+        let file_type = metadata.usize("general.file_type").ok().flatten();
+        let named = FILE_TYPES.iter().find(|(id, _)| Some(*id) == file_type);
+        Some(named.map_or(largest.0, |(_, name)| (*name).to_owned()))
+    }
+
+    /// The tokenizer that came with the weights: inside the GGUF, or `tokenizer.json` in the folder.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.source {
+            Source::Folder => Tokenizer::from_hf_dir(&self.path),
+            Source::Gguf(metadata) => Tokenizer::from_gguf(metadata),
+        }
+    }
+
+    fn open_folder(dir: &Path) -> Result<Self> {
+        let config = folder_config(dir)?;
+        let files = map_files(safetensors::checkpoint_files(dir)?)?;
+        let mut checkpoint = Checkpoint::new(dir, &config);
+        for (index, file) in files.iter().enumerate() {
+            for entry in safetensors::parse(&file.map, &file.path)? {
+                match names::from_hf(&entry.name, &config) {
+                    Meaning::Ignored(part) => checkpoint.leave_out(part),
+                    Meaning::Text(name) => {
+                        let format = if checkpoint.expects(&name) { safetensors::required_format(&entry, &file.path)? } else { &FORMATS[0] };
+                        let place = Place { shape: entry.shape, file: index, offset: entry.offset, bytes: entry.bytes, format, subtract: 0.0 };
+                        checkpoint.add(name, entry.name, entry.dtype, place, &file.path)?;
+                    }
+                }
+            }
+        }
+        let (tensors, places, changes) = checkpoint.finish()?;
+        Ok(Self { path: dir.to_owned(), config, source: Source::Folder, files, tensors, places, changes })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let files = map_files(vec![path.to_owned()])?;
+        let header = gguf::Header::parse(&files[0].map, path)?;
+        let config = gguf_config(&header)?;
+        let mut checkpoint = Checkpoint::new(path, &config);
+        let mut n_norms = 0;
+        for entry in header.tensors {
+            let name = match names::from_gguf(&entry.name) {
+                Meaning::Ignored(part) => {
+                    checkpoint.leave_out(part);
+                    continue;
+                }
+                Meaning::Text(name) => name,
+            };
+            let norm = names::is_norm(&name);
+            n_norms += usize::from(norm);
+            let place = Place {
+                shape: entry.shape,
+                file: 0,
+                offset: entry.offset,
+                bytes: entry.bytes,
+                format: entry.format,
+                subtract: if norm { 1.0 } else { 0.0 },
+            };
+            checkpoint.add(name, entry.name, entry.format.name.to_owned(), place, path)?;
+        }
+        let (tensors, places, mut changes) = checkpoint.finish()?;
+        changes.insert(0, format!("subtracted 1 in f32 from {n_norms} norm weights, which GGUF stores as 1 + w"));
+        let quantized = tensors.iter().filter(|info| info.dtype.starts_with('Q')).count();
+        if quantized > 0 {
+            changes.push(format!("decoded {quantized} quantized tensors; the numbers are those of the blocks, not of the original"));
+        }
+        Ok(Self { path: path.to_owned(), config, source: Source::Gguf(header.metadata), files, tensors, places, changes })
+    }
+}
+
+/// Reads the headers of a checkpoint, also of one that this program cannot run.
+pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
+    let path = path.as_ref();
+    if !is_folder(path)? {
+        let files = map_files(vec![path.to_owned()])?;
+        let header = gguf::Header::parse(&files[0].map, path)?;
+        let info = |entry: &gguf::TensorEntry| TensorInfo {
+            name: match names::from_gguf(&entry.name) {
+                Meaning::Text(name) => name,
+                Meaning::Ignored(_) => entry.name.clone(),
+            },
+            stored_name: entry.name.clone(),
+            shape: entry.shape.clone(),
+            dtype: entry.format.name.to_owned(),
+            bytes: entry.bytes as u64,
+        };
+        return Ok(Inspection {
+            files: files.iter().map(File::describe).collect(),
+            tensors: header.tensors.iter().map(info).collect(),
+            config: gguf_config(&header),
+            metadata: Some(header.metadata),
+        });
+    }
+    let config = folder_config(path);
+    let files = map_files(safetensors::checkpoint_files(path)?)?;
+    let mut tensors = Vec::new();
+    for file in &files {
+        for entry in safetensors::parse(&file.map, &file.path)? {
+            let meaning = config.as_ref().map(|config| names::from_hf(&entry.name, config));
+            let name = match meaning {
+                Ok(Meaning::Text(name)) => name,
+                _ => entry.name.clone(),
+            };
+            tensors.push(TensorInfo { name, stored_name: entry.name, shape: entry.shape, dtype: entry.dtype, bytes: entry.bytes as u64 });
+        }
+    }
+    Ok(Inspection { files: files.iter().map(File::describe).collect(), tensors, config, metadata: None })
+}
+
+/// The checkpoint's tensors as they are found, against those that the configuration asks for.
+struct Checkpoint<'a> {
+    path: &'a Path,
+    expected: Vec<TensorSpec>,
+    shapes: BTreeMap<String, Vec<usize>>,
+    found: BTreeMap<String, (TensorInfo, Place)>,
+    left_out: BTreeMap<&'static str, usize>,
+}
+
+type Checked = (Vec<TensorInfo>, BTreeMap<String, Place>, Vec<String>);
+
+impl<'a> Checkpoint<'a> {
+    fn new(path: &'a Path, config: &Config) -> Self {
+        let expected = config.tensors();
+        let shapes = expected.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
+        Self { path, expected, shapes, found: BTreeMap::new(), left_out: BTreeMap::new() }
+    }
+
+    fn expects(&self, name: &str) -> bool {
+        self.shapes.contains_key(name)
+    }
+
+    fn leave_out(&mut self, part: &'static str) {
+        *self.left_out.entry(part).or_default() += 1;
+    }
+
+    fn add(&mut self, name: String, stored_name: String, dtype: String, place: Place, file: &Path) -> Result<()> {
+        let Some(expected) = self.shapes.get(&name) else {
+            return Err(Error::UnexpectedTensor { name: stored_name, path: file.to_owned() });
+        };
+        if *expected != place.shape {
+            let (expected, found) = (expected.clone(), place.shape);
+            return Err(Error::WrongShape { name: stored_name, expected, found, path: file.to_owned() });
+        }
+        let info = TensorInfo { name: name.clone(), stored_name, shape: place.shape.clone(), dtype, bytes: place.bytes as u64 };
+        if let Some((first, _)) = self.found.insert(name, (info, place)) {
+            // The same tensor under two names, or in two files: nobody can say which one is meant.
+            return Err(Error::UnexpectedTensor { name: first.stored_name, path: file.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Checked> {
+        let mut tensors = Vec::with_capacity(self.expected.len());
+        let mut places = BTreeMap::new();
+        for spec in self.expected {
+            let Some((info, place)) = self.found.remove(&spec.name) else {
+                return Err(Error::MissingTensor { name: spec.name, path: self.path.to_owned() });
+            };
+            tensors.push(info);
+            places.insert(spec.name, place);
+        }
+        let changes = self.left_out.into_iter().map(|(part, n)| format!("left out {n} tensors of {part}")).collect();
+        Ok((tensors, places, changes))
+    }
+}
+
+impl File {
+    fn describe(&self) -> WeightFile {
+        WeightFile { path: self.path.clone(), bytes: self.map.len() as u64 }
+    }
+}
+
+/// The values of a fresh tensor, to be written.
+///
+/// `T` must be the type that the tensor's kind stands for.
+fn values_mut<T: tch::kind::Element>(tensor: &mut Tensor) -> &mut [T] {
+    assert_eq!(tensor.kind(), T::KIND, "the element type of the tensor");
+    assert!(tensor.is_contiguous() && tensor.device() == Device::Cpu, "a fresh tensor on the CPU");
+    let (start, len) = (tensor.data_ptr().cast::<T>(), tensor.numel());
+    if len == 0 {
+        return &mut [];
+    }
+    #[expect(unsafe_code, reason = "decodes hundreds of megabytes straight into the tensor instead of through a copy")]
+    // SAFETY: the tensor is contiguous, on the CPU, of this element type and borrowed mutably as long as the slice; it
+    // was made a moment ago by `f_empty`, so that nothing else refers to its storage. Any bits are a number.
+    unsafe {
+        std::slice::from_raw_parts_mut(start, len)
+    }
+}
+
+fn map_files(paths: Vec<PathBuf>) -> Result<Vec<File>> {
+    let map = |path: PathBuf| {
+        let file = fs::File::open(&path).map_err(|source| Error::io(&path, source))?;
+        #[expect(unsafe_code, reason = "weights are larger than what one wants to copy through a buffer")]
+        // SAFETY: the map is read-only. Who truncates a checkpoint while it is in use gets a bus error, as in every
+        // program that maps files.
+        let map = unsafe { Mmap::map(file.file()) };
+        let map = map.map_err(|source| Error::io(&path, source))?;
+        Ok(File { path, map })
+    };
+    paths.into_iter().map(map).collect()
+}
+
+fn is_folder(path: &Path) -> Result<bool> {
+    let metadata = fs::metadata(path).map_err(|source| Error::io(path, source))?;
+    if metadata.is_dir() {
+        return Ok(true);
+    }
+    let extension = path.extension().map(|extension| extension.to_string_lossy().into_owned());
+    match extension {
+        Some(extension) if extension.eq_ignore_ascii_case("gguf") => Ok(false),
+        Some(extension) => Err(Error::NotAModel { found: format!("a file that ends in `.{extension}`"), path: path.to_owned() }),
+        None => Err(Error::NotAModel { found: "a file without an extension".to_owned(), path: path.to_owned() }),
+    }
+}
+
+fn folder_config(dir: &Path) -> Result<Config> {
+    let path = dir.join(CONFIG_FILE);
+    if !path.is_file() {
+        return Err(Error::NotAModel { found: format!("a folder without `{CONFIG_FILE}`"), path: dir.to_owned() });
+    }
+    Config::from_hf(&read_json(&path)?).map_err(|error| error.at(&path))
+}
+
+/// The configuration in the metadata, with what only the tensors tell: rows of the embedding, and a separate head.
+fn gguf_config(header: &gguf::Header) -> Result<Config> {
+    let mut config = Config::from_gguf(&header.metadata).map_err(|error| error.at(header.metadata.path()))?;
+    let shape_of = |name: &str| header.tensors.iter().find(|entry| entry.name == name).map(|entry| entry.shape.as_slice());
+    if let Some(&[rows, _]) = shape_of("token_embd.weight") {
+        config.d_vocab = rows;
+    }
+    config.tie_word_embeddings = shape_of("output.weight").is_none();
+    Ok(config)
+}
+
+/// Reads a JSON file of a checkpoint.
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let bytes = read_bounded(path)?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
+        format: "JSON",
+        what: format!("expected JSON, found other text ({error})"),
+        path: path.to_owned(),
+    })
+}
+
+/// Reads a file that is meant to be small.
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    let file = fs::File::open(path).map_err(|source| Error::io(path, source))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|source| Error::io(path, source))?;
+    if bytes.len() as u64 > MAX_JSON {
+        let what = format!("expected at most {MAX_JSON} bytes, found more");
+        return Err(Error::Malformed { format: "JSON", what, path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+/// The SHA-256 of a file as lower-case hexadecimal digits, read in pieces.
+fn sha256_of_file(path: &Path) -> Result<String> {
+    let mut file = fs::File::open(path).map_err(|source| Error::io(path, source))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(|source| Error::io(path, source))?;
+        if n == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..n]);
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a string takes what is written to it");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests;

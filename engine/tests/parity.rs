@@ -1,0 +1,329 @@
+//! Does the network compute what the reference implementation computes?
+//!
+//! The fixtures are tiny random checkpoints and every activation of the reference on them; the scripts that made them lie beside them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use data::hook_point::{HookPoint, Site};
+use engine::cache::ActivationCache;
+use engine::gemma::model::{Attend, Batch, Forward, Logits, Model, Precision};
+use engine::generate::{Generate, Sampling};
+use engine::hook::Hooks;
+use fs_err as fs;
+use tch::{Kind, Tensor};
+
+const SHAPES: [&str; 2] = ["text", "shaped_like_27b"];
+const TOLERANCE: f64 = 1e-4;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3")
+}
+
+fn load(name: &str, precision: Precision) -> Model {
+    Model::load(fixtures().join(name), precision).unwrap()
+}
+
+/// What the reference computed, by name.
+fn reference(name: &str, dtype: &str) -> BTreeMap<String, Tensor> {
+    let path = fixtures().join(format!("{name}.{dtype}.safetensors"));
+    Tensor::read_safetensors(path).unwrap().into_iter().collect()
+}
+
+fn ids(tensor: &Tensor) -> Vec<u32> {
+    Vec::<i64>::try_from(tensor).unwrap().into_iter().map(|id| id as u32).collect()
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+/// The largest difference, where a masked score is as low as the dtype goes in both.
+fn masked_difference(a: &Tensor, b: &Tensor) -> f64 {
+    let clamp = |x: &Tensor| x.to_kind(Kind::Double).clamp_min(-1e4);
+    largest_difference(&clamp(a), &clamp(b))
+}
+
+fn everything(model: &Model, batch: &Batch, attend: Attend) -> (Tensor, ActivationCache) {
+    let points = HookPoint::all(model.config().n_layers);
+    let options = Forward { logits: Logits::All, attend, ..Forward::default() };
+    let (output, cache) = model.forward_with_cache(batch, &points, options).unwrap();
+    (output.logits.unwrap(), cache)
+}
+
+fn logits(model: &Model, batch: &Batch, hooks: &mut Hooks<'_>) -> Tensor {
+    let options = Forward { logits: Logits::All, ..Forward::default() };
+    model.forward(batch, None, hooks, options).unwrap().logits.unwrap()
+}
+
+/// Compares every hook point and the logits; returns the largest difference relative to the largest value there.
+fn compare_everything(name: &str, precision: Precision, attend: Attend) -> f64 {
+    let expected = reference(name, if precision == Precision::F32 { "f32" } else { "bf16" });
+    let model = load(name, precision);
+    let (logits, cache) = everything(&model, &Batch::one(&ids(&expected["one/ids"])), attend);
+    let mut worst = (0.0, String::new());
+    let mut compare = |what: String, found: &Tensor, expected: &Tensor| {
+        assert_eq!(found.kind(), expected.kind(), "{what}");
+        let size = expected.to_kind(Kind::Double).clamp_min(-1e4).abs().max().double_value(&[]).max(1.0);
+        let difference = masked_difference(found, expected) / if what.ends_with("attn_scores") { 1.0 } else { size };
+        if difference >= worst.0 {
+            worst = (difference, what);
+        }
+    };
+    let points = HookPoint::all(model.config().n_layers);
+    for point in &points {
+        let found = cache.get(*point).unwrap_or_else(|| panic!("`{point}` was not captured"));
+        compare(point.to_string(), found, &expected[&format!("one/{point}")]);
+    }
+    compare("logits".to_owned(), &logits, &expected["one/logits"]);
+    println!("{name} {precision:?} {attend:?}: {} points, largest difference {:.2e} at {}", points.len(), worst.0, worst.1);
+    worst.0
+}
+
+#[test]
+fn every_hook_point_in_f32() {
+    for name in SHAPES {
+        for attend in [Attend::Reference, Attend::Fused] {
+            assert!(compare_everything(name, Precision::F32, attend) < TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn every_hook_point_in_bf16() {
+    for name in SHAPES {
+        // Step by step the same operations are rounded at the same places: not a bit differs.
+        assert_eq!(compare_everything(name, Precision::Bf16, Attend::Reference), 0.0);
+        // The fused kernel keeps scores in f32, so it may differ by a few roundings (2⁻⁸ each).
+        assert!(compare_everything(name, Precision::Bf16, Attend::Fused) < 0.05);
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths() {
+    for name in SHAPES {
+        let expected = reference(name, "f32");
+        let model = load(name, Precision::F32);
+        let lengths = ids(&expected["batch/lengths"]).into_iter().map(|length| length as usize).collect();
+        let (logits, cache) = everything(&model, &Batch { ids: ids(&expected["batch/ids"]), lengths }, Attend::Fused);
+        assert!(largest_difference(&logits, &expected["batch/logits"]) < TOLERANCE);
+        for layer in 0..model.config().n_layers - 1 {
+            let point = HookPoint::block(Site::ResidPost, layer);
+            assert!(largest_difference(cache.get(point).unwrap(), &expected[&format!("batch/{point}")]) < TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn packed_equals_alone() {
+    let model = load("text", Precision::F32);
+    let sequences: [&[u32]; 3] = [&[2, 17, 250, 9, 44, 31, 300], &[8], &[2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]];
+    let mut packed = Batch::default();
+    for sequence in sequences {
+        packed.push(sequence);
+    }
+    let together = logits(&model, &packed, &mut Hooks::none());
+    let alone: Vec<Tensor> =
+        sequences.iter().map(|sequence| logits(&model, &Batch::one(sequence), &mut Hooks::none())).collect();
+    assert!(largest_difference(&together, &Tensor::cat(&alone, 0)) < 1e-5);
+}
+
+#[test]
+fn cached_equals_uncached() {
+    for name in SHAPES {
+        let model = load(name, Precision::F32);
+        let tokens = ids(&reference(name, "f32")["one/ids"]);
+        let whole = logits(&model, &Batch::one(&tokens), &mut Hooks::none());
+        // All at once, one by one, and in pieces shorter and longer than the window.
+        for pieces in [vec![19], vec![1; 19], vec![2, 1, 9, 7], vec![12, 3, 3, 1]] {
+            let mut cache = model.kv_cache(1);
+            let mut rows = Vec::new();
+            let mut start = 0;
+            for piece in pieces {
+                let batch = Batch::one(&tokens[start..start + piece]);
+                let options = Forward { logits: Logits::All, ..Forward::default() };
+                rows.push(model.forward(&batch, Some(&mut cache), &mut Hooks::none(), options).unwrap().logits.unwrap());
+                start += piece;
+            }
+            assert!(largest_difference(&whole, &Tensor::cat(&rows, 0)) < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn two_sequences_in_one_cache() {
+    let model = load("text", Precision::F32);
+    let (a, b): ([u32; 9], [u32; 6]) = ([2, 17, 250, 9, 44, 31, 300, 8, 3], [2, 5, 6, 7, 8, 9]);
+    let mut cache = model.kv_cache(2);
+    let mut step = |a: &[u32], b: &[u32]| {
+        let mut batch = Batch::one(a);
+        batch.push(b);
+        let options = Forward { logits: Logits::Last, ..Forward::default() };
+        model.forward(&batch, Some(&mut cache), &mut Hooks::none(), options).unwrap().logits.unwrap()
+    };
+    drop(step(&a[..5], &b[..1]));
+    drop(step(&a[5..6], &b[1..5]));
+    let last = step(&a[6..], &b[5..]);
+    for (row, sequence) in [&a[..], &b[..]].into_iter().enumerate() {
+        let alone = logits(&model, &Batch::one(sequence), &mut Hooks::none());
+        assert!(largest_difference(&last.get(row as i64), &alone.get(sequence.len() as i64 - 1)) < 1e-5);
+    }
+}
+
+#[test]
+fn nll_and_greedy_generation() {
+    for name in SHAPES {
+        let expected = reference(name, "f32");
+        let model = load(name, Precision::F32);
+        let tokens = ids(&expected["one/ids"]);
+        let output = model.forward(&Batch::one(&tokens), None, &mut Hooks::none(), Forward::default()).unwrap();
+        let nll = model.nll(&output.resid.narrow(0, 0, tokens.len() as i64 - 1), &tokens[1..]);
+        assert!(largest_difference(&Tensor::from_slice(&nll), &expected["one/nll"]) < TOLERANCE);
+
+        let options = Generate { max_tokens: 16, sampling: Sampling::GREEDY, stop: vec![] };
+        let mut seen = Vec::new();
+        let greedy = model
+            .generate(&ids(&expected["generate/prompt"]), &options, &mut Hooks::none(), &mut |id| {
+                seen.push(id);
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(greedy, ids(&expected["generate/greedy"]), "{name}");
+        assert_eq!(greedy, seen);
+    }
+}
+
+#[test]
+fn bidirectional_attention() {
+    for name in SHAPES {
+        let folder = tempfile::tempdir().unwrap();
+        let source = fixtures().join(name);
+        fs::copy(source.join("config.bidirectional.json"), folder.path().join("config.json")).unwrap();
+        fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        let model = Model::load(folder.path(), Precision::F32).unwrap();
+        let expected = reference(name, "f32");
+        let weight = Tensor::read_safetensors(source.join("model.safetensors"))
+            .unwrap()
+            .into_iter()
+            .find_map(|(name, tensor)| (name == "model.norm.weight").then_some(tensor))
+            .unwrap();
+        for attend in [Attend::Reference, Attend::Fused] {
+            let (_, cache) = everything(&model, &Batch::one(&ids(&expected["one/ids"])), attend);
+            let normalized = cache.get(HookPoint::whole(Site::LnFinalNormalized)).unwrap();
+            let hidden = normalized * (weight.to_kind(Kind::Float) + 1.0);
+            assert!(largest_difference(&hidden, &expected["bidirectional/hidden"]) < TOLERANCE, "{name} {attend:?}");
+        }
+    }
+}
+
+#[test]
+fn capturing_does_not_change_a_bit() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let model = load("text", precision);
+        let batch = Batch { ids: vec![2, 17, 250, 9, 44, 31, 300, 2, 5, 6], lengths: vec![7, 3] };
+        let bare = logits(&model, &batch, &mut Hooks::none());
+        let (captured, _) = everything(&model, &batch, Attend::Fused);
+        assert!(bare.equal(&captured), "reading every hook point");
+
+        // Putting back what was there: the identity. Scores and patterns leave the fused kernel for this,
+        // scales and single heads are put together anew.
+        let mut hooks = Hooks::none();
+        let recomputed = [Site::AttnScores, Site::Pattern, Site::Ln1Scale, Site::Ln2Scale, Site::LnFinalScale, Site::Result];
+        for point in HookPoint::all(7).into_iter().filter(|point| !recomputed.contains(&point.site)) {
+            hooks.add(point, |_, value| Some(value.copy()));
+        }
+        assert!(bare.equal(&logits(&model, &batch, &mut hooks)), "replacing every value with itself");
+
+        let mut hooks = Hooks::none();
+        for point in HookPoint::all(7) {
+            hooks.add(point, |_, value| Some(value.copy()));
+        }
+        let tolerance = if precision == Precision::F32 { 1e-4 } else { 1.0 };
+        assert!(largest_difference(&bare, &logits(&model, &batch, &mut hooks)) < tolerance);
+    }
+}
+
+#[test]
+fn replacing_follows_the_sum() {
+    let model = load("text", Precision::F32);
+    let batch = Batch::one(&[2, 17, 250, 9, 44, 31, 300]);
+    let at = |site| HookPoint::block(site, 3);
+    let sums = std::cell::RefCell::new(BTreeMap::new());
+    let mut hooks = Hooks::none();
+    hooks.add(at(Site::AttnOut), |_, value| Some(value.zeros_like()));
+    for site in [Site::ResidPre, Site::ResidMid, Site::MlpOut, Site::ResidPost] {
+        hooks.read(at(site), |place, value| {
+            sums.borrow_mut().insert(place.point.site, value.copy());
+        });
+    }
+    let changed = logits(&model, &batch, &mut hooks);
+    drop(hooks);
+    let sums = sums.into_inner();
+    assert!(sums[&Site::ResidMid].equal(&sums[&Site::ResidPre]), "nothing was added");
+    assert!(sums[&Site::ResidPost].equal(&(&sums[&Site::ResidMid] + &sums[&Site::MlpOut])));
+    assert!(!changed.equal(&logits(&model, &batch, &mut Hooks::none())));
+}
+
+#[test]
+fn every_replacement_reaches_the_logits() {
+    let model = load("text", Precision::F32);
+    let batch = Batch::one(&[2, 17, 250, 9, 44, 31, 300]);
+    let bare = logits(&model, &batch, &mut Hooks::none());
+    for point in HookPoint::all(7) {
+        let mut hooks = Hooks::none();
+        // Not a multiple: norms and the softmax do not see those.
+        hooks.add(point, |_, value| Some(value * 0.5 + value.square().clamp_max(4.0) * 0.3));
+        assert!(!bare.equal(&logits(&model, &batch, &mut hooks)), "`{point}`");
+    }
+}
+
+#[test]
+fn a_pass_stops_where_it_is_told() {
+    let model = load("text", Precision::F32);
+    let batch = Batch::one(&[2, 17, 250]);
+    let reached = std::cell::Cell::new(0);
+    let mut hooks = Hooks::none();
+    for layer in 0..7 {
+        let reached = &reached;
+        hooks.read(HookPoint::block(Site::ResidPost, layer), move |_, _| reached.set(layer));
+    }
+    let options = Forward { stop_after: Some(2), ..Forward::default() };
+    let output = model.forward(&batch, None, &mut hooks, options).unwrap();
+    assert_eq!(reached.get(), 2);
+    assert!(output.logits.is_none());
+}
+
+#[test]
+fn bad_batches_are_errors() {
+    let model = load("text", Precision::F32);
+    for batch in [
+        Batch::default(),
+        Batch::one(&[]),
+        Batch::one(&[320]),
+        Batch { ids: vec![2, 3], lengths: vec![3] },
+        Batch { ids: vec![2, 3], lengths: vec![2, 0] },
+    ] {
+        assert!(model.forward(&batch, None, &mut Hooks::none(), Forward::default()).is_err(), "{batch:?}");
+    }
+}
+
+#[test]
+fn logit_effects_are_the_direct_path() {
+    let model = load("shaped_like_27b", Precision::F32);
+    let d_model = model.config().d_model;
+    let directions: Vec<f32> = (0..2 * d_model).map(|i| ((i * 7919 % 101) as f32 - 50.0) / 25.0).collect();
+    let effects = model.logit_effects(&directions, 5);
+    // A direction of unit scale through the final norm has the same order of logits.
+    for (row, effects) in effects.iter().enumerate() {
+        let direction = Tensor::from_slice(&directions[row * d_model..(row + 1) * d_model]);
+        let scale = direction.square().mean(Kind::Float).sqrt();
+        let lens = (model.logit_lens(&direction.unsqueeze(0)) * scale).squeeze();
+        let (values, ids) = lens.topk(5, 0, true, true);
+        let found: Vec<i64> = effects.top.iter().map(|(id, _)| i64::from(*id)).collect();
+        assert_eq!(found, Vec::<i64>::try_from(ids).unwrap());
+        let found: Vec<f32> = effects.top.iter().map(|(_, value)| *value).collect();
+        assert!(largest_difference(&Tensor::from_slice(&found), &values) < 1e-4);
+        assert!(effects.bottom[0].1 <= effects.bottom[4].1 && effects.bottom[4].1 < effects.top[4].1);
+    }
+}

@@ -1,0 +1,280 @@
+//! Does a recording hold exactly what the network computed, whatever interrupts it?
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use data::corpus::Corpus;
+use data::hook_point::{HookPoint, Site};
+use data::manifest::Manifest;
+use data::store::Run;
+use engine::error::Error;
+use engine::gemma::model::{Batch, Forward, Model, Precision};
+use engine::record::{Provenance, RecordOptions, Recorded, describe, record};
+use engine::weights::Weights;
+use fs_err as fs;
+
+/// Documents of given tokens: short ones, an empty one, one longer than the context, and special tokens among them.
+const CORPUS: &str = r#"{"tokens": [2, 17, 250, 9, 44], "title": "first"}
+{"tokens": []}
+{"tokens": [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26]}
+{"tokens": [300]}
+{"tokens": [2, 31, 32, 1, 33, 34]}
+{"tokens": [2, 41, 42, 43, 44, 45, 46, 47, 48]}
+{"tokens": []}
+"#;
+const TOKENS: u64 = 5 + 23 + 1 + 6 + 9;
+
+struct Bench {
+    folder: tempfile::TempDir,
+    weights: Weights,
+    model: Model,
+    corpus: Corpus,
+}
+
+impl Bench {
+    fn new(precision: Precision) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("corpus.jsonl");
+        fs::write(&path, CORPUS).unwrap();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3/text");
+        let weights = Weights::open(fixture).unwrap();
+        let model = Model::from_weights(&weights, precision).unwrap();
+        let corpus = Corpus::open(&[path.display().to_string()], false).unwrap();
+        Self { folder, weights, model, corpus }
+    }
+
+    fn options(&self) -> RecordOptions {
+        let points = HookPoint::parse_list("blocks.*.hook_resid_post,blocks.1.attn.hook_z,hook_embed", 7).unwrap();
+        RecordOptions { context: Some(8), batch_tokens: 10, shard_tokens: 16, ..RecordOptions::new(points) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn record(&self, out: &Path, options: &RecordOptions, resume: bool, stop_after: usize) -> Result<Recorded, Error> {
+        let mut batches = 0;
+        let described = describe("tiny", &self.weights, self.model.precision())?;
+        record(&self.model, described, None, &self.corpus, out, options, Provenance::default(), resume, &mut |_| {
+            batches += 1;
+            if batches >= stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    }
+
+    fn complete(&self, out: &Path, options: &RecordOptions) -> Box<Manifest> {
+        match self.record(out, options, false, usize::MAX).unwrap() {
+            Recorded::Complete(manifest) => manifest,
+            Recorded::Interrupted(at) => panic!("interrupted at {at:?}"),
+        }
+    }
+}
+
+/// The sequences that the corpus makes with a context of 8.
+fn sequences() -> Vec<Vec<u32>> {
+    CORPUS
+        .lines()
+        .flat_map(|line| {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            let ids: Vec<u32> = serde_json::from_value(value["tokens"].clone()).unwrap();
+            ids.chunks(8).map(<[u32]>::to_vec).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn a_recording_holds_what_the_network_computed() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let bench = Bench::new(precision);
+        let (out, options) = (bench.path("run"), bench.options());
+        let manifest = bench.complete(&out, &options);
+        assert!(manifest.complete);
+        assert_eq!(manifest.counts.tokens_expected, TOKENS);
+        assert_eq!(manifest.counts.tokens_captured, TOKENS);
+        assert_eq!(manifest.counts.documents, 7);
+        assert!(manifest.shards.len() > 2, "several shards");
+        assert_eq!(manifest.corpus.sha256.len(), 64);
+
+        let run = Run::open(&out).unwrap();
+        let tokens = run.tokens(0..TOKENS).unwrap();
+        assert_eq!(tokens.token_id, sequences().concat());
+        let positions: Vec<u32> = sequences().iter().flat_map(|sequence| 0..sequence.len() as u32).collect();
+        assert_eq!(tokens.pos, positions);
+        assert!(tokens.special[0] && !tokens.special[1]);
+        assert!(tokens.nll.iter().all(Option::is_none));
+        let documents = run.documents(0..7).unwrap();
+        let lengths: Vec<u64> = documents.iter().map(|document| document.n_tokens).collect();
+        assert_eq!(lengths, [5, 0, 23, 1, 6, 9, 0]);
+        assert_eq!(documents[0].meta.as_deref(), Some(r#"{"title":"first"}"#));
+        assert_eq!(run.document_tokens(4).unwrap(), 29..35);
+
+        for &point in &options.hook_points {
+            let stored = run.acts(point, 0..TOKENS).unwrap().to_f32();
+            let mut computed = Vec::new();
+            for sequence in sequences() {
+                let (_, cache) =
+                    bench.model.forward_with_cache(&Batch::one(&sequence), &[point], Forward::default()).unwrap();
+                computed.extend(Vec::<f32>::try_from(cache.get(point).unwrap().to_kind(tch::Kind::Float).reshape([-1])).unwrap());
+            }
+            assert_eq!(stored.len(), computed.len());
+            let tolerance = if precision == Precision::F32 { 1e-5 } else { 0.05 };
+            for (i, (a, b)) in stored.iter().zip(&computed).enumerate() {
+                assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{point}, value {i}: {a} and {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_nll_is_of_the_next_token() {
+    let bench = Bench::new(Precision::F32);
+    let out = bench.path("run");
+    bench.complete(&out, &RecordOptions { nll: true, ..bench.options() });
+    let tokens = Run::open(&out).unwrap().tokens(0..TOKENS).unwrap();
+    let mut row = 0;
+    for sequence in sequences() {
+        let output = bench
+            .model
+            .forward(&Batch::one(&sequence), None, &mut engine::hook::Hooks::none(), Forward::default())
+            .unwrap();
+        assert_eq!(tokens.nll[row], None, "the first of a sequence");
+        if sequence.len() > 1 {
+            let nll = bench.model.nll(&output.resid.narrow(0, 0, sequence.len() as i64 - 1), &sequence[1..]);
+            for (i, expected) in nll.iter().enumerate() {
+                assert!((tokens.nll[row + 1 + i].unwrap() - expected).abs() < 1e-4);
+            }
+        }
+        row += sequence.len();
+    }
+}
+
+#[test]
+fn special_tokens_can_be_left_out_and_are_counted() {
+    let bench = Bench::new(Precision::F32);
+    let (all, some) = (bench.path("all"), bench.path("some"));
+    bench.complete(&all, &bench.options());
+    let manifest = bench.complete(&some, &RecordOptions { skip_special: true, ..bench.options() });
+    let special = 5;
+    assert_eq!(manifest.counts.tokens_expected, TOKENS);
+    assert_eq!(manifest.counts.tokens_captured, TOKENS - special);
+    assert_eq!(manifest.counts.tokens_skipped, BTreeMap::from([("special".to_owned(), special)]));
+    let (all, some) = (Run::open(&all).unwrap(), Run::open(&some).unwrap());
+    let point = HookPoint::block(Site::ResidPost, 6);
+    let rows = |run: &Run| run.acts(point, 0..run.n_tokens()).unwrap().to_f32();
+    let special = all.tokens(0..TOKENS).unwrap().special;
+    let kept: Vec<f32> =
+        rows(&all).chunks(32).zip(&special).filter(|(_, special)| !**special).flat_map(|(row, _)| row.to_vec()).collect();
+    assert_eq!(rows(&some), kept);
+    let lengths: Vec<u64> = some.documents(0..7).unwrap().iter().map(|document| document.n_tokens).collect();
+    assert_eq!(lengths, [4, 0, 22, 1, 4, 8, 0]);
+}
+
+#[test]
+fn the_number_of_tokens_can_be_limited() {
+    let bench = Bench::new(Precision::F32);
+    for limit in [1, 5, 6, 20, 28, 43, 100] {
+        let out = bench.path(&format!("run-{limit}"));
+        let manifest = bench.complete(&out, &RecordOptions { max_tokens: Some(limit), ..bench.options() });
+        assert_eq!(manifest.counts.tokens_captured, limit.min(TOKENS));
+        let ids = Run::open(&out).unwrap().tokens(0..limit.min(TOKENS)).unwrap().token_id;
+        assert_eq!(ids, sequences().concat()[..ids.len()]);
+    }
+}
+
+#[test]
+fn a_resumed_recording_is_the_same_to_the_byte() {
+    let bench = Bench::new(Precision::F32);
+    for options in [
+        bench.options(),
+        RecordOptions { skip_special: true, nll: true, ..bench.options() },
+        RecordOptions { max_tokens: Some(40), shard_tokens: 8, ..bench.options() },
+        RecordOptions { shard_tokens: 1, ..bench.options() },
+    ] {
+        let undisturbed = bench.path("undisturbed");
+        bench.complete(&undisturbed, &options);
+        for stop_after in 1..8 {
+            let out = bench.path("disturbed");
+            let mut ended = bench.record(&out, &options, false, stop_after).unwrap();
+            let mut attempts = 0;
+            while matches!(ended, Recorded::Interrupted(_)) {
+                attempts += 1;
+                assert!(attempts < 60, "no progress");
+                // Progress is made even if every attempt is interrupted, as long as a shard is closed in between.
+                ended = bench.record(&out, &options, true, stop_after + attempts).unwrap();
+            }
+            assert_eq!(files(&undisturbed), files(&out), "stopped after {stop_after} batches");
+            fs::remove_dir_all(&out).unwrap();
+        }
+        fs::remove_dir_all(&undisturbed).unwrap();
+    }
+}
+
+#[test]
+fn resuming_with_another_corpus_or_other_options_is_refused() {
+    let bench = Bench::new(Precision::F32);
+    let (out, options) = (bench.path("run"), bench.options());
+    assert!(matches!(bench.record(&out, &options, false, 4).unwrap(), Recorded::Interrupted(at) if at.shards > 0));
+    assert!(bench.record(&out, &options, false, 4).is_err(), "a run is there already");
+    assert!(bench.record(&out, &RecordOptions { nll: true, ..options.clone() }, true, 9).is_err());
+    fs::write(bench.path("corpus.jsonl"), CORPUS.replace("250", "251")).unwrap();
+    assert!(matches!(bench.record(&out, &options, true, 9), Err(Error::CorpusChanged)));
+    fs::write(bench.path("corpus.jsonl"), CORPUS).unwrap();
+    assert!(matches!(bench.record(&out, &options, true, usize::MAX).unwrap(), Recorded::Complete(_)));
+}
+
+#[test]
+fn bad_corpora_leave_nothing_behind() {
+    let bench = Bench::new(Precision::F32);
+    let check = |corpus: &str, expected: &str| {
+        fs::write(bench.path("corpus.jsonl"), corpus).unwrap();
+        let out = bench.path("run");
+        let error = bench.record(&out, &bench.options(), false, usize::MAX).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!out.exists(), "{corpus}");
+    };
+    check("", "no token");
+    check("{\"tokens\": []}\n", "no token");
+    check("{\"text\": \"words\"}\n", "tokenizer");
+    check("{\"tokens\": [2, 320]}\n", "320");
+    check("not json\n", "line 1");
+    fs::write(bench.path("corpus.jsonl"), CORPUS).unwrap();
+    for (options, expected) in [
+        (RecordOptions { context: Some(257), ..bench.options() }, "256"),
+        (RecordOptions { context: Some(1), ..bench.options() }, "256"),
+        (RecordOptions::new(vec![HookPoint::block(Site::Pattern, 0)]), "hook_pattern"),
+    ] {
+        let error = bench.record(&bench.path("run"), &options, false, usize::MAX).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn what_was_durable_stays_when_a_later_document_is_bad() {
+    let bench = Bench::new(Precision::F32);
+    let (out, options) = (bench.path("run"), bench.options());
+    fs::write(bench.path("corpus.jsonl"), format!("{CORPUS}{{\"tokens\": [999]}}\n")).unwrap();
+    assert!(bench.record(&out, &options, false, usize::MAX).is_err());
+    let run = Run::open(&out).unwrap();
+    assert!(!run.manifest().complete);
+    assert!(run.n_tokens() > 0);
+    // The corpus is repaired, and the recording goes on.
+    fs::write(bench.path("corpus.jsonl"), CORPUS).unwrap();
+    assert!(matches!(bench.record(&out, &options, true, usize::MAX).unwrap(), Recorded::Complete(_)));
+}
+
+/// Every file below a folder with its bytes; the manifest without the folder's own name in it.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(folder).unwrap().display().to_string(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,246 @@
+//! Which latents does BatchTopK keep, in training and after it? (Bussmann et al., arXiv 2412.06410)
+//!
+//! In training, the `B·k` largest positive pre-activations of a batch of `B` rows are kept, wherever they are. Afterwards a
+//! row is encoded alone, with a threshold that is the running estimate of the smallest value kept: a JumpReLU.
+
+use crate::{kernels::scan_above, sparse::SparseRows};
+
+/// How far below the last batch's smallest kept value the next batch's candidates begin.
+///
+/// It is only about speed: too high, and the batch is done again with every positive value as a candidate.
+const CANDIDATE_MARGIN: f32 = 0.8;
+
+/// The exact choice of the largest values of a whole batch.
+///
+/// The rows come in blocks, and a block's pre-activations are gone when the next is computed. So candidates are gathered
+/// while a block is in the cache (all values above a floor that is surely low enough, guessed from the batch before), and the
+/// choice among them is exact.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BatchTopK {
+    k: usize,
+    floor: Option<f32>,
+    bits: Vec<u32>,
+}
+
+/// What [`BatchTopK::choose`] found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Choice {
+    /// The candidates now hold what is kept; the smallest kept value, if anything is.
+    Kept(Option<f32>),
+    /// The floor was too high: gather again, above 0.
+    TooFew,
+}
+
+impl BatchTopK {
+    pub(crate) fn new(k: usize) -> Self {
+        Self {
+            k,
+            ..Self::default()
+        }
+    }
+
+    /// What candidates must be above; `None` before the first batch: call [`BatchTopK::guess`].
+    pub(crate) fn floor(&self) -> Option<f32> {
+        self.floor
+    }
+
+    /// Guesses the floor from the pre-activations of a few rows, so that about twice too many are candidates.
+    pub(crate) fn guess(&mut self, pre_acts: &[f32], n_rows: usize) {
+        let mut positive: Vec<f32> = pre_acts.iter().copied().filter(|&z| z > 0.0).collect();
+        let rank = 2 * self.k * n_rows;
+        self.floor = Some(if rank > 0 && rank < positive.len() {
+            *positive.select_nth_unstable_by(rank, |a, b| b.total_cmp(a)).1
+        } else {
+            0.0
+        });
+    }
+
+    /// Appends the row of candidates of `pre_acts`.
+    pub(crate) fn candidates(
+        floor: f32,
+        pre_acts: &[f32],
+        found: &mut Vec<(f32, u32)>,
+        out: &mut SparseRows,
+    ) {
+        found.clear();
+        scan_above(pre_acts, 0, floor, usize::MAX, found);
+        out.push_row(found.iter().copied());
+    }
+
+    /// Leaves in `blocks`, which hold the candidates of the whole batch in order, the `k` times rows largest. Of equal values
+    /// the earlier row is kept, then the lower latent.
+    pub(crate) fn choose(&mut self, floor: f32, blocks: &mut [&mut SparseRows]) -> Choice {
+        let n_rows: usize = blocks.iter().map(|block| block.n_rows()).sum();
+        let target = self.k * n_rows;
+        // All are positive, and positive floats are ordered as their bits are.
+        self.bits.clear();
+        for block in &*blocks {
+            self.bits.extend(block.values().iter().map(|value| value.to_bits()));
+        }
+        if self.bits.len() <= target || target == 0 {
+            if self.bits.len() < target && floor > 0.0 {
+                return Choice::TooFew;
+            }
+            if target == 0 {
+                for block in blocks {
+                    block.retain(|_, _, _| false);
+                }
+                return Choice::Kept(None);
+            }
+            let smallest = self.bits.iter().min().copied().map(f32::from_bits);
+            self.floor = Some(smallest.map_or(0.0, |value| value * CANDIDATE_MARGIN));
+            return Choice::Kept(smallest);
+        }
+        let (above, &mut last, _) = self.bits.select_nth_unstable_by(target - 1, |a, b| b.cmp(a));
+        let mut equal_left = target - above.iter().filter(|&&bits| bits > last).count();
+        for block in blocks {
+            block.retain(|_, _, value| {
+                let bits = value.to_bits();
+                if bits == last && equal_left > 0 {
+                    equal_left -= 1;
+                    return true;
+                }
+                bits > last
+            });
+        }
+        let smallest = f32::from_bits(last);
+        self.floor = Some(smallest * CANDIDATE_MARGIN);
+        Choice::Kept(Some(smallest))
+    }
+}
+
+/// The running estimate of the smallest kept value, which becomes the threshold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct RunningThreshold {
+    value: Option<f64>,
+}
+
+impl RunningThreshold {
+    /// Moves the estimate by `rate` towards the smallest value that a batch kept; the first one is taken as it is
+    /// (dictionary_learning; SAELens begins at 0, which is only right after a long training).
+    pub(crate) fn update(&mut self, smallest: Option<f32>, rate: f64) {
+        if let Some(smallest) = smallest {
+            let smallest = f64::from(smallest);
+            let old = self.value.unwrap_or(smallest);
+            self.value = Some(old + rate * (smallest - old));
+        }
+    }
+
+    /// The estimate; 0 before the first batch.
+    pub(crate) fn get(self) -> f64 {
+        self.value.unwrap_or(0.0)
+    }
+}
+
+/// Keeps of `pre_acts` what is positive and above its latent's threshold: JumpReLU with SAELens's strict comparison.
+pub(crate) fn jump_relu(
+    pre_acts: &[f32],
+    threshold: &[f32],
+    floor: f32,
+    found: &mut Vec<(f32, u32)>,
+    out: &mut SparseRows,
+) {
+    found.clear();
+    scan_above(pre_acts, 0, floor, usize::MAX, found);
+    out.push_row(
+        found
+            .iter()
+            .copied()
+            .filter(|&(value, latent)| value > threshold[latent as usize]),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(rows: &[&[f32]], floor: f32) -> Vec<SparseRows> {
+        let mut blocks = Vec::new();
+        // Two rows a block, so that the choice crosses blocks.
+        for rows in rows.chunks(2) {
+            let mut block = SparseRows::new();
+            for row in rows {
+                BatchTopK::candidates(floor, row, &mut Vec::new(), &mut block);
+            }
+            blocks.push(block);
+        }
+        blocks
+    }
+
+    fn check(k: usize, floor: f32, rows: &[&[f32]], expected: Choice, dense: &[&[f32]]) {
+        let mut blocks = batch(rows, floor);
+        let mut choice = BatchTopK::new(k);
+        let found = choice.choose(floor, &mut blocks.iter_mut().collect::<Vec<_>>());
+        assert_eq!(found, expected);
+        if expected == Choice::TooFew {
+            return;
+        }
+        let mut all = SparseRows::new();
+        for block in &blocks {
+            all.append(block);
+        }
+        for (row, dense) in dense.iter().enumerate() {
+            assert_eq!(all.dense_row(row, dense.len()), *dense, "row {row}");
+        }
+    }
+
+    #[test]
+    fn a_row_may_have_more_than_k() {
+        let rows: &[&[f32]] = &[&[3.0, 2.0, 1.0], &[0.5, -1.0, 0.0], &[0.1, 0.2, 4.0]];
+        let dense: &[&[f32]] = &[&[3.0, 2.0, 0.0], &[0.0; 3], &[0.0, 0.0, 4.0]];
+        check(1, 0.0, rows, Choice::Kept(Some(2.0)), dense);
+        check(1, 1.5, rows, Choice::Kept(Some(2.0)), dense);
+    }
+
+    #[test]
+    fn of_equal_values_the_earlier_is_kept() {
+        let rows: &[&[f32]] = &[&[1.0, 1.0], &[1.0, 2.0], &[1.0, 1.0]];
+        let dense: &[&[f32]] = &[&[1.0, 1.0], &[0.0, 2.0], &[0.0, 0.0]];
+        check(1, 0.0, rows, Choice::Kept(Some(1.0)), dense);
+    }
+
+    #[test]
+    fn too_high_a_floor_is_noticed() {
+        let rows: &[&[f32]] = &[&[3.0, 2.0, 1.0], &[0.5, -1.0, 0.0]];
+        check(1, 2.5, rows, Choice::TooFew, &[]);
+    }
+
+    #[test]
+    fn with_too_few_positive_ones_all_are_kept() {
+        let rows: &[&[f32]] = &[&[3.0, f32::NAN, -1.0], &[0.5, -1.0, 0.0]];
+        let dense: &[&[f32]] = &[&[3.0, 0.0, 0.0], &[0.5, 0.0, 0.0]];
+        check(2, 0.0, rows, Choice::Kept(Some(0.5)), dense);
+        check(0, 0.0, rows, Choice::Kept(None), &[&[0.0; 3], &[0.0; 3]]);
+    }
+
+    #[test]
+    fn the_guess_is_below_the_choice() {
+        let values: Vec<f32> = (0..4000).map(|i| ((i * 7907) % 4001) as f32 - 1000.0).collect();
+        let mut choice = BatchTopK::new(10);
+        choice.guess(&values, 4);
+        let floor = choice.floor().unwrap();
+        let above = values.iter().filter(|&&value| value > floor).count();
+        assert_eq!(above, 2 * 10 * 4);
+    }
+
+    #[test]
+    fn the_estimate_begins_at_the_first_value_and_follows() {
+        let mut threshold = RunningThreshold::default();
+        threshold.update(None, 0.01);
+        assert_eq!(threshold.get(), 0.0);
+        threshold.update(Some(2.0), 0.01);
+        assert_eq!(threshold.get(), 2.0);
+        threshold.update(Some(3.0), 0.01);
+        assert!((threshold.get() - 2.01).abs() < 1e-12);
+        threshold.update(None, 0.01);
+        assert!((threshold.get() - 2.01).abs() < 1e-12);
+    }
+
+    #[test]
+    fn jump_relu_is_strict() {
+        let mut out = SparseRows::new();
+        let (z, threshold) = ([0.5, 0.5, -1.0, 2.0], [0.5, 0.4, -2.0, 0.0]);
+        jump_relu(&z, &threshold, 0.0, &mut Vec::new(), &mut out);
+        assert_eq!(out.dense_row(0, 4), [0.0, 0.5, 0.0, 2.0]);
+    }
+}

@@ -1,0 +1,57 @@
+//! Sparse coders: train, load, apply, evaluate, describe.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//!
+//! # fn main() -> scope::Result<()> {
+//! let run = data::Run::open("runs/news")?;
+//! let hook = "blocks.12.hook_resid_post".parse()?;
+//! let config = scope::TrainConfig { d_sae: 4096, k: 32, ..Default::default() };
+//! scope::train(&run, hook, &config, &run.sae_dir("news-12")?, &mut |progress| {
+//!     println!("step {}: explained variance {:.3}", progress.step, progress.explained_variance);
+//!     ControlFlow::Continue(())
+//! })?;
+//! let sae = scope::Sae::load(run.sae_dir("news-12")?)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What holds here:
+//! - A `tch::Tensor` never crosses the border of this crate; rows are slices.
+//! - Special tokens and outliers never enter training or statistics.
+//! - The fast path of training gives what the plain one in [`loss`] gives; a test holds them together.
+//! - The same seed gives the same weights, whatever the number of threads, and however often the training was resumed.
+
+pub mod encode;
+pub mod error;
+pub mod loss;
+pub mod metrics;
+pub mod sae;
+pub mod sparse;
+pub mod train;
+pub mod workers;
+
+mod batch_topk;
+mod checkpoint;
+mod init;
+mod kernels;
+mod matrix;
+mod optimizer;
+mod pretrained;
+mod random;
+mod stats;
+mod step;
+mod tensors;
+mod topk;
+
+#[cfg(test)]
+mod testing;
+
+pub use encode::{EncodeOptions, EncodeProgress, EncodeSummary, LogitLens, encode};
+pub use error::{Error, Result};
+pub use matrix::Matrix;
+pub use metrics::{Metrics, evaluate};
+pub use sae::{Activation, Sae, SparseCoder};
+pub use sparse::SparseRows;
+pub use train::{Architecture, TrainConfig, TrainProgress, TrainSummary, train};
+pub use workers::Workers;

@@ -1,0 +1,209 @@
+//! How are weights and batches laid out in memory, and how do they reach libtorch's matrix product?
+
+use bytemuck::{Pod, Zeroable};
+use tch::{Device, Kind, Tensor};
+
+/// One cache line, which is also what the matrix product wants buffers aligned to.
+///
+/// libtorch's BLAS may choose another summation order for another alignment, so alignment is part of
+/// "resuming continues exactly", and not only of speed.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+/// Numbers in a [`Line`].
+const LANES: usize = 16;
+
+/// A row-major f32 matrix `[rows, cols]`, aligned to 64 bytes.
+#[derive(Clone, Default)]
+pub struct Matrix {
+    rows: usize,
+    cols: usize,
+    lines: Vec<Line>,
+}
+
+impl Matrix {
+    /// A matrix of zeros.
+    pub fn zeros(rows: usize, cols: usize) -> Self {
+        let lines = (rows * cols).div_ceil(LANES);
+        Self {
+            rows,
+            cols,
+            lines: vec![Line([0.0; LANES]); lines],
+        }
+    }
+
+    /// A matrix with these values, row after row.
+    ///
+    /// # Panics
+    /// If there are not `rows * cols` values.
+    pub fn from_slice(rows: usize, cols: usize, values: &[f32]) -> Self {
+        let mut matrix = Self::zeros(rows, cols);
+        matrix.as_mut_slice().copy_from_slice(values);
+        matrix
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// All values, row after row.
+    pub fn as_slice(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.rows * self.cols]
+    }
+
+    /// All values, row after row, to be changed.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.rows * self.cols]
+    }
+
+    /// Row `index`.
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.as_slice()[index * self.cols..][..self.cols]
+    }
+
+    /// Row `index`, to be changed.
+    pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
+        let cols = self.cols;
+        &mut self.as_mut_slice()[index * cols..][..cols]
+    }
+
+    /// The transpose, `[cols, rows]`.
+    pub fn transposed(&self) -> Self {
+        /// Squares of this side are copied at a time, so that both sides stay in the cache.
+        const TILE: usize = 32;
+        let mut out = Self::zeros(self.cols, self.rows);
+        let (rows, cols) = (self.rows, self.cols);
+        let (from, to) = (self.as_slice(), out.as_mut_slice());
+        for row in (0..rows).step_by(TILE) {
+            for col in (0..cols).step_by(TILE) {
+                for r in row..(row + TILE).min(rows) {
+                    for c in col..(col + TILE).min(cols) {
+                        to[c * rows + r] = from[r * cols + c];
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Makes room for `rows` rows; what is in them is unspecified.
+    pub(crate) fn resize_rows(&mut self, rows: usize) {
+        self.rows = rows;
+        self.lines
+            .resize((rows * self.cols).div_ceil(LANES), Line([0.0; LANES]));
+    }
+}
+
+impl std::fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Matrix[{}, {}]", self.rows, self.cols)
+    }
+}
+
+impl PartialEq for Matrix {
+    fn eq(&self, other: &Self) -> bool {
+        (self.rows, self.cols) == (other.rows, other.cols) && self.as_slice() == other.as_slice()
+    }
+}
+
+/// Whether the right factor of a product is as it stands in memory or transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Right {
+    /// `b` is `[k, n]`.
+    Plain,
+    /// `b` is `[n, k]`, and its transpose is multiplied.
+    Transposed,
+}
+
+/// `out[m, n] = a[m, k] · b`, through libtorch, with as many threads as libtorch gives the calling thread
+/// (one in a [`crate::workers::Workers`] pool).
+///
+/// # Panics
+/// If the lengths do not fit the shapes.
+pub(crate) fn matmul(a: &[f32], b: &[f32], right: Right, out: &mut [f32], [m, k, n]: [usize; 3]) {
+    assert_eq!(a.len(), m * k, "the left factor is [m, k]");
+    assert_eq!(b.len(), k * n, "the right factor has k * n values");
+    assert_eq!(out.len(), m * n, "the product is [m, n]");
+    let a = borrow(a, [m, k]);
+    let b = match right {
+        Right::Plain => borrow(b, [k, n]),
+        Right::Transposed => borrow(b, [n, k]).tr(),
+    };
+    let out = borrow_mut(out, [m, n]);
+    // The shapes were checked above, and `out` has its final size, so libtorch writes into it in place.
+    let _ = a.mm_out(&out, &b);
+}
+
+/// A tensor over borrowed memory: no copy. It must not leave [`matmul`], and is only read there.
+fn borrow(values: &[f32], shape: [usize; 2]) -> Tensor {
+    over(values.as_ptr(), shape)
+}
+
+/// A tensor over memory that is borrowed to be written. It must not leave [`matmul`].
+fn borrow_mut(values: &mut [f32], shape: [usize; 2]) -> Tensor {
+    over(values.as_mut_ptr(), shape)
+}
+
+#[expect(
+    unsafe_code,
+    reason = "copying weights and batches into tensors for every product costs as much as a tenth of it"
+)]
+fn over(values: *const f32, [rows, cols]: [usize; 2]) -> Tensor {
+    let (shape, strides) = ([rows as i64, cols as i64], [cols as i64, 1]);
+    // SAFETY: both callers pass a live slice of rows * cols values, and `matmul` drops the tensor before it
+    // gives the slice back. Only the tensor made from the exclusive slice is written.
+    unsafe { Tensor::from_blob(values.cast(), &shape, &strides, Kind::Float, Device::Cpu) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_by_hand() {
+        let a = Matrix::from_slice(2, 3, &[1., 2., 3., 4., 5., 6.]);
+        let b = Matrix::from_slice(3, 2, &[1., 0., 0., 1., 1., 1.]);
+        let mut out = Matrix::zeros(2, 2);
+        let shape = [2, 3, 2];
+        matmul(
+            a.as_slice(),
+            b.as_slice(),
+            Right::Plain,
+            out.as_mut_slice(),
+            shape,
+        );
+        assert_eq!(out.as_slice(), [4., 5., 10., 11.]);
+        out.as_mut_slice().fill(0.);
+        let b = b.transposed();
+        matmul(
+            a.as_slice(),
+            b.as_slice(),
+            Right::Transposed,
+            out.as_mut_slice(),
+            shape,
+        );
+        assert_eq!(out.as_slice(), [4., 5., 10., 11.]);
+    }
+
+    #[test]
+    fn transposing_twice_is_the_identity() {
+        let values: Vec<f32> = (0..37 * 70).map(|i| i as f32).collect();
+        let matrix = Matrix::from_slice(37, 70, &values);
+        assert_eq!(matrix.transposed().row(3)[5], matrix.row(5)[3]);
+        assert_eq!(matrix.transposed().transposed(), matrix);
+    }
+
+    #[test]
+    fn rows_are_aligned() {
+        let matrix = Matrix::zeros(4, 16);
+        assert_eq!(matrix.row(0).as_ptr().align_offset(64), 0);
+        assert_eq!(matrix.row(1).as_ptr().align_offset(64), 0);
+    }
+}

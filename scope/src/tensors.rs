@@ -1,0 +1,132 @@
+//! How are named f32 tensors read from and written to safetensors files, without trusting or half-writing any?
+
+use std::{collections::HashMap, path::Path};
+
+use fs_err as fs;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+
+use crate::error::{Error, Result};
+
+/// A safetensors file, memory-mapped.
+#[derive(Debug)]
+pub(crate) struct TensorFile<'a> {
+    path: &'a Path,
+    bytes: Mmap,
+}
+
+impl<'a> TensorFile<'a> {
+    /// Maps the file and checks that its header and its length agree.
+    pub(crate) fn open(path: &'a Path) -> Result<Self> {
+        let file = fs::File::open(path)?;
+        #[expect(unsafe_code, reason = "weights of many gigabytes are read once, without a second copy")]
+        // SAFETY: the map is only read, and files of coders are replaced by rename, never changed in place.
+        let bytes = unsafe { Mmap::map(file.file()) }?;
+        let opened = Self { path, bytes };
+        opened.tensors()?;
+        Ok(opened)
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.bytes).map_err(|cause| self.damaged(cause))
+    }
+
+    fn damaged(&self, cause: impl std::fmt::Display) -> Error {
+        Error::Weights { cause: cause.to_string(), path: self.path.into() }
+    }
+
+    /// Whether there is a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> Result<bool> {
+        Ok(self.tensors()?.tensor(name).is_ok())
+    }
+
+    /// The tensor `name`, which must have this shape, as f32.
+    pub(crate) fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensors = self.tensors()?;
+        let Ok(tensor) = tensors.tensor(name) else {
+            let mut names = tensors.names();
+            names.sort_unstable();
+            return Err(Error::MissingTensor {
+                name: name.into(),
+                found: format!("{names:?}"),
+                path: self.path.into(),
+            });
+        };
+        if tensor.shape() != shape {
+            return Err(Error::Shape {
+                name: name.into(),
+                expected: shape.into(),
+                found: tensor.shape().into(),
+                path: self.path.into(),
+            });
+        }
+        let data = tensor.data();
+        Ok(match tensor.dtype() {
+            Dtype::F32 => values(data, f32::from_le_bytes),
+            Dtype::F16 => values(data, |bytes| half::f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => values(data, |bytes| half::bf16::from_le_bytes(bytes).to_f32()),
+            Dtype::F64 => values(data, |bytes| f64::from_le_bytes(bytes) as f32),
+            other => {
+                let cause = format!("expected `{name}` as F32, F16, BF16 or F64, found {other:?}");
+                return Err(self.damaged(cause));
+            }
+        })
+    }
+
+    /// The text stored under `key` in the header.
+    pub(crate) fn text(&self, key: &str) -> Result<Option<String>> {
+        let (_, header) = SafeTensors::read_metadata(&self.bytes).map_err(|cause| self.damaged(cause))?;
+        Ok(header.metadata().as_ref().and_then(|texts| texts.get(key).cloned()))
+    }
+}
+
+fn values<const N: usize>(data: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    data.as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect()
+}
+
+/// A tensor to be written.
+pub(crate) struct Named<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: &'a [f32],
+}
+
+/// Writes the file under a temporary name, and renames it when it is durable. `text` goes into the header under its key.
+pub(crate) fn write(path: &Path, tensors: &[Named<'_>], text: Option<(&str, String)>) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    let damaged = |cause: safetensors::SafeTensorError| Error::Weights {
+        cause: cause.to_string(),
+        path: temporary.clone(),
+    };
+    let views = tensors
+        .iter()
+        .map(|tensor| {
+            let bytes: &[u8] = bytemuck::cast_slice(tensor.values);
+            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
+            Ok((tensor.name, view.map_err(damaged)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let texts = text.map(|(key, text)| HashMap::from([(key.to_owned(), text)]));
+    let written = safetensors::serialize_to_file(views, texts, &temporary);
+    if let Err(cause) = written {
+        // What is half-written has no final name; removing it may fail for the reason that writing failed.
+        drop(fs::remove_file(&temporary));
+        return Err(match cause {
+            safetensors::SafeTensorError::IoError(cause) => Error::Io {
+                cause: std::io::Error::new(cause.kind(), format!("{cause}, writing `{}`", path.display())),
+            },
+            cause => damaged(cause),
+        });
+    }
+    publish(&temporary, path)
+}
+
+/// Makes `temporary` durable and gives it its final name.
+pub(crate) fn publish(temporary: &Path, path: &Path) -> Result<()> {
+    fs::File::open(temporary)?.sync_all()?;
+    fs::rename(temporary, path)?;
+    if let Some(parent) = path.parent() {
+        fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! Which latents does TopK keep? (Gao et al., arXiv 2406.04093)
+
+use crate::{
+    kernels::{by_value, scan_above},
+    sparse::SparseRows,
+};
+
+/// Keeps the `k` largest positive pre-activations of each row: ReLU, then the k largest, as in OpenAI's code, sparsify and
+/// SAELens. Of equal values the lower latent is kept; NaN is never kept.
+#[derive(Clone, Debug)]
+pub(crate) struct TopK {
+    k: usize,
+    found: Vec<(f32, u32)>,
+}
+
+impl TopK {
+    pub(crate) fn new(k: usize) -> Self {
+        Self {
+            k,
+            found: Vec::new(),
+        }
+    }
+
+    /// Appends the row of the entries that are kept of `pre_acts` (`[d_sae]`), by ascending latent.
+    pub(crate) fn select(&mut self, pre_acts: &[f32], out: &mut SparseRows) {
+        self.find(pre_acts);
+        out.push_row(self.found.iter().copied());
+    }
+
+    /// The same among `latents` alone (ascending), of which `pre_acts` has the values in that order.
+    pub(crate) fn select_among(&mut self, latents: &[u32], pre_acts: &[f32], out: &mut SparseRows) {
+        self.find(pre_acts);
+        let named = |&(value, index): &(f32, u32)| (value, latents[index as usize]);
+        out.push_row(self.found.iter().map(named));
+    }
+
+    fn find(&mut self, values: &[f32]) {
+        /// How many times `k` candidates are gathered before the floor is raised to the k-th of them.
+        const SLACK: usize = 4;
+        let limit = self.k.saturating_mul(SLACK).max(64);
+        self.found.clear();
+        let (mut at, mut floor) = (0, 0.0);
+        loop {
+            // A later value equal to the floor is rightly passed over: its latent is higher.
+            at = scan_above(values, at, floor, limit, &mut self.found);
+            if self.found.len() > self.k {
+                if self.k > 0 {
+                    self.found.select_nth_unstable_by(self.k - 1, by_value);
+                    floor = self.found[self.k - 1].0;
+                }
+                self.found.truncate(self.k);
+            }
+            if at == values.len() || self.k == 0 {
+                break;
+            }
+        }
+        self.found.sort_unstable_by_key(|&(_, latent)| latent);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(k: usize, row: &[f32], expected: &[(u32, f32)]) {
+        let mut out = SparseRows::new();
+        TopK::new(k).select(row, &mut out);
+        let (latents, values) = out.row(0);
+        let found: Vec<_> = latents.iter().copied().zip(values.iter().copied()).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn keeps_the_largest() {
+        check(2, &[0.5, -3.0, 2.0, 1.0], &[(2, 2.0), (3, 1.0)]);
+    }
+
+    #[test]
+    fn keeps_only_positive_ones() {
+        check(3, &[0.5, -3.0, 0.0, -0.0], &[(0, 0.5)]);
+        check(3, &[-1.0, -2.0], &[]);
+    }
+
+    #[test]
+    fn of_equal_values_the_lower_latent_wins() {
+        check(2, &[1.0, 1.0, 1.0, 1.0], &[(0, 1.0), (1, 1.0)]);
+        check(2, &[1.0, 2.0, 1.0, 1.0], &[(0, 1.0), (1, 2.0)]);
+    }
+
+    #[test]
+    fn nan_is_never_kept() {
+        check(2, &[f32::NAN, 1.0, f32::NAN, 0.5, 0.25], &[(1, 1.0), (3, 0.5)]);
+    }
+
+    #[test]
+    fn zero_keeps_nothing() {
+        check(0, &[1.0; 100], &[]);
+    }
+
+    #[test]
+    fn long_rows_equal_sorting() {
+        for (k, spread) in [(1, 7919), (3, 7919), (32, 7919), (32, 5), (999, 7919)] {
+            let row: Vec<f32> = (0..1000)
+                .map(|i: usize| ((i * 7907 + 13) % spread) as f32 - 2.0)
+                .collect();
+            let mut sorted: Vec<(f32, u32)> = row.iter().copied().zip(0..).collect();
+            sorted.sort_by(by_value);
+            let mut expected: Vec<_> = sorted
+                .into_iter()
+                .filter(|&(value, _)| value > 0.0)
+                .take(k)
+                .map(|(value, latent)| (latent, value))
+                .collect();
+            expected.sort_unstable_by_key(|&(latent, _)| latent);
+            check(k, &row, &expected);
+        }
+    }
+
+    #[test]
+    fn among_some_latents() {
+        let mut out = SparseRows::new();
+        TopK::new(1).select_among(&[3, 8, 9], &[0.1, 0.3, 0.2], &mut out);
+        assert_eq!(out.row(0), (&[8][..], &[0.3][..]));
+    }
+}

@@ -1,0 +1,626 @@
+//! How is a coder trained from the shards of a run?
+
+use std::{collections::VecDeque, ops::ControlFlow, path::Path};
+
+use data::{HookPoint, MixingOptions, MixingReader, Run, metrics::Metrics};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    batch_topk::RunningThreshold,
+    checkpoint::{self, State},
+    error::{Error, Result},
+    init,
+    loss::{AuxK, Selection},
+    optimizer::{Adam, AdamSettings, Schedule},
+    pretrained::sae_lens,
+    sae::{Activation, Sae},
+    step::{Input, Outcome, Selector, Step, Weights},
+    workers::Workers,
+};
+
+/// Tokens in a batch (SAELens's and GDM's 4,096).
+pub const BATCH: usize = 4096;
+/// Latents (the width of the quick loop, `reference/sae.md` §4.12).
+pub const D_SAE: usize = 4096;
+/// Latents that fire for a token, in the mean (OpenAI's, SAEBench's range is 20–200).
+pub const K: usize = 32;
+/// The learning rate at [`LR_WIDTH`] latents; it falls with the square root of the width (dictionary_learning, sparsify).
+pub const LR: f64 = 2e-4;
+/// See [`LR`].
+pub const LR_WIDTH: f64 = (1 << 14) as f64;
+/// Steps over which the learning rate rises (dictionary_learning, OpenMOSS).
+pub const WARMUP_STEPS: u64 = 1000;
+/// … but not more than this part of the training, which is short on small corpora.
+pub const WARMUP_FRACTION: f64 = 0.05;
+/// The last part of the training, over which the learning rate falls to 0 (dictionary_learning: from 80 % on).
+pub const DECAY_FRACTION: f64 = 0.2;
+/// Adam's decay rates and ε (SAELens, torch).
+pub const BETAS: (f64, f64) = (0.9, 0.999);
+/// See [`BETAS`].
+pub const EPSILON: f64 = 1e-8;
+/// The norm to which larger gradients are scaled down (SAELens, dictionary_learning).
+pub const MAX_GRADIENT_NORM: f64 = 1.0;
+/// α, the weight of AuxK (OpenAI).
+pub const AUX_WEIGHT: f64 = 1.0 / 32.0;
+/// Tokens without firing after which a latent is dead (OpenAI).
+pub const DEAD_WINDOW: u64 = 10_000_000;
+/// … but not more than this part of the training, so that a short one revives them too.
+pub const DEAD_WINDOW_FRACTION: f64 = 0.1;
+/// How far the threshold's estimate moves with each batch (SAELens).
+pub const THRESHOLD_RATE: f64 = 0.01;
+/// Tokens whose norm exceeds this multiple of the median are left out (dictionary_learning, SAEDashboard).
+pub const MAX_NORM_MULTIPLE: f64 = 10.0;
+/// Rows among which the reader shuffles.
+pub const BUFFER: usize = 1 << 16;
+/// Steps between rows of `metrics.parquet`.
+pub const LOG_EVERY: u64 = 10;
+/// Steps between checkpoints: a few minutes on two cores at the default width.
+pub const CHECKPOINT_EVERY: u64 = 1000;
+
+/// Batches over which [`TrainProgress::explained_variance`] and its neighbours are taken.
+const WINDOW: usize = 16;
+
+/// The columns of `metrics.parquet`.
+const COLUMNS: [&str; 9] =
+    ["step", "tokens", "loss", "aux_loss", "explained_variance", "l0", "dead", "lr", "threshold"];
+
+/// How latents are chosen in training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// The `k` largest of each token; saved as `topk`.
+    TopK,
+    /// The `k` times batch largest of each batch; saved as `jumprelu` with one threshold.
+    #[default]
+    BatchTopK,
+}
+
+impl std::fmt::Display for Architecture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TopK => "topk",
+            Self::BatchTopK => "batchtopk",
+        })
+    }
+}
+
+impl std::str::FromStr for Architecture {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "topk" => Ok(Self::TopK),
+            "batchtopk" => Ok(Self::BatchTopK),
+            _ => Err(setting("architecture", "`topk` or `batchtopk`", name)),
+        }
+    }
+}
+
+/// What to train and how. The defaults are the constants of this module.
+#[derive(Clone, Debug)]
+pub struct TrainConfig {
+    /// How latents are chosen.
+    pub architecture: Architecture,
+    /// Latents.
+    pub d_sae: usize,
+    /// Latents that fire for a token, in the mean.
+    pub k: usize,
+    /// Learning rate; `None` is [`LR`] · √([`LR_WIDTH`] / `d_sae`).
+    pub lr: Option<f64>,
+    /// Tokens in a batch.
+    pub batch: usize,
+    /// Tokens to train on; `None` is `epochs` times what the run has.
+    pub tokens: Option<u64>,
+    /// Passes over the run, if `tokens` does not say.
+    pub epochs: u32,
+    /// Of the first weights and of the order of tokens.
+    pub seed: u64,
+    /// Threads; 0 is one for every core. The result does not depend on it.
+    pub threads: usize,
+    /// Rows among which the reader shuffles.
+    pub buffer: usize,
+    /// Steps over which the learning rate rises; `None` is [`WARMUP_STEPS`], or [`WARMUP_FRACTION`] of a short training.
+    pub warmup_steps: Option<u64>,
+    /// The last part of the training, over which the learning rate falls.
+    pub decay_fraction: f64,
+    /// Whether activations are scaled so that their mean norm is √d_in.
+    pub normalize: bool,
+    /// Tokens with a larger multiple of the median norm are left out; `None` keeps all.
+    pub max_norm_multiple: Option<f64>,
+    /// The weight of AuxK; 0 turns it off.
+    pub aux_weight: f64,
+    /// Dead latents that may fire for a token in AuxK; `None` is `d_in / 2` (SAELens, sparsify).
+    pub aux_k: Option<usize>,
+    /// Tokens without firing after which a latent is dead; `None` is [`DEAD_WINDOW`], or [`DEAD_WINDOW_FRACTION`] of a short
+    /// training.
+    pub dead_window: Option<u64>,
+    /// Steps between rows of `metrics.parquet`.
+    pub log_every: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Whether to go on from the last checkpoint, if there is one.
+    pub resume: bool,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            architecture: Architecture::default(),
+            d_sae: D_SAE,
+            k: K,
+            lr: None,
+            batch: BATCH,
+            tokens: None,
+            epochs: 1,
+            seed: 0,
+            threads: 0,
+            buffer: BUFFER,
+            warmup_steps: None,
+            decay_fraction: DECAY_FRACTION,
+            normalize: true,
+            max_norm_multiple: Some(MAX_NORM_MULTIPLE),
+            aux_weight: AUX_WEIGHT,
+            aux_k: None,
+            dead_window: None,
+            log_every: LOG_EVERY,
+            checkpoint_every: CHECKPOINT_EVERY,
+            resume: false,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// The learning rate that is meant.
+    pub fn learning_rate(&self) -> f64 {
+        self.lr.unwrap_or_else(|| LR * (LR_WIDTH / self.d_sae as f64).sqrt())
+    }
+
+    /// What is read from the shards, this many times.
+    pub(crate) fn mixing(&self, epochs: u32) -> MixingOptions {
+        MixingOptions {
+            batch_rows: self.batch,
+            buffer_rows: self.buffer,
+            seed: self.seed,
+            epochs,
+            skip_special: true,
+            max_norm_multiple: self.max_norm_multiple,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.d_sae == 0 || self.d_sae > u32::MAX as usize {
+            return Err(setting("d_sae", "between 1 and 2³²", self.d_sae));
+        }
+        if self.k == 0 || self.k > self.d_sae {
+            return Err(setting("k", format!("between 1 and d_sae = {}", self.d_sae), self.k));
+        }
+        if self.batch == 0 {
+            return Err(setting("batch", "at least 1", self.batch));
+        }
+        let lr = self.learning_rate();
+        if !(lr.is_finite() && lr > 0.0) {
+            return Err(setting("lr", "a positive number", lr));
+        }
+        if !(0.0..=1.0).contains(&self.decay_fraction) {
+            return Err(setting("decay_fraction", "between 0 and 1", self.decay_fraction));
+        }
+        if !(self.aux_weight.is_finite() && self.aux_weight >= 0.0) {
+            return Err(setting("aux_weight", "0 or more", self.aux_weight));
+        }
+        if self.tokens == Some(0) || (self.tokens.is_none() && self.epochs == 0) {
+            return Err(setting("tokens", "at least 1", 0));
+        }
+        Ok(())
+    }
+
+    fn selection(&self) -> Selection {
+        match self.architecture {
+            Architecture::TopK => Selection::TopK { k: self.k },
+            Architecture::BatchTopK => Selection::BatchTopK { k: self.k },
+        }
+    }
+}
+
+fn setting(name: &'static str, expected: impl Into<String>, found: impl std::fmt::Display) -> Error {
+    Error::Setting { name, expected: expected.into(), found: found.to_string() }
+}
+
+/// How far training is, after every step. The caller has the clock.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainProgress {
+    /// Steps done.
+    pub step: u64,
+    /// Steps that there will be.
+    pub steps: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Both parts of the loss of the last batches: the unexplained part of the variance, and AuxK.
+    pub loss: f64,
+    /// AuxK's part.
+    pub aux_loss: f64,
+    /// 1 − Σ‖x − x̂‖² / (Σ‖x‖² − ‖Σx‖²/n) over the last batches, in f64.
+    pub explained_variance: f64,
+    /// Latents that fire for a token, in the mean over the last batches.
+    pub l0: f64,
+    /// Latents that have not fired within the window.
+    pub dead: usize,
+    /// The learning rate of the last step.
+    pub lr: f64,
+    /// The running estimate of the smallest kept activation.
+    pub threshold: f64,
+    /// The norm of the last gradient, before it was limited.
+    pub gradient_norm: f64,
+}
+
+/// What came of training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainSummary {
+    /// Whether it came to its end: only then there is a coder. Otherwise there is a checkpoint.
+    pub complete: bool,
+    /// As after the last step, if there was one in this call.
+    pub last: Option<TrainProgress>,
+    /// What activations were multiplied with.
+    pub scale: f32,
+    /// Rows left out because a value was not finite.
+    pub not_finite: u64,
+}
+
+/// Trains a coder on one hook point of a run, into the folder `out` (see [`Run::sae_dir`]).
+///
+/// `progress` is called after every step; when it breaks, a checkpoint is written, and the same call with `resume` goes on
+/// exactly. `out` gets its `cfg.json` at the very end.
+pub fn train(
+    run: &Run,
+    hook: HookPoint,
+    config: &TrainConfig,
+    out: &Path,
+    progress: &mut dyn FnMut(&TrainProgress) -> ControlFlow<()>,
+) -> Result<TrainSummary> {
+    config.check()?;
+    let width = run.hook_point(hook)?.width;
+    if out.join(sae_lens::CONFIG_FILE).exists() {
+        return Err(Error::CoderExists { path: out.into() });
+    }
+    let mut trainer = match checkpoint::latest(out)? {
+        Some(_) if !config.resume => return Err(Error::TrainingBegun { path: out.into() }),
+        Some(path) => Trainer::resume(run, hook, width, config, &path)?,
+        None => Trainer::begin(run, hook, width, config)?,
+    };
+    let mut log = trainer.open_log(out)?;
+    let mut last = None;
+    let mut complete = true;
+    while trainer.step < trainer.schedule.steps {
+        let Some(at) = trainer.advance()? else { break };
+        if at.step % config.log_every.max(1) == 0 || at.step == at.steps {
+            log.push(&at.columns());
+        }
+        let stop = progress(&at).is_break() && at.step < at.steps;
+        last = Some(at);
+        if stop || (trainer.step % config.checkpoint_every.max(1) == 0 && trainer.step < trainer.schedule.steps) {
+            trainer.checkpoint(out)?;
+            log.write(&out.join(METRICS_FILE))?;
+        }
+        if stop {
+            complete = false;
+            break;
+        }
+    }
+    if complete {
+        if trainer.step == 0 {
+            return Err(Error::NoActivations { hook: hook.to_string() });
+        }
+        log.write(&out.join(METRICS_FILE))?;
+        trainer.into_sae(run, hook, config).map(|(sae, summary)| {
+            sae.save(out)?;
+            Ok(TrainSummary { last, ..summary })
+        })?
+    } else {
+        Ok(TrainSummary { complete, last, scale: trainer.scale, not_finite: trainer.not_finite })
+    }
+}
+
+/// The metrics' file name.
+const METRICS_FILE: &str = "metrics.parquet";
+
+/// A training between two steps.
+struct Trainer {
+    workers: Workers,
+    reader: MixingReader,
+    weights: Weights,
+    adam: Adam,
+    work: Step,
+    selector: Selector,
+    schedule: Schedule,
+    settings: Map<String, Value>,
+    threshold: RunningThreshold,
+    silent: Vec<u64>,
+    window: VecDeque<Outcome>,
+    scale: f32,
+    step: u64,
+    tokens: u64,
+    not_finite: u64,
+    dead_window: u64,
+    aux_k: usize,
+    aux_weight: f64,
+    width: usize,
+}
+
+impl Trainer {
+    fn begin(run: &Run, hook: HookPoint, width: usize, config: &TrainConfig) -> Result<Self> {
+        let estimate = init::estimate(run, hook, width, config)?;
+        let reader = MixingReader::new(run, hook, config.mixing(u32::MAX))?;
+        let weights = init::weights(config.d_sae, estimate.center, config.seed);
+        let adam = Adam::new(width, config.d_sae);
+        Self::new(hook, width, config, reader, weights, adam, estimate.scale)
+    }
+
+    fn resume(run: &Run, hook: HookPoint, width: usize, config: &TrainConfig, path: &Path) -> Result<Self> {
+        let (state, weights, adam) = checkpoint::load(path, width, config.d_sae)?;
+        let reader = MixingReader::resume(run, hook, config.mixing(u32::MAX), state.cursor.clone())?;
+        let mut trainer = Self::new(hook, width, config, reader, weights, adam, state.scale)?;
+        state.check(&trainer.settings, path)?;
+        trainer.step = state.step;
+        trainer.tokens = state.tokens;
+        trainer.not_finite = state.not_finite;
+        trainer.threshold = state.threshold;
+        trainer.silent = state.silent;
+        Ok(trainer)
+    }
+
+    fn new(
+        hook: HookPoint,
+        width: usize,
+        config: &TrainConfig,
+        reader: MixingReader,
+        weights: Weights,
+        adam: Adam,
+        scale: f32,
+    ) -> Result<Self> {
+        let tokens = config.tokens.unwrap_or_else(|| reader.n_rows().saturating_mul(u64::from(config.epochs)));
+        if tokens == 0 {
+            return Err(Error::NoActivations { hook: hook.to_string() });
+        }
+        let steps = tokens.div_ceil(config.batch as u64);
+        let part = |fraction: f64, of: u64| (fraction * of as f64) as u64;
+        let warmup = part(WARMUP_FRACTION, steps).min(WARMUP_STEPS);
+        let dead = part(DEAD_WINDOW_FRACTION, tokens).clamp(config.batch as u64, DEAD_WINDOW.max(config.batch as u64));
+        let schedule = Schedule {
+            lr: config.learning_rate(),
+            warmup_steps: config.warmup_steps.unwrap_or(warmup),
+            decay_steps: part(config.decay_fraction, steps),
+            steps,
+        };
+        let dead_window = config.dead_window.unwrap_or(dead);
+        let aux_k = config.aux_k.unwrap_or(width / 2);
+        let settings = json!({
+            "hook_point": hook.to_string(),
+            "architecture": config.architecture,
+            "d_in": width,
+            "d_sae": config.d_sae,
+            "k": config.k,
+            "lr": schedule.lr,
+            "batch": config.batch,
+            "steps": steps,
+            "warmup_steps": schedule.warmup_steps,
+            "decay_steps": schedule.decay_steps,
+            "seed": config.seed,
+            "buffer": config.buffer,
+            "normalize": config.normalize,
+            "max_norm_multiple": config.max_norm_multiple,
+            "aux_weight": config.aux_weight,
+            "aux_k": aux_k,
+            "dead_window": dead_window,
+        });
+        let Value::Object(settings) = settings else { unreachable!("the macro was given an object") };
+        let workers = Workers::new(config.threads)?;
+        Ok(Self {
+            work: Step::new(width, config.d_sae, &workers),
+            workers,
+            reader,
+            weights,
+            adam,
+            selector: Selector::new(config.selection()),
+            schedule,
+            settings,
+            threshold: RunningThreshold::default(),
+            silent: vec![0; config.d_sae],
+            window: VecDeque::with_capacity(WINDOW),
+            scale,
+            step: 0,
+            tokens: 0,
+            not_finite: 0,
+            dead_window,
+            aux_k,
+            aux_weight: config.aux_weight,
+            width,
+        })
+    }
+
+    /// One step; `None` when there is nothing more to read.
+    fn advance(&mut self) -> Result<Option<TrainProgress>> {
+        let rows = loop {
+            let Some(batch) = self.reader.next() else { return Ok(None) };
+            let mut rows = batch?.rows;
+            let before = rows.len();
+            keep_finite(&mut rows, self.width);
+            self.not_finite += ((before - rows.len()) / self.width) as u64;
+            if !rows.is_empty() {
+                break rows;
+            }
+        };
+        let dead: Vec<u32> = (0_u32..)
+            .zip(&self.silent)
+            .filter(|&(_, &silent)| silent >= self.dead_window)
+            .map(|(latent, _)| latent)
+            .collect();
+        let aux = (self.aux_weight > 0.0).then_some(AuxK { dead: &dead, k: self.aux_k, weight: self.aux_weight });
+        let lr = self.schedule.lr(self.step);
+        let input = Input { rows: &rows, scale: self.scale, aux };
+        let outcome = self.work.run(&self.workers, &self.weights, &mut self.selector, input);
+        if !(outcome.loss.is_finite() && outcome.gradient_norm.is_finite()) {
+            return Err(Error::Diverged { step: self.step + 1, lr });
+        }
+        let adam = AdamSettings {
+            beta1: BETAS.0,
+            beta2: BETAS.1,
+            epsilon: EPSILON,
+            max_gradient_norm: MAX_GRADIENT_NORM,
+        };
+        self.adam.step(&self.workers, &mut self.weights, &self.work, outcome.gradient_norm, lr, adam);
+        self.threshold.update(outcome.smallest, THRESHOLD_RATE);
+        for (silent, &fired) in self.silent.iter_mut().zip(self.work.fired().0) {
+            *silent = if fired > 0 { 0 } else { *silent + outcome.n_rows as u64 };
+        }
+        self.step += 1;
+        self.tokens += outcome.n_rows as u64;
+        if self.window.len() == WINDOW {
+            self.window.pop_front();
+        }
+        self.window.push_back(outcome);
+        Ok(Some(self.progress(lr)))
+    }
+
+    fn progress(&self, lr: f64) -> TrainProgress {
+        let total = |value: fn(&Outcome) -> f64| self.window.iter().map(value).sum::<f64>();
+        let n = total(|outcome| outcome.n_rows as f64);
+        let mut sum = vec![0.0; self.width];
+        for outcome in &self.window {
+            for (sum, part) in sum.iter_mut().zip(&outcome.sum) {
+                *sum += part;
+            }
+        }
+        let mean_square: f64 = sum.iter().map(|sum| sum * sum).sum::<f64>() / n;
+        let variance = total(|outcome| outcome.sum_square) - mean_square;
+        let batches = self.window.len() as f64;
+        let aux_loss = total(|outcome| outcome.aux_loss) / batches;
+        TrainProgress {
+            step: self.step,
+            steps: self.schedule.steps,
+            tokens: self.tokens,
+            loss: total(|outcome| outcome.loss) / batches + aux_loss,
+            aux_loss,
+            explained_variance: 1.0 - total(|outcome| outcome.sum_square_error) / variance,
+            l0: total(|outcome| outcome.n_kept as f64) / n,
+            dead: self.silent.iter().filter(|&&silent| silent >= self.dead_window).count(),
+            lr,
+            threshold: self.threshold.get(),
+            gradient_norm: self.window.back().map_or(0.0, |outcome| outcome.gradient_norm),
+        }
+    }
+
+    /// The metrics up to where the training stands.
+    fn open_log(&self, out: &Path) -> Result<Metrics> {
+        let path = out.join(METRICS_FILE);
+        if self.step == 0 || !path.is_file() {
+            return Ok(Metrics::new(&COLUMNS));
+        }
+        let mut log = Metrics::read(&path)?;
+        let steps = log.column("step").unwrap_or_default();
+        let kept = steps.iter().take_while(|&&step| step <= self.step as f64).count();
+        log.truncate(kept);
+        Ok(log)
+    }
+
+    fn checkpoint(&self, out: &Path) -> Result<()> {
+        let state = State {
+            version: State::VERSION,
+            settings: self.settings.clone(),
+            step: self.step,
+            tokens: self.tokens,
+            not_finite: self.not_finite,
+            cursor: self.reader.cursor(),
+            scale: self.scale,
+            threshold: self.threshold,
+            silent: self.silent.clone(),
+        };
+        checkpoint::save(out, &state, &self.weights, &self.adam)
+    }
+
+    /// The coder for activations as they are recorded: the scale is folded into its weights.
+    fn into_sae(self, run: &Run, hook: HookPoint, config: &TrainConfig) -> Result<(Sae, TrainSummary)> {
+        let metadata = self.metadata(run, hook, config);
+        let activation = match config.architecture {
+            Architecture::TopK => Activation::TopK { k: config.k },
+            Architecture::BatchTopK => {
+                Activation::JumpRelu { threshold: vec![self.threshold.get() as f32; config.d_sae] }
+            }
+        };
+        let mut sae = Sae {
+            w_enc: self.weights.encoder.transposed(),
+            w_dec: self.weights.decoder,
+            b_enc: self.weights.b_enc,
+            b_dec: self.weights.b_dec,
+            activation,
+            apply_b_dec_to_input: true,
+            metadata,
+        };
+        sae.fold_input_scale(self.scale);
+        let summary = TrainSummary { complete: true, last: None, scale: self.scale, not_finite: self.not_finite };
+        Ok((sae, summary))
+    }
+
+    /// What SAELens and we write down about the making of a coder.
+    fn metadata(&self, run: &Run, hook: HookPoint, config: &TrainConfig) -> Map<String, Value> {
+        let manifest = run.manifest();
+        let mut settings = self.settings.clone();
+        settings.insert("norm_convention".into(), json!("expected_average_only_in"));
+        settings.insert("norm_scale".into(), json!(self.scale));
+        settings.insert("tokens".into(), json!(self.tokens));
+        settings.insert("not_finite".into(), json!(self.not_finite));
+        let excluded = self.reader.excluded();
+        settings.insert("excluded".into(), json!({"special": excluded.special, "outliers": excluded.outliers}));
+        let metadata = json!({
+            "sae_lens_version": sae_lens::LAYOUT_VERSION,
+            "sae_lens_training_version": null,
+            "model_name": manifest.model.id,
+            "hook_name": hook.to_string(),
+            "hook_head_index": null,
+            "model_from_pretrained_kwargs": {},
+            "prepend_bos": true,
+            "exclude_special_tokens": true,
+            "dataset_path": manifest.corpus.sources.first(),
+            "training_architecture": config.architecture,
+            "training_architecture_details": {
+                "k": config.k,
+                "aux_loss_coefficient": config.aux_weight,
+                "topk_threshold_lr": THRESHOLD_RATE,
+                "rescale_acts_by_decoder_norm": false,
+                "decoder_init_norm": 1.0,
+            },
+            "polariscope": settings,
+        });
+        match metadata {
+            Value::Object(metadata) => metadata,
+            _ => unreachable!("the macro was given an object"),
+        }
+    }
+}
+
+impl TrainProgress {
+    /// The row of `metrics.parquet`, in the order of [`COLUMNS`].
+    fn columns(&self) -> [f64; COLUMNS.len()] {
+        [
+            self.step as f64,
+            self.tokens as f64,
+            self.loss,
+            self.aux_loss,
+            self.explained_variance,
+            self.l0,
+            self.dead as f64,
+            self.lr,
+            self.threshold,
+        ]
+    }
+}
+
+/// Removes rows with a value that is not finite.
+fn keep_finite(rows: &mut Vec<f32>, width: usize) {
+    // 0 times anything finite is 0, and times anything else NaN.
+    let finite = |row: &[f32]| row.iter().map(|x| x * 0.0).sum::<f32>() == 0.0;
+    if rows.chunks_exact(width).all(finite) {
+        return;
+    }
+    let kept: Vec<f32> = rows.chunks_exact(width).filter(|row| finite(row)).flatten().copied().collect();
+    *rows = kept;
+}

@@ -1,0 +1,37 @@
+//! What do the flows share: the program in this process, a tiny model, a corpus of token ids?
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use fs_err as fs;
+
+/// Runs the command in this process and wants success.
+#[track_caller]
+pub(crate) fn polariscope(args: &[&str]) {
+    let args = std::iter::once("polariscope").chain(args.iter().copied()).map(OsString::from);
+    assert_eq!(cli::main_with(args), ExitCode::SUCCESS);
+}
+
+/// A file or folder below `tests/fixtures`.
+pub(crate) fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+}
+
+pub(crate) fn text(path: &Path) -> String {
+    path.to_str().expect("a UTF-8 path").to_owned()
+}
+
+/// A corpus of token ids: sequences with a rhythm, so that there is something to find in their activations.
+pub(crate) fn token_corpus(path: &Path, documents: usize) -> u64 {
+    let (mut lines, mut tokens) = (String::new(), 0);
+    for document in 0..documents {
+        let length = 24 + (document * 37) % 61;
+        let ids: Vec<String> =
+            (0..length).map(|pos| (5 + (document * 11 + pos * (1 + document % 7)) % 315).to_string()).collect();
+        lines.push_str(&format!("{{\"tokens\": [{}], \"number\": {document}}}\n", ids.join(",")));
+        tokens += length as u64;
+    }
+    fs::write(path, lines).expect("a corpus is written");
+    tokens
+}

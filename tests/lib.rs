@@ -1,0 +1,1 @@
+//! End-to-end tests of the workspace and the fixtures that they share; see `tests/e2e/main.rs`.

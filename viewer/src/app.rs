@@ -1,0 +1,419 @@
+//! How do commands change what is looked at, and what happens in one pass?
+
+use std::path::PathBuf;
+
+use egui::{CentralPanel, Frame, Margin, PointerButton};
+
+use crate::command::{self, Command, Keyboard, Step, When};
+use crate::error::{Error, Result};
+use crate::link;
+use crate::loader::{Loader, Opening};
+use crate::panel::{self, Cx, Notice, UiState, order_query};
+use crate::query::TOKENS_PER_PAGE;
+use crate::state::{Focus, History, View};
+use crate::theme::{self, Theme, ThemeChoice};
+
+/// How much larger or smaller one press makes everything.
+const ZOOM_STEP: f32 = 1.1;
+const ZOOM_RANGE: (f32, f32) = (0.5, 3.0);
+
+/// The application: one focus, one history, one loader.
+pub(crate) struct App {
+    ctx: egui::Context,
+    pub(crate) focus: Focus,
+    history: History,
+    loader: Loader,
+    choice: ThemeChoice,
+    theme: &'static Theme,
+    ui: UiState,
+    /// A link that waits until its run is open.
+    waiting: Option<String>,
+}
+
+/// How an application begins.
+#[derive(Debug, Default)]
+pub(crate) struct Start {
+    pub(crate) run: Option<PathBuf>,
+    pub(crate) link: Option<String>,
+    pub(crate) theme: ThemeChoice,
+    /// Background threads; with none, questions are answered within the pass that asks them.
+    pub(crate) threads: usize,
+}
+
+impl App {
+    pub(crate) fn new(ctx: &egui::Context, start: Start) -> Result<Self> {
+        theme::install_fonts(ctx);
+        let theme = start.theme.resolve(ctx);
+        theme.apply(ctx);
+        if let Some(link) = &start.link {
+            // What cannot be understood is said now, not after a run has been opened.
+            link::parse(link)?;
+        }
+        let repaint = ctx.clone();
+        let mut loader = Loader::new(start.threads, crate::loader::CACHE_BYTES, move || repaint.request_repaint())
+            .map_err(|error| Error::Window { message: error.to_string() })?;
+        if let Some(run) = start.run {
+            loader.open(run);
+        }
+        Ok(Self {
+            ctx: ctx.clone(),
+            focus: Focus::default(),
+            history: History::default(),
+            loader,
+            choice: start.theme,
+            theme,
+            ui: UiState::default(),
+            waiting: start.link,
+        })
+    }
+
+    /// Takes in what was loaded. Runs before every pass.
+    pub(crate) fn logic(&mut self) {
+        self.loader.drain();
+        if self.loader.source().is_some()
+            && let Some(link) = self.waiting.take()
+        {
+            self.follow(&link);
+        }
+        let theme = self.choice.resolve(&self.ctx);
+        if theme != self.theme {
+            self.theme = theme;
+            theme.apply(&self.ctx);
+        }
+    }
+
+    /// Draws everything, and carries out what was asked for while drawing.
+    pub(crate) fn draw(&mut self, ui: &mut egui::Ui) {
+        let mut out = Vec::new();
+        self.input(&mut out);
+        // Keys act before the pass, so that what they change is drawn in it.
+        for command in std::mem::take(&mut out) {
+            self.apply(command);
+        }
+        let open = self.loader.source().is_some();
+        let allowed = self.allowed();
+        let mut cx = Cx {
+            focus: &self.focus,
+            theme: self.theme,
+            loader: &mut self.loader,
+            ui: &mut self.ui,
+            out: &mut out,
+        };
+        panel::shell::top_bar(ui, &mut cx, &self.history);
+        panel::shell::status_bar(ui, &mut cx, self.choice);
+        let frame = Frame::NONE.fill(self.theme.bg).inner_margin(Margin::symmetric(14, 10));
+        CentralPanel::no_frame().frame(frame).show(ui, |ui| {
+            if open { panel::show(ui, &mut cx) } else { panel::start::show(ui, &mut cx) }
+        });
+        panel::palette::show(ui, &mut cx, allowed);
+        panel::cheat_sheet::show(ui, &mut cx);
+        // A step that no panel took must not wait for another view.
+        cx.ui.step = None;
+        let acted = !out.is_empty();
+        for command in out {
+            self.apply(command);
+        }
+        if acted {
+            self.ctx.request_repaint();
+        }
+    }
+
+    fn input(&mut self, out: &mut Vec<Command>) {
+        let keyboard = if self.ctx.text_edit_focused() || self.ui.palette.is_some() {
+            Keyboard::Text
+        } else if self.ctx.egui_wants_keyboard_input() {
+            Keyboard::Widget
+        } else {
+            Keyboard::Free
+        };
+        out.extend(command::pressed(&self.ctx, keyboard, self.allowed()));
+        self.ctx.input(|input| {
+            for (button, command) in
+                [(PointerButton::Extra1, Command::Back), (PointerButton::Extra2, Command::Forward)]
+            {
+                if input.pointer.button_pressed(button) {
+                    out.push(command);
+                }
+            }
+            if let Some(path) = input.raw.dropped_files.iter().find_map(|file| file.path().map(Into::into)) {
+                out.push(Command::OpenRun(path));
+            }
+        });
+    }
+
+    /// Which commands make sense now.
+    fn allowed(&self) -> impl Fn(When) -> bool + use<> {
+        let open = self.loader.source().is_some();
+        let table = panel::table(&self.focus, &self.loader).is_some();
+        let view = self.focus.view;
+        move |when| match when {
+            When::Always => true,
+            When::Run => open,
+            When::Table => table,
+            When::In(wanted) => open && view == wanted,
+        }
+    }
+
+    /// Carries out a command. This is the only place where the focus changes.
+    pub(crate) fn apply(&mut self, command: Command) {
+        tracing::debug!(?command, "apply");
+        let mut next = self.focus.clone();
+        match command {
+            Command::OpenRun(path) => {
+                self.loader.open(path);
+                self.history = History::default();
+                self.focus = Focus::default();
+                self.ui = UiState::default();
+                return;
+            }
+            Command::FollowLink(link) => return self.follow(&link),
+            Command::Back => {
+                self.history.back(&mut self.focus);
+                return self.ui.filter.clone_from(&self.focus.filter);
+            }
+            Command::Forward => {
+                self.history.forward(&mut self.focus);
+                return self.ui.filter.clone_from(&self.focus.filter);
+            }
+            Command::Show(view) => next.view = view,
+            Command::UseTable(table) => {
+                if Some(&table) != panel::table(&self.focus, &self.loader).as_ref() {
+                    // Numbers mean other features in another table.
+                    next.feature = None;
+                }
+                next.table = Some(table);
+                next.view = View::Features;
+            }
+            Command::OpenFeature(feature) => {
+                next.feature = Some(feature);
+                next.view = View::Feature;
+            }
+            Command::SelectFeature(feature) => next.feature = Some(feature),
+            Command::OpenDocument { doc, token } => {
+                next.view = View::Reader;
+                next.doc = Some(doc);
+                next.token = token;
+            }
+            Command::SelectToken(token) => next.token = Some(token),
+            Command::NextFeature => next.feature = self.feature_away(1),
+            Command::PreviousFeature => next.feature = self.feature_away(-1),
+            Command::NextDocument => self.document_away(&mut next, 1),
+            Command::PreviousDocument => self.document_away(&mut next, -1),
+            Command::Move(step) => self.step(&mut next, step),
+            Command::Open => {
+                if let Some(command) = self.opened() {
+                    self.apply(command);
+                }
+                return;
+            }
+            Command::Sort(by) => {
+                next.sort = by;
+                next.ascending = by == crate::state::SortBy::Id;
+            }
+            Command::NextSort => next.sort = next.sort.next(),
+            Command::ReverseSort => next.ascending = !next.ascending,
+            Command::Filter(filter) => {
+                self.ui.filter.clone_from(&filter);
+                next.filter = filter;
+            }
+            Command::FocusFilter => {
+                next.view = View::Features;
+                self.ui.focus_filter = true;
+            }
+            Command::ColorBy(color) => next.color = color,
+            Command::NextColor => next.color = next.color.next(),
+            Command::UseHook(hook) => next.hook = Some(hook),
+            Command::UseCoder(coder) => next.coder = Some(coder),
+            other => return self.apply_to_window(other),
+        }
+        self.history.visit(&mut self.focus, next);
+    }
+
+    /// The commands that leave the focus as it is.
+    fn apply_to_window(&mut self, command: Command) {
+        match command {
+            Command::ToggleWhitespace => self.ui.whitespace = !self.ui.whitespace,
+            Command::CopyLink => {
+                if let Some(link) = self.link() {
+                    self.notify(format!("Copied {link}"), false);
+                    self.ctx.copy_text(link);
+                }
+            }
+            Command::UseTheme(choice) => self.choice = choice,
+            Command::NextTheme => self.choice = self.choice.next(),
+            Command::ZoomIn => self.zoom(self.ctx.zoom_factor() * ZOOM_STEP),
+            Command::ZoomOut => self.zoom(self.ctx.zoom_factor() / ZOOM_STEP),
+            Command::ZoomReset => self.zoom(1.0),
+            Command::Palette => {
+                self.ui.cheat_sheet = false;
+                self.ui.palette = if self.ui.palette.is_some() { None } else { Some(panel::palette::Palette::default()) };
+            }
+            Command::CheatSheet => {
+                self.ui.palette = None;
+                self.ui.cheat_sheet = !self.ui.cheat_sheet;
+            }
+            Command::Escape => self.escape(),
+            Command::Retry => self.loader.retry(),
+            Command::Quit => self.ctx.send_viewport_cmd(egui::ViewportCommand::Close),
+            // All others change the focus.
+            _ => {}
+        }
+    }
+
+    /// The address of what is looked at.
+    pub(crate) fn link(&self) -> Option<String> {
+        let source = self.loader.source()?;
+        Some(link::format(&source.name, &source.fingerprint, &self.focus))
+    }
+
+    /// What the window shows is complete: nothing is being loaded.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.loader.busy().is_empty() && self.waiting.is_none()
+    }
+
+    /// Why the run could not be opened.
+    pub(crate) fn opening(&self) -> &Opening {
+        self.loader.opening()
+    }
+
+    fn follow(&mut self, text: &str) {
+        let link = match link::parse(text) {
+            Ok(link) => link,
+            Err(error) => {
+                let text = error.to_string().replace("\nhint: ", "; ");
+                return self.notify(text, true);
+            }
+        };
+        let Some(source) = self.loader.source().cloned() else {
+            self.waiting = Some(text.to_owned());
+            return self.notify("The link is followed when its run is open".to_owned(), false);
+        };
+        if let Some(fingerprint) = link.fingerprint.filter(|fingerprint| *fingerprint != source.fingerprint) {
+            let text = format!(
+                "This link was made on run {}@{fingerprint}; this is {}@{}, so its numbers may mean something else",
+                link.run, source.name, source.fingerprint
+            );
+            self.notify(text, true);
+        } else if !link.ignored.is_empty() {
+            self.notify(format!("Not understood in the link: {}", link.ignored.join(", ")), true);
+        }
+        self.ui.filter.clone_from(&link.focus.filter);
+        self.history.visit(&mut self.focus, link.focus);
+    }
+
+    fn notify(&mut self, text: String, warning: bool) {
+        self.ui.notice = Some(Notice { text, warning });
+    }
+
+    fn zoom(&self, factor: f32) {
+        self.ctx.set_zoom_factor(factor.clamp(ZOOM_RANGE.0, ZOOM_RANGE.1));
+    }
+
+    fn escape(&mut self) {
+        if self.ui.palette.take().is_some() {
+            return;
+        }
+        if std::mem::take(&mut self.ui.cheat_sheet) {
+            return;
+        }
+        if let Some(focused) = self.ctx.memory(egui::Memory::focused) {
+            // The first press leaves the field, the next one clears it.
+            self.ctx.memory_mut(|memory| memory.surrender_focus(focused));
+        } else if self.ui.notice.take().is_none() && self.focus.view == View::Features {
+            self.apply(Command::Filter(String::new()));
+        }
+    }
+
+    /// What Enter opens.
+    fn opened(&self) -> Option<Command> {
+        match self.focus.view {
+            View::Overview => Some(Command::Show(View::Features)),
+            View::Features => self.focus.feature.map(Command::OpenFeature),
+            View::Feature => panel::feature::strongest(&self.focus, &self.loader),
+            View::Reader => panel::reader::strongest(&self.focus, &self.loader),
+        }
+    }
+
+    /// The feature that stands so many rows further in the list.
+    fn feature_away(&self, rows: i64) -> Option<u32> {
+        let order = order_query(&self.focus, &self.loader).and_then(|query| self.loader.peek(&query));
+        let Some(order) = order.filter(|order| !order.features.is_empty()) else { return self.focus.feature };
+        let last = order.features.len() as u64 - 1;
+        let row = match self.focus.feature.and_then(|feature| order.row_of(feature)) {
+            Some(row) => row.saturating_add_signed(rows).min(last),
+            None if rows < 0 => last,
+            None => 0,
+        };
+        order.features.get(row as usize).copied()
+    }
+
+    fn document_away(&self, next: &mut Focus, documents: i64) {
+        let Some(source) = self.loader.source() else { return };
+        let last = source.run.n_documents().saturating_sub(1);
+        let here = self.focus.view == View::Reader;
+        let now = self.focus.doc.unwrap_or(0);
+        next.view = View::Reader;
+        next.doc = Some(if here { now.saturating_add_signed(documents).min(last) } else { now });
+        if next.doc != self.focus.doc {
+            next.token = None;
+        }
+    }
+
+    fn step(&mut self, next: &mut Focus, step: Step) {
+        match (self.focus.view, step) {
+            (View::Features, Step::Up | Step::Down | Step::PageUp | Step::PageDown | Step::Home | Step::End) => {
+                next.feature = self.feature_away(match step {
+                    Step::Up => -1,
+                    Step::Down => 1,
+                    Step::PageUp => -20,
+                    Step::PageDown => 20,
+                    Step::Home => i64::MIN / 2,
+                    _ => i64::MAX / 2,
+                });
+            }
+            (View::Feature, Step::Left) => next.feature = self.feature_away(-1),
+            (View::Feature, Step::Right) => next.feature = self.feature_away(1),
+            (View::Reader, Step::Home) => next.token = Some(0),
+            (View::Reader, Step::Left) => {
+                // Also leads from the first token of a page to the one before it.
+                next.token = Some(self.focus.token.map_or(0, |token| token.saturating_sub(1)));
+            }
+            (View::Reader, Step::Right) => {
+                let end = self.tokens_of_document().unwrap_or(TOKENS_PER_PAGE);
+                next.token = Some(self.focus.token.map_or(0, |token| (token + 1).min(end.saturating_sub(1))));
+            }
+            (View::Reader, Step::End) => {
+                next.token = self.tokens_of_document().map(|end| end.saturating_sub(1));
+            }
+            _ => self.ui.step = Some(step),
+        }
+    }
+
+    /// From what is loaded already: the length of the document on the screen.
+    fn tokens_of_document(&self) -> Option<u64> {
+        let query = crate::query::PassageQuery {
+            doc: self.focus.doc.unwrap_or(0),
+            page: panel::reader::page(&self.focus),
+        };
+        self.loader.peek(&query).map(|passage| passage.n_tokens)
+    }
+}
+
+impl eframe::App for App {
+    fn logic(&mut self, _: &egui::Context, _: &mut eframe::Frame) {
+        App::logic(self);
+    }
+
+    fn ui(&mut self, ui: &mut egui::Ui, _: &mut eframe::Frame) {
+        self.draw(ui);
+    }
+
+    fn clear_color(&self, _: &egui::Visuals) -> [f32; 4] {
+        self.theme.bg.to_normalized_gamma_f32()
+    }
+
+    fn persist_egui_memory(&self) -> bool {
+        // Stale widths and scroll positions are what makes windows look broken after an update.
+        false
+    }
+}

@@ -1,0 +1,118 @@
+//! Which run is open, and what is read from it only once?
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use data::features::{FeatureTable, StatsColumns};
+
+use crate::loader::Failure;
+
+/// How many tokens are read to learn the texts of token ids in a run that has no vocabulary.
+const VOCABULARY_SAMPLE: u64 = 1 << 18;
+
+/// A token as it is drawn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tok {
+    pub(crate) text: Box<str>,
+    pub(crate) special: bool,
+}
+
+/// An open run, shared between the threads that read it.
+pub(crate) struct Source {
+    pub(crate) run: data::Run,
+    pub(crate) path: PathBuf,
+    /// The folder's name.
+    pub(crate) name: String,
+    /// Tells this run from another of the same name, in links.
+    pub(crate) fingerprint: String,
+    /// Names of the feature tables.
+    pub(crate) tables: Vec<String>,
+    stats: Mutex<BTreeMap<String, Arc<StatsColumns>>>,
+    vocabulary: OnceLock<BTreeMap<u32, Box<str>>>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
+        let run = data::Run::open(path)?;
+        let name = path
+            .components()
+            .next_back()
+            .map_or_else(|| "run".to_owned(), |name| name.as_os_str().to_string_lossy().into_owned());
+        // A folder that cannot be listed must not keep the rest of the run from being seen;
+        // the overview lists again and says what is wrong.
+        let tables = run.feature_tables().unwrap_or_default();
+        Ok(Self {
+            fingerprint: fingerprint(&run),
+            run,
+            path: path.to_owned(),
+            name,
+            tables,
+            stats: Mutex::default(),
+            vocabulary: OnceLock::new(),
+        })
+    }
+
+    /// The feature table of this name.
+    pub(crate) fn table(&self, name: &str) -> Result<FeatureTable, Failure> {
+        Ok(self.run.feature_table(name)?)
+    }
+
+    /// The columns of a feature table's statistics, read once: about 50 bytes a feature.
+    pub(crate) fn stats(&self, table: &str) -> Result<Arc<StatsColumns>, Failure> {
+        if let Some(stats) = self.lock_stats().get(table) {
+            return Ok(Arc::clone(stats));
+        }
+        let stats = Arc::new(self.table(table)?.summary()?);
+        self.lock_stats().insert(table.to_owned(), Arc::clone(&stats));
+        Ok(stats)
+    }
+
+    /// Tokens of the run, as they are drawn.
+    pub(crate) fn toks(&self, range: std::ops::Range<u64>) -> Result<Vec<Tok>, Failure> {
+        let columns = self.run.tokens(range)?;
+        Ok(columns
+            .token
+            .into_iter()
+            .zip(columns.special)
+            .map(|(text, special)| Tok { text: text.into_boxed_str(), special })
+            .collect())
+    }
+
+    /// The text of a token id, `#id` where the run does not tell.
+    pub(crate) fn token_text(&self, id: u32) -> String {
+        self.vocabulary()
+            .get(&id)
+            .map_or_else(|| format!("#{id}"), |text| text.clone().into_string())
+    }
+
+    fn vocabulary(&self) -> &BTreeMap<u32, Box<str>> {
+        self.vocabulary.get_or_init(|| {
+            let end = self.run.n_tokens().min(VOCABULARY_SAMPLE);
+            // Without texts the ids are shown, which is better than no page.
+            let Ok(columns) = self.run.tokens(0..end) else { return BTreeMap::new() };
+            columns.token_id.into_iter().zip(columns.token).map(|(id, text)| (id, text.into())).collect()
+        })
+    }
+
+    fn lock_stats(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<StatsColumns>>> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// FNV-1a over what makes a run this run.
+fn fingerprint(run: &data::Run) -> String {
+    let manifest = run.manifest();
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let parts = [&manifest.created_at, &manifest.model.id, &manifest.corpus.sha256];
+    for byte in parts.into_iter().flat_map(|part| part.bytes().chain([0])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{:08x}", (hash ^ (hash >> 32)) as u32)
+}

@@ -1,0 +1,1 @@
+//! Does the window do what its labels say?

@@ -1,0 +1,30 @@
+//! Is the source in order? Cheapest first; nothing here needs libtorch.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{place, process, tidy};
+
+/// With these, the crates on top of libtorch are checked and documented without it.
+const DOC_ONLY: [&str; 2] = ["--features", "engine/doc-only,scope/doc-only,cli/doc-only,tests/doc-only"];
+
+/// Formatting, tidy rules, lints, documentation. Everything shares one build of the dependencies' metadata.
+pub(crate) fn check() -> Result<()> {
+    process::run(cargo().args(["fmt", "--all", "--check"]))?;
+    tidy::tidy()?;
+    let mut clippy = cargo();
+    clippy.args(["clippy", "--workspace", "--all-targets"]).args(DOC_ONLY);
+    process::run(clippy.args(["--", "-D", "warnings"]))?;
+    let mut doc = cargo();
+    doc.args(["doc", "--workspace", "--no-deps"]).args(DOC_ONLY);
+    process::run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    eprintln!("check: all in order");
+    Ok(())
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(process::cargo_program());
+    command.current_dir(place::root());
+    command
+}
