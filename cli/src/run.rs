@@ -66,12 +66,7 @@ impl Run {
         let prompt: Vec<u32> = tokenizer.encode(&self.prompt, true).iter().map(|piece| piece.id).collect();
         let options = Generate {
             max_tokens: self.max_tokens,
-            sampling: Sampling {
-                temperature: self.temperature,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                seed: self.seed,
-            },
+            sampling: Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed },
             stop: tokenizer.eos_ids().to_vec(),
         };
         let mut speaker = Speaker { tokenizer: &tokenizer, ids: Vec::new(), printed: 0, failed: None };

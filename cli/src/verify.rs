@@ -31,20 +31,23 @@ impl Verify {
             bar.set_length(progress.bytes_total);
             bar.set_position(progress.bytes_done);
             interrupt::flow()
-        })?;
+        });
         bar.finish_and_clear();
-        if interrupt::pressed() {
-            return Err(Interrupted { resume: None }.into());
-        }
+        let report = match report {
+            Err(data::Error::Interrupted) => return Err(Interrupted { resume: None }.into()),
+            other => other?,
+        };
         if self.json {
-            let problem = report.problem.as_ref().map(|problem| {
-                json!({ "file": problem.file, "row_group": problem.row_group, "message": problem.message })
-            });
+            let problem = report.problem.as_ref().map(
+                |problem| json!({ "file": problem.file, "row_group": problem.row_group, "message": problem.message }),
+            );
             output::json(&json!({ "files": report.files, "bytes": report.bytes, "problem": problem }))?;
         }
         if let Some(problem) = report.problem {
-            let place = problem.row_group.map_or(String::new(), |group| format!(", row group {group}"));
-            bail!("{}: `{}`{place}", problem.message, self.run.join(&problem.file).display());
+            bail!(
+                "{problem} of `{}`\nhint: record it again, or copy the file from where it is whole",
+                self.run.display()
+            );
         }
         if !self.json {
             let state = if run.manifest().complete { "" } else { "; the recording is not complete" };

@@ -79,14 +79,12 @@ impl Architecture {
 
     fn from_model_type(found: &str) -> Result<Self> {
         let row = ARCHITECTURES.iter().find(|row| row.model_type == found);
-        row.map(|row| row.architecture)
-            .ok_or_else(|| unknown(ARCHITECTURES.iter().map(|row| row.model_type), found))
+        row.map(|row| row.architecture).ok_or_else(|| unknown(ARCHITECTURES.iter().map(|row| row.model_type), found))
     }
 
     fn from_gguf(found: &str) -> Result<Self> {
         let row = ARCHITECTURES.iter().find(|row| row.gguf == Some(found));
-        row.map(|row| row.architecture)
-            .ok_or_else(|| unknown(ARCHITECTURES.iter().filter_map(|row| row.gguf), found))
+        row.map(|row| row.architecture).ok_or_else(|| unknown(ARCHITECTURES.iter().filter_map(|row| row.gguf), found))
     }
 }
 
@@ -98,11 +96,7 @@ impl fmt::Display for Architecture {
 
 fn unknown(supported: impl Iterator<Item = &'static str>, found: &str) -> Error {
     let supported: Vec<String> = supported.map(|name| format!("`{name}`")).collect();
-    Error::UnknownArchitecture {
-        supported: supported.join(", "),
-        found: found.to_owned(),
-        path: None,
-    }
+    Error::UnknownArchitecture { supported: supported.join(", "), found: found.to_owned(), path: None }
 }
 
 /// What a layer's attention can see.
@@ -279,7 +273,8 @@ impl Config {
         let mut specs = vec![spec("model.embed_tokens.weight", &[self.d_vocab, self.d_model])];
         for (index, layer) in self.layers.iter().enumerate() {
             let (q, kv) = (self.n_heads * layer.d_head, layer.n_kv_heads * layer.d_head);
-            let mut add = |name: &str, shape: &[usize]| specs.push(spec(&format!("model.layers.{index}.{name}"), shape));
+            let mut add =
+                |name: &str, shape: &[usize]| specs.push(spec(&format!("model.layers.{index}.{name}"), shape));
             add("input_layernorm.weight", &[self.d_model]);
             for (projection, d_out, d_in) in [
                 ("q_proj", q, self.d_model),
@@ -373,12 +368,7 @@ fn spec(name: &str, shape: &[usize]) -> TensorSpec {
 }
 
 fn bad(field: &str, expected: &str, found: &str) -> Error {
-    Error::Config {
-        field: field.to_owned(),
-        expected: expected.to_owned(),
-        found: found.to_owned(),
-        path: None,
-    }
+    Error::Config { field: field.to_owned(), expected: expected.to_owned(), found: found.to_owned(), path: None }
 }
 
 #[cfg(test)]

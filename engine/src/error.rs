@@ -26,28 +26,15 @@ pub enum Error {
     NotAModel { found: String, path: PathBuf },
 
     #[error("expected one of the architectures {supported}, found `{found}`{}", in_file(path.as_ref()))]
-    UnknownArchitecture {
-        supported: String,
-        found: String,
-        path: Option<PathBuf>,
-    },
+    UnknownArchitecture { supported: String, found: String, path: Option<PathBuf> },
 
     /// A value of `config.json` or of the GGUF metadata that this program cannot use.
     #[error("expected {expected} for `{field}`, found {found}{}", in_file(path.as_ref()))]
-    Config {
-        field: String,
-        expected: String,
-        found: String,
-        path: Option<PathBuf>,
-    },
+    Config { field: String, expected: String, found: String, path: Option<PathBuf> },
 
     /// A file whose bytes do not follow its format.
     #[error("{what} in the {format} file `{}`\nhint: the file is damaged or incomplete, fetch it again", path.display())]
-    Malformed {
-        format: &'static str,
-        what: String,
-        path: PathBuf,
-    },
+    Malformed { format: &'static str, what: String, path: PathBuf },
 
     #[error("expected tensor `{name}`, found none in `{}`\nhint: the checkpoint is incomplete or its `config.json` belongs to another model", path.display())]
     MissingTensor { name: String, path: PathBuf },
@@ -56,20 +43,10 @@ pub enum Error {
     UnexpectedTensor { name: String, path: PathBuf },
 
     #[error("expected shape {expected:?} for tensor `{name}`, found {found:?} in `{}`", path.display())]
-    WrongShape {
-        name: String,
-        expected: Vec<usize>,
-        found: Vec<usize>,
-        path: PathBuf,
-    },
+    WrongShape { name: String, expected: Vec<usize>, found: Vec<usize>, path: PathBuf },
 
     #[error("expected one of the dtypes {supported} for tensor `{name}`, found `{found}` in `{}`", path.display())]
-    UnknownDtype {
-        name: String,
-        supported: &'static str,
-        found: String,
-        path: PathBuf,
-    },
+    UnknownDtype { name: String, supported: &'static str, found: String, path: PathBuf },
 
     /// The caller asked for weights in a dtype that they are not served in.
     #[error("expected dtype `f32` or `bf16` for tensor `{name}`, found `{kind:?}`")]
@@ -85,16 +62,14 @@ pub enum Error {
     UnknownToken { id: u32, vocab_size: usize },
 
     #[error("expected a batch of non-empty sequences, {sequences} of them, found {ids} tokens in lengths {lengths:?}")]
-    Batch {
-        ids: usize,
-        lengths: Vec<usize>,
-        sequences: usize,
-    },
+    Batch { ids: usize, lengths: Vec<usize>, sequences: usize },
 
     #[error("expected {what}, found {found}")]
     Sampling { what: String, found: String },
 
-    #[error("`{point}` has no row for each token, so it cannot be recorded\nhint: `run --cache` keeps it for one prompt")]
+    #[error(
+        "`{point}` has no row for each token, so it cannot be recorded\nhint: `run --cache` keeps it for one prompt"
+    )]
     NotRecordable { point: HookPoint },
 
     #[error("the forward pass did not reach `{point}`")]
@@ -106,21 +81,21 @@ pub enum Error {
     #[error("the corpus holds no token\nhint: give text files, folders, `.jsonl` or Parquet with `--corpus`")]
     EmptyCorpus,
 
-    #[error("the corpus is not the one that this run was begun with\nhint: give the same `--corpus`, or record into another `--out`")]
+    #[error(
+        "the corpus is not the one that this run was begun with\nhint: give the same `--corpus`, or record into another `--out`"
+    )]
     CorpusChanged,
 
     #[error("the journal does not say where to go on in `{}`\nhint: record into another `--out`", path.display())]
     Cursor { path: PathBuf },
 
-    #[error("the model has no tokenizer for the text of `{source_name}`\nhint: put its `tokenizer.json` beside `config.json`, or give a `.jsonl` with `{{\"tokens\": [ids]}}`")]
+    #[error(
+        "the model has no tokenizer for the text of `{source_name}`\nhint: put its `tokenizer.json` beside `config.json`, or give a `.jsonl` with `{{\"tokens\": [ids]}}`"
+    )]
     TextWithoutTokenizer { source_name: String },
 
     #[error("expected token ids below {vocab_size}, found {id} in `{source_name}`")]
-    TokenInCorpus {
-        id: u32,
-        vocab_size: usize,
-        source_name: String,
-    },
+    TokenInCorpus { id: u32, vocab_size: usize, source_name: String },
 
     #[error("the thread that writes shards has ended")]
     WriterEnded,

@@ -11,7 +11,10 @@ const MODEL: &str = "models/gemma-3-270m/gemma-3-270m-q4_k_m.gguf";
 ///
 /// The cache is `$POLARISCOPE_CACHE`, `$XDG_CACHE_HOME/polariscope` or `~/.cache/polariscope`. A test that gets `None`
 /// says on stderr that it was left out, and passes.
-#[expect(clippy::disallowed_methods, reason = "tests of the real model find it without a command line that could say where")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests of the real model find it without a command line that could say where"
+)]
 pub fn cached_model() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = variable("POLARISCOPE_CACHE")

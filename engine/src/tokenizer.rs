@@ -74,17 +74,13 @@ impl Tokenizer {
         let types = metadata.ints("tokenizer.ggml.token_type")?.unwrap_or_default();
         if tokens.is_empty() || scores.len() != tokens.len() || types.len() != tokens.len() {
             let (n, n_scores, n_types) = (tokens.len(), scores.len(), types.len());
-            return Err(bad(format!("expected tokens with a score and a type each, found {n} tokens, {n_scores} scores, {n_types} types")));
+            return Err(bad(format!(
+                "expected tokens with a score and a type each, found {n} tokens, {n_scores} scores, {n_types} types"
+            )));
         }
-        let with_role = |role: &str| match metadata.token_id(role)? {
-            Some(id) if id as usize >= tokens.len() => Err(Error::UnknownToken { id, vocab_size: tokens.len() }),
-            id => Ok(id),
-        };
         let eos_ids = metadata.eos_token_ids()?;
-        if let Some(&id) = eos_ids.iter().find(|&&id| id as usize >= tokens.len()) {
-            return Err(Error::UnknownToken { id, vocab_size: tokens.len() });
-        }
-        let (bos_id, pad_id) = (with_role("bos")?, with_role("padding")?);
+        let (bos_id, pad_id) = (metadata.token_id("bos")?, metadata.token_id("padding")?);
+        check_roles(bos_id.iter().chain(&pad_id).chain(&eos_ids), tokens.len(), metadata.path())?;
 
         let mut hash = Sha256::new();
         for ((token, score), kind) in tokens.iter().zip(scores).zip(types) {
@@ -174,6 +170,17 @@ impl Tokenizer {
     /// The SHA-256 of `tokenizer.json`, or of a GGUF's tokens with their scores and types.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+}
+
+/// Refuses a token with a role that the vocabulary does not have.
+fn check_roles<'a>(mut ids: impl Iterator<Item = &'a u32>, vocab_size: usize, path: &Path) -> Result<()> {
+    match ids.find(|&&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => {
+            let what = format!("expected ids below {vocab_size} for the tokens with a role, found {id}");
+            Err(Error::Tokenizer { what, path: path.to_owned() })
+        }
     }
 }
 

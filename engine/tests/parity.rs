@@ -65,9 +65,13 @@ fn compare_everything(name: &str, precision: Precision, attend: Attend) -> f64 {
     let mut worst = (0.0, String::new());
     let mut compare = |what: String, found: &Tensor, expected: &Tensor| {
         assert_eq!(found.kind(), expected.kind(), "{what}");
-        let size = expected.to_kind(Kind::Double).clamp_min(-1e4).abs().max().double_value(&[]).max(1.0);
-        let difference = masked_difference(found, expected) / if what.ends_with("attn_scores") { 1.0 } else { size };
-        if difference >= worst.0 {
+        let unmasked = expected.masked_select(&expected.gt(-1e4));
+        let size = unmasked.to_kind(Kind::Double).abs().max().double_value(&[]).max(1.0);
+        let difference = masked_difference(found, expected) / size;
+        if attend == Attend::Reference && what.ends_with("hook_scale") {
+            // In f32 always; the reference takes a root, we the inverse of an inverse root.
+            assert!(difference < 1e-6, "{what}: {difference}");
+        } else if difference >= worst.0 {
             worst = (difference, what);
         }
     };
@@ -84,17 +88,17 @@ fn compare_everything(name: &str, precision: Precision, attend: Attend) -> f64 {
 #[test]
 fn every_hook_point_in_f32() {
     for name in SHAPES {
-        for attend in [Attend::Reference, Attend::Fused] {
-            assert!(compare_everything(name, Precision::F32, attend) < TOLERANCE);
-        }
+        // Step by step the same operations run in the same order: on the libtorch that made the fixtures not a bit differs.
+        assert!(compare_everything(name, Precision::F32, Attend::Reference) < 1e-6);
+        assert!(compare_everything(name, Precision::F32, Attend::Fused) < TOLERANCE);
     }
 }
 
 #[test]
 fn every_hook_point_in_bf16() {
     for name in SHAPES {
-        // Step by step the same operations are rounded at the same places: not a bit differs.
-        assert_eq!(compare_everything(name, Precision::Bf16, Attend::Reference), 0.0);
+        // Rounded at the same places: no more than one rounding (2⁻⁸) on another processor.
+        assert!(compare_everything(name, Precision::Bf16, Attend::Reference) < 4e-3);
         // The fused kernel keeps scores in f32, so it may differ by a few roundings (2⁻⁸ each).
         assert!(compare_everything(name, Precision::Bf16, Attend::Fused) < 0.05);
     }

@@ -14,7 +14,7 @@ pub enum Error {
 
     /// The model is at fault.
     #[error(transparent)]
-    Engine(Box<engine::Error>),
+    Engine(Box<engine::error::Error>),
 
     /// Reading or writing failed; the message has the path.
     #[error("{cause}")]
@@ -205,8 +205,8 @@ impl From<io::Error> for Error {
     }
 }
 
-impl From<engine::Error> for Error {
-    fn from(source: engine::Error) -> Self {
+impl From<engine::error::Error> for Error {
+    fn from(source: engine::error::Error) -> Self {
         Self::Engine(Box::new(source))
     }
 }

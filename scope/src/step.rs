@@ -547,3 +547,6 @@ impl Outcome {
         Loss { reconstruction: self.loss, aux: self.aux_loss }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -293,7 +293,7 @@ pub fn train(
     while trainer.step < trainer.schedule.steps {
         let Some(at) = trainer.advance()? else { break };
         if at.step % config.log_every.max(1) == 0 || at.step == at.steps {
-            log.push(&at.columns());
+            log.push(&at.columns())?;
         }
         let stop = progress(&at).is_break() && at.step < at.steps;
         last = Some(at);
@@ -529,7 +529,7 @@ impl Trainer {
             step: self.step,
             tokens: self.tokens,
             not_finite: self.not_finite,
-            cursor: self.reader.cursor(),
+            cursor: self.reader.cursor().clone(),
             scale: self.scale,
             threshold: self.threshold,
             silent: self.silent.clone(),
@@ -624,3 +624,6 @@ fn keep_finite(rows: &mut Vec<f32>, width: usize) {
     let kept: Vec<f32> = rows.chunks_exact(width).filter(|row| finite(row)).flatten().copied().collect();
     *rows = kept;
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,7 +76,7 @@ impl App {
             self.follow(&link);
         }
         let theme = self.choice.resolve(&self.ctx);
-        if theme != self.theme {
+        if theme.name != self.theme.name {
             self.theme = theme;
             theme.apply(&self.ctx);
         }
@@ -135,7 +135,7 @@ impl App {
                     out.push(command);
                 }
             }
-            if let Some(path) = input.raw.dropped_files.iter().find_map(|file| file.path().map(Into::into)) {
+            if let Some(path) = input.raw.dropped_files.first().map(|file| file.path().to_owned()) {
                 out.push(Command::OpenRun(path));
             }
         });

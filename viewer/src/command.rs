@@ -26,8 +26,6 @@ pub(crate) enum Command {
     SelectFeature(u32),
     /// A document, with the token to select, counted from its first.
     OpenDocument { doc: u64, token: Option<u64> },
-    /// A place in the text, by the run's token number.
-    OpenToken(u64),
     /// Selects a token of the document that is shown.
     SelectToken(u64),
     NextFeature,

@@ -4,11 +4,10 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use egui::epaint::Shadow;
 use egui::{
-    Color32, CornerRadius, FontData, FontDefinitions, FontFamily, FontId, Margin, Stroke, TextStyle,
+    Color32, CornerRadius, FontDefinitions, FontFamily, FontId, Margin, Stroke, TextStyle,
     Visuals, vec2,
 };
 
@@ -18,7 +17,7 @@ use crate::error::Error;
 type Gradient = fn(f64) -> colorous::Color;
 
 /// The colours of one theme, by meaning.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Theme {
     pub(crate) name: &'static str,
     pub(crate) dark: bool,
@@ -59,6 +58,7 @@ const fn hex(rgb: u32) -> Color32 {
 }
 
 /// The three themes.
+#[cfg(test)]
 pub(crate) const THEMES: [Theme; 3] = [DARK, LIGHT, PAPER];
 
 const DARK: Theme = Theme {
@@ -238,8 +238,6 @@ pub(crate) fn install_fonts(ctx: &egui::Context) {
             names.push(name);
         }
     }
-    // Bundled fonts are static data: sharing them costs nothing.
-    let _: &std::collections::BTreeMap<String, Arc<FontData>> = &fonts.font_data;
     ctx.set_fonts(fonts);
 }
 

@@ -6,7 +6,9 @@ use std::process::Command;
 use fs_err as fs;
 use tempfile::TempDir;
 
-use crate::support::{end, fails, fixture, polariscope, refused, small_run, succeeds, text, tiny_model, token_corpus, tree};
+use crate::support::{
+    end, fails, fixture, polariscope, refused, small_run, succeeds, text, tiny_model, token_corpus, tree,
+};
 
 fn temp() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -48,8 +50,12 @@ fn gguf_header_cut_short_or_absurd() {
     let mut oversized = b"GGUF\x03\0\0\0".to_vec();
     oversized.extend(u64::MAX.to_le_bytes());
     oversized.extend(u64::MAX.to_le_bytes());
-    let cases: [(&str, &[u8]); 4] =
-        [("empty", b""), ("cut", b"GGUF\x03\0\0\0\x07"), ("oversized", &oversized), ("other", b"PK\x03\x04 not a model")];
+    let cases: [(&str, &[u8]); 4] = [
+        ("empty", b""),
+        ("cut", b"GGUF\x03\0\0\0\x07"),
+        ("oversized", &oversized),
+        ("other", b"PK\x03\x04 not a model"),
+    ];
     for (name, bytes) in cases {
         let path = dir.path().join(format!("{name}.gguf"));
         fs::write(&path, bytes).unwrap();
@@ -222,7 +228,8 @@ fn a_disk_that_is_full() {
 
     // Nothing half-written has a final name, and with room the same command goes on.
     let left = tree(&out, &["manifest.json"]);
-    let unfinished: Vec<&String> = left.iter().map(|(name, _)| name).filter(|name| name.ends_with(".parquet")).collect();
+    let unfinished: Vec<&String> =
+        left.iter().map(|(name, _)| name).filter(|name| name.ends_with(".parquet")).collect();
     assert!(unfinished.is_empty(), "{unfinished:?}");
     let mut args = vec!["record", "--resume", "--corpus", &corpus, "--out"];
     let (out, model) = (text(&out), tiny_model());

@@ -26,7 +26,10 @@ fn what_is_said_wrongly_is_the_inputs_fault() {
     assert!(nothing.stderr.contains("Usage: polariscope <COMMAND>"), "{}", nothing.stderr);
     insta::assert_snapshot!("wrong-command", fails(&["recrod"]));
     insta::assert_snapshot!("missing-argument", fails(&["record", "gemma-3-270m"]));
-    insta::assert_snapshot!("wrong-dtype", fails(&["record", "m", "--corpus", "c", "--out", "o", "--store-dtype", "f64"]));
+    insta::assert_snapshot!(
+        "wrong-dtype",
+        fails(&["record", "m", "--corpus", "c", "--out", "o", "--store-dtype", "f64"])
+    );
 }
 
 #[test]

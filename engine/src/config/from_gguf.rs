@@ -1,6 +1,8 @@
 //! What does GGUF metadata say, and what does it leave to the reader to know?
 
-use super::{Architecture, Config, DEFAULT_SLIDING_WINDOW_PATTERN, DEFAULT_THETA_FULL, DEFAULT_THETA_SLIDING, Rope, bad, pattern};
+use super::{
+    Architecture, Config, DEFAULT_SLIDING_WINDOW_PATTERN, DEFAULT_THETA_FULL, DEFAULT_THETA_SLIDING, Rope, bad, pattern,
+};
 use crate::error::Result;
 use crate::weights::gguf::Metadata;
 
@@ -33,7 +35,9 @@ impl Config {
         let factor = match scaling {
             "none" => 1.0,
             "linear" => optional("rope.scaling.factor")?.unwrap_or(1.0),
-            other => return Err(bad(&format!("{arch}.rope.scaling.type"), "`none` or `linear`", &format!("`{other}`"))),
+            other => {
+                return Err(bad(&format!("{arch}.rope.scaling.type"), "`none` or `linear`", &format!("`{other}`")));
+            }
         };
         let theta = optional("rope.freq_base")?.unwrap_or(DEFAULT_THETA_FULL);
         let theta_sliding = optional("rope.freq_base_swa")?.unwrap_or(DEFAULT_THETA_SLIDING);

@@ -79,7 +79,8 @@ fn read(fields: Map<String, Value>) -> Result<Config> {
             return Err(bad(name, "another type", &error.to_string()));
         }
     }
-    serde_json::from_value(Value::Object(fields)).map_err(|error| bad("config.json", "a Gemma 3 configuration", &error.to_string()))
+    serde_json::from_value(Value::Object(fields))
+        .map_err(|error| bad("config.json", "a Gemma 3 configuration", &error.to_string()))
 }
 
 fn check_activation(fields: &Map<String, Value>) -> Result<()> {
@@ -131,8 +132,8 @@ fn rope(fields: &Map<String, Value>) -> Result<Value> {
 
 fn layer_kinds(n_layers: usize, layer_types: Option<Value>, every: Option<Value>) -> Result<Vec<LayerKind>> {
     if let Some(value) = layer_types {
-        let kinds: Vec<LayerKind> =
-            serde_json::from_value(value).map_err(|error| bad("layer_types", "a list of layer types", &error.to_string()))?;
+        let kinds: Vec<LayerKind> = serde_json::from_value(value)
+            .map_err(|error| bad("layer_types", "a list of layer types", &error.to_string()))?;
         if kinds.len() != n_layers {
             return Err(bad("layer_types", &format!("{n_layers} entries"), &kinds.len().to_string()));
         }

@@ -29,7 +29,11 @@ fn the_4b_as_the_hub_spells_it() {
         "vision_config": {"hidden_size": 1152}
     });
     let config = Config::from_hf(&json).unwrap();
-    let expected = Config { architecture: Architecture::Gemma3, eos_token_ids: vec![1, 106], ..Preset::find("4b").unwrap().config() };
+    let expected = Config {
+        architecture: Architecture::Gemma3,
+        eos_token_ids: vec![1, 106],
+        ..Preset::find("4b").unwrap().config()
+    };
     assert_eq!(config, expected, "and no soft cap: the multimodal class ignores it");
 }
 
@@ -120,7 +124,10 @@ fn attention_bias_and_a_head_of_its_own_are_tensors() {
 
 #[test]
 fn what_cannot_be_run_is_refused() {
-    assert_eq!(message(&json!({"model_type": "llama"})), "expected one of the architectures `gemma3_text`, `gemma3`, found `llama`");
+    assert_eq!(
+        message(&json!({"model_type": "llama"})),
+        "expected one of the architectures `gemma3_text`, `gemma3`, found `llama`"
+    );
     assert_eq!(message(&json!({})), "expected one of the architectures `gemma3_text`, `gemma3`, found `nothing`");
     assert_eq!(message(&json!([])), "expected an object for `config.json`, found a list");
     assert_eq!(message(&json!({"model_type": "gemma3"})), "expected an object for `text_config`, found nothing");
@@ -131,18 +138,38 @@ fn what_cannot_be_run_is_refused() {
     };
     let cases = [
         ("hidden_activation", json!("relu"), "expected `gelu_pytorch_tanh` for `hidden_activation`, found `relu`"),
-        ("num_hidden_layers", json!(1_000_000_000_000_u64), "expected a number between 1 and 4096 for `num_hidden_layers`, found 1000000000000"),
+        (
+            "num_hidden_layers",
+            json!(1_000_000_000_000_u64),
+            "expected a number between 1 and 4096 for `num_hidden_layers`, found 1000000000000",
+        ),
         ("hidden_size", json!(0), "expected a number between 1 and 268435456 for `hidden_size`, found 0"),
         ("hidden_size", json!(-4), "expected another type for `hidden_size`"),
         ("head_dim", json!(33), "expected an even number for `head_dim`, found 33"),
-        ("num_key_value_heads", json!(3), "expected a divisor of the 8 attention heads for `num_key_value_heads`, found 3"),
+        (
+            "num_key_value_heads",
+            json!(3),
+            "expected a divisor of the 8 attention heads for `num_key_value_heads`, found 3",
+        ),
         ("rms_norm_eps", json!(-1e-6), "expected a positive number for `rms_norm_eps`, found -0.000001"),
         ("layer_types", json!(["full_attention"]), "expected 26 entries for `layer_types`, found 1"),
         ("layer_types", json!(["chunked_attention"]), "expected a list of layer types for `layer_types`"),
         ("sliding_window_pattern", json!(0), "expected a positive number for `sliding_window_pattern`, found 0"),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), "expected `default` or `linear` for `rope_type`, found `yarn`"),
-        ("rope_scaling", json!({"rope_type": "linear"}), "expected a number beside rope type `linear` for `factor`, found nothing"),
-        ("rope_parameters", json!({"rope_theta": 1e4}), "expected `full_attention` and `sliding_attention` for `rope_parameters`, found other keys"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 2.0}),
+            "expected `default` or `linear` for `rope_type`, found `yarn`",
+        ),
+        (
+            "rope_scaling",
+            json!({"rope_type": "linear"}),
+            "expected a number beside rope type `linear` for `factor`, found nothing",
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_theta": 1e4}),
+            "expected `full_attention` and `sliding_attention` for `rope_parameters`, found other keys",
+        ),
         ("vocab_size", json!("many"), "expected another type for `vocab_size`"),
     ];
     for (key, value, expected) in cases {
@@ -201,10 +228,19 @@ fn gguf_metadata_that_cannot_be_run() {
         Config::from_gguf(&gguf(&pairs)).unwrap_err().to_string()
     };
     let text = |text: &str| Some(Value::Text(text.to_owned()));
-    assert_eq!(message("general.architecture", text("gemma4")), "expected one of the architectures `gemma3`, found `gemma4`");
+    assert_eq!(
+        message("general.architecture", text("gemma4")),
+        "expected one of the architectures `gemma3`, found `gemma4`"
+    );
     assert_eq!(message("general.architecture", None), "expected one of the architectures `gemma3`, found `nothing`");
-    assert_eq!(message("gemma3.block_count", None), "expected a count for `gemma3.block_count`, found nothing in `x.gguf`");
-    assert_eq!(message("gemma3.block_count", Some(Value::Int(-1))), "expected a count for `gemma3.block_count`, found -1 in `x.gguf`");
+    assert_eq!(
+        message("gemma3.block_count", None),
+        "expected a count for `gemma3.block_count`, found nothing in `x.gguf`"
+    );
+    assert_eq!(
+        message("gemma3.block_count", Some(Value::Int(-1))),
+        "expected a count for `gemma3.block_count`, found -1 in `x.gguf`"
+    );
     assert_eq!(
         message("gemma3.rope.scaling.type", text("yarn")),
         "expected `none` or `linear` for `gemma3.rope.scaling.type`, found `yarn`"

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::vocab::Vocab;
-use super::{Scheme, Tokenizer};
+use super::{Scheme, Tokenizer, check_roles};
 use crate::error::{Error, Result};
 use crate::weights::{hex, read_bounded, read_json};
 
@@ -28,10 +28,15 @@ pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
     })?;
     // What a file may ask for is not what an instrument wants: nothing is cut off, nothing is padded.
     tokenizer.with_padding(None);
-    tokenizer.with_truncation(None).map_err(|error| Error::Tokenizer { what: error.to_string(), path: path.clone() })?;
+    tokenizer
+        .with_truncation(None)
+        .map_err(|error| Error::Tokenizer { what: error.to_string(), path: path.clone() })?;
 
     let by_string = tokenizer.get_vocab(true);
-    let mut strings = vec![String::new(); by_string.values().max().map_or(0, |&largest| largest as usize + 1).min(by_string.len() * 2)];
+    let mut strings = vec![
+        String::new();
+        by_string.values().max().map_or(0, |&largest| largest as usize + 1).min(by_string.len() * 2)
+    ];
     for (string, id) in by_string {
         if let Some(place) = strings.get_mut(id as usize) {
             *place = string;
@@ -45,23 +50,26 @@ pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
     }
     let vocab = Vocab::new(strings.iter().map(String::as_str), |_| true);
     let roles = Roles::read(dir)?;
-    let named = |role: &str, usual: &str| roles.text(&format!("{role}_token")).or(Some(usual.to_owned())).and_then(|token| tokenizer.token_to_id(&token));
+    let named = |role: &str, usual: &str| {
+        roles.text(&format!("{role}_token")).or(Some(usual.to_owned())).and_then(|token| tokenizer.token_to_id(&token))
+    };
     let bos_id = named("bos", "<bos>").or_else(|| roles.ids("bos_token_id").first().copied());
     let pad_id = named("pad", "<pad>").or_else(|| roles.ids("pad_token_id").first().copied());
     let mut eos_ids = roles.ids("eos_token_id");
     if eos_ids.is_empty() {
         eos_ids.extend(named("eos", "<eos>"));
     }
-    for id in bos_id.iter().chain(&pad_id).chain(&eos_ids) {
-        if *id as usize >= vocab.len() {
-            return Err(Error::UnknownToken { id: *id, vocab_size: vocab.len() });
-        }
-    }
+    check_roles(bos_id.iter().chain(&pad_id).chain(&eos_ids), vocab.len(), dir)?;
     Ok(Tokenizer { vocab, special, bos_id, eos_ids, pad_id, sha256, scheme: Scheme::Hf(Box::new(tokenizer)) })
 }
 
 /// Calls `add` with the id, start and end of each token.
-pub(super) fn encode(tokenizer: &tokenizers::Tokenizer, vocab: &Vocab, text: &str, mut add: impl FnMut(u32, usize, usize)) {
+pub(super) fn encode(
+    tokenizer: &tokenizers::Tokenizer,
+    vocab: &Vocab,
+    text: &str,
+    mut add: impl FnMut(u32, usize, usize),
+) {
     let encoding = tokenizer.encode(text, false).expect("a byte-level fallback leaves nothing that cannot be encoded");
     // A byte token may come with the span of its whole character; its own byte is the one after the last.
     let mut next_byte = 0;

@@ -88,7 +88,14 @@ impl Spm {
     }
 
     /// Cuts a piece of text that holds no whole token; `offset` is where it begins in the text.
-    fn merge(&self, vocab: &Vocab, text: &str, offset: usize, segment: &mut Segment, add: &mut impl FnMut(u32, usize, usize)) {
+    fn merge(
+        &self,
+        vocab: &Vocab,
+        text: &str,
+        offset: usize,
+        segment: &mut Segment,
+        add: &mut impl FnMut(u32, usize, usize),
+    ) {
         segment.fill(vocab, text);
         for left in 1..segment.symbols.len() {
             segment.propose(vocab, &self.ranks, left - 1);

@@ -5,31 +5,31 @@
 //! `Gemma3ForCausalLM`, whatever the checkpoint calls them. Nothing is folded: [`Weights::changes`] lists the little
 //! that differs from the file.
 
+mod checkpoint;
+mod files;
 pub mod gguf;
 mod names;
 mod quant;
 mod safetensors;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use half::bf16;
-use memmap2::Mmap;
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
+use self::checkpoint::Checkpoint;
+pub use self::files::WeightFile;
+use self::files::{File, map_files, sha256_of_file};
+pub(crate) use self::files::{hex, read_bounded, read_json};
 use self::names::Meaning;
 pub use self::quant::{BlockFormat, FORMATS};
-use crate::config::{Config, TensorSpec};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
 const CONFIG_FILE: &str = "config.json";
-/// A `config.json` is a few kilobytes; what is larger than this is something else.
-const MAX_JSON: u64 = 64 << 20;
-
 /// ggml's names for mixtures of formats, by the number in `general.file_type`.
 const FILE_TYPES: &[(usize, &str)] = &[
     (2, "Q4_0"),
@@ -76,13 +76,6 @@ pub struct TensorInfo {
     pub bytes: u64,
 }
 
-/// A file of the checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightFile {
-    pub path: PathBuf,
-    pub bytes: u64,
-}
-
 /// What the headers of a checkpoint hold, whether or not a model could be made of it.
 #[derive(Debug)]
 pub struct Inspection {
@@ -99,12 +92,6 @@ pub struct Inspection {
 enum Source {
     Folder,
     Gguf(gguf::Metadata),
-}
-
-#[derive(Debug)]
-struct File {
-    path: PathBuf,
-    map: Mmap,
 }
 
 /// Where a tensor's bytes are and how they are read.
@@ -140,7 +127,10 @@ impl Weights {
 
     /// Decodes a tensor into `kind`, which is `Float` or `BFloat16`. On the CPU, contiguous, `[out, in]`.
     pub fn tensor(&self, name: &str, kind: Kind) -> Result<Tensor> {
-        let place = self.places.get(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned(), path: self.path.clone() })?;
+        let place = self
+            .places
+            .get(name)
+            .ok_or_else(|| Error::MissingTensor { name: name.to_owned(), path: self.path.clone() })?;
         let blocks = &self.files[place.file].map[place.offset..place.offset + place.bytes];
         let size: Vec<i64> = place.shape.iter().map(|&dim| dim as i64).collect();
         // What is subtracted is subtracted in f32, before any rounding.
@@ -224,8 +214,19 @@ impl Weights {
                 match names::from_hf(&entry.name, &config) {
                     Meaning::Ignored(part) => checkpoint.leave_out(part),
                     Meaning::Text(name) => {
-                        let format = if checkpoint.expects(&name) { safetensors::required_format(&entry, &file.path)? } else { &FORMATS[0] };
-                        let place = Place { shape: entry.shape, file: index, offset: entry.offset, bytes: entry.bytes, format, subtract: 0.0 };
+                        let format = if checkpoint.expects(&name) {
+                            safetensors::required_format(&entry, &file.path)?
+                        } else {
+                            &FORMATS[0]
+                        };
+                        let place = Place {
+                            shape: entry.shape,
+                            file: index,
+                            offset: entry.offset,
+                            bytes: entry.bytes,
+                            format,
+                            subtract: 0.0,
+                        };
                         checkpoint.add(name, entry.name, entry.dtype, place, &file.path)?;
                     }
                 }
@@ -265,9 +266,19 @@ impl Weights {
         changes.insert(0, format!("subtracted 1 in f32 from {n_norms} norm weights, which GGUF stores as 1 + w"));
         let quantized = tensors.iter().filter(|info| info.dtype.starts_with('Q')).count();
         if quantized > 0 {
-            changes.push(format!("decoded {quantized} quantized tensors; the numbers are those of the blocks, not of the original"));
+            changes.push(format!(
+                "decoded {quantized} quantized tensors; the numbers are those of the blocks, not of the original"
+            ));
         }
-        Ok(Self { path: path.to_owned(), config, source: Source::Gguf(header.metadata), files, tensors, places, changes })
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            source: Source::Gguf(header.metadata),
+            files,
+            tensors,
+            places,
+            changes,
+        })
     }
 }
 
@@ -304,80 +315,24 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
                 Ok(Meaning::Text(name)) => name,
                 _ => entry.name.clone(),
             };
-            tensors.push(TensorInfo { name, stored_name: entry.name, shape: entry.shape, dtype: entry.dtype, bytes: entry.bytes as u64 });
+            tensors.push(TensorInfo {
+                name,
+                stored_name: entry.name,
+                shape: entry.shape,
+                dtype: entry.dtype,
+                bytes: entry.bytes as u64,
+            });
         }
     }
     Ok(Inspection { files: files.iter().map(File::describe).collect(), tensors, config, metadata: None })
-}
-
-/// The checkpoint's tensors as they are found, against those that the configuration asks for.
-struct Checkpoint<'a> {
-    path: &'a Path,
-    expected: Vec<TensorSpec>,
-    shapes: BTreeMap<String, Vec<usize>>,
-    found: BTreeMap<String, (TensorInfo, Place)>,
-    left_out: BTreeMap<&'static str, usize>,
-}
-
-type Checked = (Vec<TensorInfo>, BTreeMap<String, Place>, Vec<String>);
-
-impl<'a> Checkpoint<'a> {
-    fn new(path: &'a Path, config: &Config) -> Self {
-        let expected = config.tensors();
-        let shapes = expected.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
-        Self { path, expected, shapes, found: BTreeMap::new(), left_out: BTreeMap::new() }
-    }
-
-    fn expects(&self, name: &str) -> bool {
-        self.shapes.contains_key(name)
-    }
-
-    fn leave_out(&mut self, part: &'static str) {
-        *self.left_out.entry(part).or_default() += 1;
-    }
-
-    fn add(&mut self, name: String, stored_name: String, dtype: String, place: Place, file: &Path) -> Result<()> {
-        let Some(expected) = self.shapes.get(&name) else {
-            return Err(Error::UnexpectedTensor { name: stored_name, path: file.to_owned() });
-        };
-        if *expected != place.shape {
-            let (expected, found) = (expected.clone(), place.shape);
-            return Err(Error::WrongShape { name: stored_name, expected, found, path: file.to_owned() });
-        }
-        let info = TensorInfo { name: name.clone(), stored_name, shape: place.shape.clone(), dtype, bytes: place.bytes as u64 };
-        if let Some((first, _)) = self.found.insert(name, (info, place)) {
-            // The same tensor under two names, or in two files: nobody can say which one is meant.
-            return Err(Error::UnexpectedTensor { name: first.stored_name, path: file.to_owned() });
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Checked> {
-        let mut tensors = Vec::with_capacity(self.expected.len());
-        let mut places = BTreeMap::new();
-        for spec in self.expected {
-            let Some((info, place)) = self.found.remove(&spec.name) else {
-                return Err(Error::MissingTensor { name: spec.name, path: self.path.to_owned() });
-            };
-            tensors.push(info);
-            places.insert(spec.name, place);
-        }
-        let changes = self.left_out.into_iter().map(|(part, n)| format!("left out {n} tensors of {part}")).collect();
-        Ok((tensors, places, changes))
-    }
-}
-
-impl File {
-    fn describe(&self) -> WeightFile {
-        WeightFile { path: self.path.clone(), bytes: self.map.len() as u64 }
-    }
 }
 
 /// The values of a fresh tensor, to be written.
 ///
 /// `T` must be the type that the tensor's kind stands for.
 fn values_mut<T: tch::kind::Element>(tensor: &mut Tensor) -> &mut [T] {
-    assert_eq!(tensor.kind(), T::KIND, "the element type of the tensor");
+    // By size and not by `T::KIND`, which tch 0.24 gives as f16 for bf16.
+    assert_eq!(tensor.kind().elt_size_in_bytes(), size_of::<T>(), "the element type of the tensor");
     assert!(tensor.is_contiguous() && tensor.device() == Device::Cpu, "a fresh tensor on the CPU");
     let (start, len) = (tensor.data_ptr().cast::<T>(), tensor.numel());
     if len == 0 {
@@ -391,19 +346,6 @@ fn values_mut<T: tch::kind::Element>(tensor: &mut Tensor) -> &mut [T] {
     }
 }
 
-fn map_files(paths: Vec<PathBuf>) -> Result<Vec<File>> {
-    let map = |path: PathBuf| {
-        let file = fs::File::open(&path).map_err(|source| Error::io(&path, source))?;
-        #[expect(unsafe_code, reason = "weights are larger than what one wants to copy through a buffer")]
-        // SAFETY: the map is read-only. Who truncates a checkpoint while it is in use gets a bus error, as in every
-        // program that maps files.
-        let map = unsafe { Mmap::map(file.file()) };
-        let map = map.map_err(|source| Error::io(&path, source))?;
-        Ok(File { path, map })
-    };
-    paths.into_iter().map(map).collect()
-}
-
 fn is_folder(path: &Path) -> Result<bool> {
     let metadata = fs::metadata(path).map_err(|source| Error::io(path, source))?;
     if metadata.is_dir() {
@@ -412,7 +354,9 @@ fn is_folder(path: &Path) -> Result<bool> {
     let extension = path.extension().map(|extension| extension.to_string_lossy().into_owned());
     match extension {
         Some(extension) if extension.eq_ignore_ascii_case("gguf") => Ok(false),
-        Some(extension) => Err(Error::NotAModel { found: format!("a file that ends in `.{extension}`"), path: path.to_owned() }),
+        Some(extension) => {
+            Err(Error::NotAModel { found: format!("a file that ends in `.{extension}`"), path: path.to_owned() })
+        }
         None => Err(Error::NotAModel { found: "a file without an extension".to_owned(), path: path.to_owned() }),
     }
 }
@@ -428,56 +372,13 @@ fn folder_config(dir: &Path) -> Result<Config> {
 /// The configuration in the metadata, with what only the tensors tell: rows of the embedding, and a separate head.
 fn gguf_config(header: &gguf::Header) -> Result<Config> {
     let mut config = Config::from_gguf(&header.metadata).map_err(|error| error.at(header.metadata.path()))?;
-    let shape_of = |name: &str| header.tensors.iter().find(|entry| entry.name == name).map(|entry| entry.shape.as_slice());
+    let shape_of =
+        |name: &str| header.tensors.iter().find(|entry| entry.name == name).map(|entry| entry.shape.as_slice());
     if let Some(&[rows, _]) = shape_of("token_embd.weight") {
         config.d_vocab = rows;
     }
     config.tie_word_embeddings = shape_of("output.weight").is_none();
     Ok(config)
-}
-
-/// Reads a JSON file of a checkpoint.
-pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value> {
-    let bytes = read_bounded(path)?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::Malformed {
-        format: "JSON",
-        what: format!("expected JSON, found other text ({error})"),
-        path: path.to_owned(),
-    })
-}
-
-/// Reads a file that is meant to be small.
-pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
-    let file = fs::File::open(path).map_err(|source| Error::io(path, source))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_JSON + 1).read_to_end(&mut bytes).map_err(|source| Error::io(path, source))?;
-    if bytes.len() as u64 > MAX_JSON {
-        let what = format!("expected at most {MAX_JSON} bytes, found more");
-        return Err(Error::Malformed { format: "JSON", what, path: path.to_owned() });
-    }
-    Ok(bytes)
-}
-
-/// The SHA-256 of a file as lower-case hexadecimal digits, read in pieces.
-fn sha256_of_file(path: &Path) -> Result<String> {
-    let mut file = fs::File::open(path).map_err(|source| Error::io(path, source))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).map_err(|source| Error::io(path, source))?;
-        if n == 0 {
-            return Ok(hex(&hash.finalize()));
-        }
-        hash.update(&buffer[..n]);
-    }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string takes what is written to it");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -107,7 +107,11 @@ mod tests {
     #[test]
     fn ignored_parts() {
         let mut config = PRESETS[0].config();
-        for name in ["vision_tower.vision_model.post_layernorm.bias", "model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight"] {
+        for name in [
+            "vision_tower.vision_model.post_layernorm.bias",
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "lm_head.weight",
+        ] {
             assert!(matches!(from_hf(name, &config), Meaning::Ignored(_)), "{name}");
         }
         config.tie_word_embeddings = false;

@@ -115,7 +115,9 @@ impl BlockFormat {
     pub fn decode<T: Target>(&self, blocks: &[u8], out: &mut [T]) {
         assert_eq!(blocks.len() / self.bytes * self.values, out.len(), "as many values as the blocks hold");
         let task_bytes = TASK / self.values * self.bytes;
-        out.par_chunks_mut(TASK).zip(blocks.par_chunks(task_bytes)).for_each(|(out, blocks)| self.decode_task(blocks, out));
+        out.par_chunks_mut(TASK)
+            .zip(blocks.par_chunks(task_bytes))
+            .for_each(|(out, blocks)| self.decode_task(blocks, out));
     }
 
     fn decode_task<T: Target>(&self, blocks: &[u8], out: &mut [T]) {

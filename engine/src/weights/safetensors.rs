@@ -77,7 +77,8 @@ fn files_of_index(dir: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let mut names = BTreeSet::new();
     for (tensor, file) in map {
         let name = file.as_str().filter(|name| !name.is_empty() && !name.contains(['/', '\\']));
-        let name = name.ok_or_else(|| malformed(format!("expected a file name for tensor `{tensor}`, found {file}")))?;
+        let name =
+            name.ok_or_else(|| malformed(format!("expected a file name for tensor `{tensor}`, found {file}")))?;
         names.insert(name);
     }
     if names.is_empty() {
@@ -108,19 +109,21 @@ pub fn parse(file: &[u8], path: &Path) -> Result<Vec<TensorEntry>> {
         return Err(malformed(format!("expected a header of at most {most} bytes, found {length}")));
     }
     let (header, data) = rest.split_at(length);
-    let header: Map<String, Value> =
-        serde_json::from_slice(header).map_err(|error| malformed(format!("expected a JSON object as header, found other text ({error})")))?;
+    let header: Map<String, Value> = serde_json::from_slice(header)
+        .map_err(|error| malformed(format!("expected a JSON object as header, found other text ({error})")))?;
 
     let mut entries = Vec::with_capacity(header.len());
     for (name, value) in header {
         if name == "__metadata__" {
             continue;
         }
-        let info: Info = serde_json::from_value(value)
-            .map_err(|error| malformed(format!("expected dtype, shape and offsets of tensor `{name}`, found other values ({error})")))?;
+        let info: Info = serde_json::from_value(value).map_err(|error| {
+            malformed(format!("expected dtype, shape and offsets of tensor `{name}`, found other values ({error})"))
+        })?;
         let [start, end] = info.data_offsets;
         if start > end || end > data.len() {
-            let found = format!("expected tensor `{name}` inside {} bytes of data, found it at {start} to {end}", data.len());
+            let found =
+                format!("expected tensor `{name}` inside {} bytes of data, found it at {start} to {end}", data.len());
             return Err(malformed(found));
         }
         let n_values = info.shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim));
@@ -129,7 +132,10 @@ pub fn parse(file: &[u8], path: &Path) -> Result<Vec<TensorEntry>> {
             && n_values.and_then(|n| n.checked_mul(size)) != Some(end - start)
         {
             let (shape, dtype) = (&info.shape, &info.dtype);
-            return Err(malformed(format!("expected the bytes of {shape:?} in {dtype} for tensor `{name}`, found {}", end - start)));
+            return Err(malformed(format!(
+                "expected the bytes of {shape:?} in {dtype} for tensor `{name}`, found {}",
+                end - start
+            )));
         }
         let format = FORMATS.iter().find(|format| format.values == 1 && format.name == info.dtype);
         let offset = file.len() - data.len() + start;
@@ -139,7 +145,10 @@ pub fn parse(file: &[u8], path: &Path) -> Result<Vec<TensorEntry>> {
     let mut next = file.len() - data.len();
     for entry in &entries {
         if entry.offset != next {
-            return Err(malformed(format!("expected tensor `{}` at byte {next}, found it at {}", entry.name, entry.offset)));
+            return Err(malformed(format!(
+                "expected tensor `{}` at byte {next}, found it at {}",
+                entry.name, entry.offset
+            )));
         }
         next += entry.bytes;
     }

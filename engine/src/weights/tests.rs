@@ -1,5 +1,5 @@
-use half::f16;
 use ::safetensors::tensor::{Dtype, TensorView, serialize};
+use half::f16;
 use serde_json::json;
 
 use super::*;
@@ -118,10 +118,16 @@ fn shards_are_one_checkpoint_with_or_without_an_index() {
 
     fs::remove_file(dir.path().join(names[1])).unwrap();
     let message = Weights::open(dir.path()).unwrap_err().to_string();
-    assert!(message.starts_with("cannot read `") && message.ends_with("model-00002-of-00002.safetensors`"), "{message}");
+    assert!(
+        message.starts_with("cannot read `") && message.ends_with("model-00002-of-00002.safetensors`"),
+        "{message}"
+    );
     fs::write(dir.path().join("model.safetensors.index.json"), r#"{"weight_map": {"a": "../b"}}"#).unwrap();
     let message = Weights::open(dir.path()).unwrap_err().to_string();
-    assert!(message.starts_with("expected a file name for tensor `a`, found \"../b\" in the safetensors index file"), "{message}");
+    assert!(
+        message.starts_with("expected a file name for tensor `a`, found \"../b\" in the safetensors index file"),
+        "{message}"
+    );
 }
 
 fn error(tensors: &[Stored]) -> String {
@@ -146,7 +152,10 @@ fn what_is_wrong_with_a_checkpoint_is_named() {
 
     let mut unexpected = tensors();
     unexpected.push(stored("model.layers.2.mlp.up_proj.weight", Dtype::F32, &[64, 32]));
-    assert!(error(&unexpected).starts_with("unexpected tensor `model.layers.2.mlp.up_proj.weight` in `DIR/model.safetensors`"));
+    assert!(
+        error(&unexpected)
+            .starts_with("unexpected tensor `model.layers.2.mlp.up_proj.weight` in `DIR/model.safetensors`")
+    );
 
     let mut twice = tensors();
     twice.push(stored("norm.weight", Dtype::F32, &[32]));
@@ -187,11 +196,15 @@ fn the_parts_of_a_multimodal_checkpoint_are_left_out_and_listed() {
 #[test]
 fn what_is_no_model_is_said_to_be_none() {
     let dir = tempfile::tempdir().unwrap();
-    let message = |path: &Path| Weights::open(path).unwrap_err().to_string().replace(&dir.path().display().to_string(), "DIR");
+    let message =
+        |path: &Path| Weights::open(path).unwrap_err().to_string().replace(&dir.path().display().to_string(), "DIR");
     assert!(message(dir.path()).contains("found a folder without `config.json` in `DIR`\nhint: "));
     assert_eq!(message(&dir.path().join("absent")), "cannot read `DIR/absent`");
     fs::write(dir.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
-    assert_eq!(message(dir.path()), "expected one of the architectures `gemma3_text`, `gemma3`, found `llama` in `DIR/config.json`");
+    assert_eq!(
+        message(dir.path()),
+        "expected one of the architectures `gemma3_text`, `gemma3`, found `llama` in `DIR/config.json`"
+    );
     fs::write(dir.path().join("config.json"), "{").unwrap();
     assert!(message(dir.path()).starts_with("expected JSON, found other text"));
     fs::write(dir.path().join("config.json"), tiny().to_hf().to_string()).unwrap();
@@ -201,7 +214,9 @@ fn what_is_no_model_is_said_to_be_none() {
     assert!(message(&file).contains("found a file that ends in `.pt` in `DIR/model.pt`"));
     let file = dir.path().join("model.gguf");
     fs::write(&file, "").unwrap();
-    assert!(message(&file).starts_with("expected 4 bytes for the magic number, found 0 before the end in the GGUF file"));
+    assert!(
+        message(&file).starts_with("expected 4 bytes for the magic number, found 0 before the end in the GGUF file")
+    );
 }
 
 #[test]
@@ -279,8 +294,12 @@ fn tiny_gguf(without: &str) -> Vec<u8> {
         };
         add(&name, &spec.name, spec.shape.clone());
     }
-    let tensors: Vec<(&str, Vec<usize>, u32, Vec<u8>)> =
-        tensors.iter().map(|(name, shape, format, bytes): &(String, Vec<usize>, u32, Vec<u8>)| (name.as_str(), shape.clone(), *format, bytes.clone())).collect();
+    let tensors: Vec<(&str, Vec<usize>, u32, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, shape, format, bytes): &(String, Vec<usize>, u32, Vec<u8>)| {
+            (name.as_str(), shape.clone(), *format, bytes.clone())
+        })
+        .collect();
     gguf_file(&metadata, &tensors)
 }
 
@@ -298,7 +317,11 @@ fn a_gguf_is_the_same_model() {
             let tensor = weights.tensor(&spec.name, kind).unwrap();
             assert_eq!(tensor.kind(), kind);
             let expected = numbers(&spec.name, tensor.numel());
-            let expected: Vec<f32> = if spec.shape.len() == 1 { expected } else { expected.iter().map(|value| value.min(127.0 / 64.0)).collect() };
+            let expected: Vec<f32> = if spec.shape.len() == 1 {
+                expected
+            } else {
+                expected.iter().map(|value| value.min(127.0 / 64.0)).collect()
+            };
             assert_eq!(values(&tensor), expected, "{}", spec.name);
         }
     }
@@ -340,7 +363,10 @@ fn inspection_reads_what_cannot_be_run() {
     assert!(inspection.config.is_err());
     assert_eq!(inspection.tensors.len(), tiny().tensors().len());
     let embedding = inspection.tensors.iter().find(|info| info.name == "model.embed_tokens.weight").unwrap();
-    assert_eq!((embedding.dtype.as_str(), embedding.bytes, embedding.shape.as_slice()), ("BF16", 512, [8, 32].as_slice()));
+    assert_eq!(
+        (embedding.dtype.as_str(), embedding.bytes, embedding.shape.as_slice()),
+        ("BF16", 512, [8, 32].as_slice())
+    );
 }
 
 #[test]

@@ -179,6 +179,10 @@ fn recorded(ui: &mut Ui, cx: &Cx<'_>, run: &Overview) {
         }
         ui.add_space(4.0);
         hook_table(ui, cx, &run.hooks);
+        if let Some(hook) = run.hooks.first() {
+            let text = format!("Over {} tokens: special ones, whose norms are far larger, are left out.", grouped(hook.n));
+            ui.label(RichText::new(text).size(12.0).color(theme.text_dim));
+        }
     });
     ui.add_space(6.0);
 }

@@ -38,8 +38,6 @@ pub(crate) struct Order {
     /// The largest density and activation, for bars.
     pub(crate) max_density: f64,
     pub(crate) max_act: f32,
-    /// How the filter was understood, for the footer.
-    pub(crate) filter: Filter,
 }
 
 impl Order {
@@ -109,7 +107,6 @@ impl Ask for OrderQuery {
             max_density: stats.frac_nonzero.iter().copied().fold(0.0, f64::max),
             max_act: stats.max_act.iter().copied().fold(0.0, f32::max),
             at,
-            filter,
             stats,
         })
     }

@@ -1,4 +1,7 @@
+use std::path::PathBuf;
+
 use super::*;
+use crate::error::Error;
 use crate::testing::gguf_file;
 
 fn path() -> PathBuf {
@@ -17,10 +20,7 @@ fn small() -> Vec<u8> {
         ("a.floats", Value::Floats(vec![1.5, -2.0])),
         ("a.flags", Value::Bools(vec![true, false])),
     ];
-    let tensors = [
-        ("w", vec![3, 2], 0, (0..24).collect()),
-        ("q", vec![2, 32], 8, vec![1; 68]),
-    ];
+    let tensors = [("w", vec![3, 2], 0, (0..24).collect()), ("q", vec![2, 32], 8, vec![1; 68])];
     gguf_file(&metadata, &tensors)
 }
 
@@ -96,7 +96,10 @@ fn what_is_wrong_is_named() {
     let cases = [
         (with(0, b"GGML"), "expected the magic number `GGUF`, found other bytes in the GGUF file `x.gguf`"),
         (with(4, &1_u32.to_le_bytes()), "expected version 2 or 3, found 1 in the GGUF file `x.gguf`"),
-        (with(4, &3_u32.to_be_bytes()), "expected little-endian values, found a big-endian version number in the GGUF file `x.gguf`"),
+        (
+            with(4, &3_u32.to_be_bytes()),
+            "expected little-endian values, found a big-endian version number in the GGUF file `x.gguf`",
+        ),
         (
             with(8, &u64::MAX.to_le_bytes()),
             "expected at most 19 tensors in the 472 bytes that follow, found 18446744073709551615 in the GGUF file `x.gguf`",
@@ -115,10 +118,22 @@ fn what_is_wrong_is_named() {
 fn tensors_that_cannot_be() {
     let tensor = |shape: Vec<usize>, format: u32| gguf_file(&[], &[("t", shape, format, vec![0; 64])]);
     let unknown = message(&tensor(vec![256], 23));
-    assert!(unknown.starts_with("expected one of the dtypes F32, F16, BF16, ") && unknown.contains("for tensor `t`, found `IQ4_XS`"), "{unknown}");
-    assert!(message(&tensor(vec![2, 31], 8)).starts_with("expected rows of tensor `t` to be a multiple of 32 values of Q8_0, found 31"));
-    assert!(message(&tensor(vec![usize::MAX, usize::MAX], 0)).starts_with("expected a tensor `t` that fits into memory"));
-    assert!(message(&tensor(vec![1 << 40], 0)).starts_with("expected 4398046511104 bytes of tensor `t` at offset 0, found a file of"));
+    assert!(
+        unknown.starts_with("expected one of the dtypes F32, F16, BF16, ")
+            && unknown.contains("for tensor `t`, found `IQ4_XS`"),
+        "{unknown}"
+    );
+    assert!(
+        message(&tensor(vec![2, 31], 8))
+            .starts_with("expected rows of tensor `t` to be a multiple of 32 values of Q8_0, found 31")
+    );
+    assert!(
+        message(&tensor(vec![usize::MAX, usize::MAX], 0)).starts_with("expected a tensor `t` that fits into memory")
+    );
+    assert!(
+        message(&tensor(vec![1 << 40], 0))
+            .starts_with("expected 4398046511104 bytes of tensor `t` at offset 0, found a file of")
+    );
     assert!(message(&tensor(vec![1; 5], 0)).starts_with("expected at most 4 dimensions of tensor `t`, found 5"));
     let twice = gguf_file(&[], &[("t", vec![1], 0, vec![0; 4]), ("t", vec![1], 0, vec![0; 4])]);
     assert!(message(&twice).starts_with("tensor `t` stands twice"));

@@ -59,7 +59,9 @@ fn the_table_is_consistent() {
     }
     assert_eq!(SUPPORTED.split(", ").count(), names.len());
     for format in FORMATS {
-        assert!(format.values <= MAX_BLOCK && MAX_BLOCK.is_multiple_of(format.values) && TASK.is_multiple_of(format.values));
+        assert!(
+            format.values <= MAX_BLOCK && MAX_BLOCK.is_multiple_of(format.values) && TASK.is_multiple_of(format.values)
+        );
     }
     assert_eq!(ggml_type_name(23), "IQ4_XS");
     assert_eq!(ggml_type_name(14), "Q6_K");

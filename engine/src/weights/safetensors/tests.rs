@@ -71,11 +71,26 @@ fn what_is_wrong_is_named() {
     let cases = [
         (u64::MAX.to_le_bytes().to_vec(), "expected a header of at most 0 bytes, found 18446744073709551615"),
         (file("[1]", 0), "expected a JSON object as header, found other text"),
-        (file(r#"{"t":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4), "expected the bytes of [2] in F32 for tensor `t`, found 4"),
-        (file(r#"{"t":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#, 8), "expected dtype, shape and offsets of tensor `t`, found other values"),
-        (file(&format!(r#"{{"t":{{"dtype":"F32","shape":[{max},{max}],"data_offsets":[0,8]}}}}"#), 8), "expected the bytes of [18446744073709551615"),
-        (file(&format!(r#"{{"t":{{"dtype":"Q7","shape":[1],"data_offsets":[0,{max}]}}}}"#), 8), "expected tensor `t` inside 8 bytes of data"),
-        (file(r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8), "expected tensor `t` at byte 62, found it at 66"),
+        (
+            file(r#"{"t":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 4),
+            "expected the bytes of [2] in F32 for tensor `t`, found 4",
+        ),
+        (
+            file(r#"{"t":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#, 8),
+            "expected dtype, shape and offsets of tensor `t`, found other values",
+        ),
+        (
+            file(&format!(r#"{{"t":{{"dtype":"F32","shape":[{max},{max}],"data_offsets":[0,8]}}}}"#), 8),
+            "expected the bytes of [18446744073709551615",
+        ),
+        (
+            file(&format!(r#"{{"t":{{"dtype":"Q7","shape":[1],"data_offsets":[0,{max}]}}}}"#), 8),
+            "expected tensor `t` inside 8 bytes of data",
+        ),
+        (
+            file(r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8),
+            "expected tensor `t` at byte 62, found it at 66",
+        ),
         (file(r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 8), "expected a file of 66 bytes, found 70"),
         (file(&"[".repeat(100_000), 0), "expected a JSON object as header, found other text"),
     ];

@@ -1,0 +1,238 @@
+//! `polariscope demo`: the whole way on the real Gemma 3 270M, in minutes.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use data::corpus::Corpus;
+use data::features::FeatureTable;
+use data::{HookPoint, Run, Site};
+use engine::gemma::model::Model;
+use engine::record::RecordOptions;
+use engine::weights::Weights;
+use fs_err as fs;
+use scope::{Architecture, EncodeOptions, TrainConfig};
+use serde_json::json;
+use viewer::{ShotOptions, ViewOptions};
+
+use crate::invocation::Invocation;
+use crate::passages::{self, Pick};
+use crate::record::{Compute, ComputeDtype, Device, Job};
+use crate::{encode, fetch, output, train, view};
+
+/// The model, and the text that it reads.
+const MODEL: &str = "gemma-3-270m";
+const TEXT: &str = "lee-background";
+
+/// The layer in the middle, on which a coder is trained.
+const LAYER: usize = 9;
+
+/// Tokens that are recorded, unless something else is asked for: half a minute to a minute of computing on two cores.
+const TOKENS: u64 = 40_000;
+
+/// Size of the coder.
+const D_SAE: usize = 4096;
+const K: usize = 32;
+
+/// Batches that the coder is trained on; more make the explained variance better, and the demo longer.
+const BATCH: usize = 2048;
+const STEPS: u64 = 500;
+/// Higher than the default, which is meant for trainings that are a hundred times as long.
+const LEARNING_RATE: f64 = 1e-3;
+
+/// Features that are printed.
+const FEATURES: usize = 10;
+
+/// Name of the coder and of its feature table.
+const CODER: &str = "resid-9";
+
+/// Records the real Gemma 3 270M on news, trains a coder, prints features, opens the viewer
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  polariscope demo --no-window\n\n\
+                        What an earlier demo has finished is used again; --fresh begins from the start.")]
+pub(crate) struct Demo {
+    /// Draw the viewer into `viewer.png` instead of opening a window
+    #[arg(long)]
+    no_window: bool,
+
+    /// The run directory to write
+    #[arg(long, value_name = "RUN", default_value = "runs/demo")]
+    out: PathBuf,
+
+    /// Tokens to record
+    #[arg(long, value_name = "N", default_value_t = TOKENS)]
+    tokens: u64,
+
+    /// Remove what an earlier demo left, and begin from the start
+    #[arg(long)]
+    fresh: bool,
+
+    /// Threads to compute with; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// Print each feature as one JSON object a line on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Demo {
+    pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
+        let started = Instant::now();
+        if self.fresh && self.out.exists() {
+            remove(&self.out)?;
+        }
+        let model = fetch::fetch(MODEL)?;
+        let text = fetch::fetch(TEXT)?;
+        let run = self.record(&model, &text, invocation)?;
+        let sae = run.sae_dir(CODER)?;
+        self.train(&run, &sae, invocation)?;
+        let (table, model) = self.encode(&run, &sae, &model)?;
+        let picks = passages::interesting(&run, &table, FEATURES)?;
+        self.print(&picks, &model)?;
+        output::note(&format!("done in {:.0} s", started.elapsed().as_secs_f64()));
+        self.look(picks.first())
+    }
+
+    /// Records every layer, unless that has been done.
+    fn record(&self, model: &Path, text: &Path, invocation: &Invocation) -> Result<Run> {
+        let begun = self.out.join("manifest.json").is_file();
+        if begun {
+            let run = Run::open(&self.out)?;
+            if run.manifest().model.id != MODEL {
+                bail!(
+                    "`{}` is a run of another model\nhint: give the demo a folder of its own with --out",
+                    self.out.display()
+                );
+            }
+            if run.manifest().complete {
+                stage("record", &format!("{} tokens are recorded already", output::count(run.n_tokens())));
+                return Ok(run);
+            }
+        }
+        let weights = Weights::open(model)?;
+        let n_layers = weights.config().n_layers;
+        stage("record", &format!("what each of {n_layers} layers hands on, over news"));
+        let points = (0..n_layers).map(|layer| HookPoint::block(Site::ResidPost, layer)).collect();
+        let options = RecordOptions { max_tokens: Some(self.tokens), ..RecordOptions::new(points) };
+        let corpus = Corpus::open(&[text.to_string_lossy()], true)?;
+        let job = Job { id: MODEL, weights, corpus, options, out: &self.out, resume: begun };
+        let compute = Compute { dtype: ComputeDtype::F32, device: Device::Cpu, threads: self.threads };
+        job.run(compute, invocation)?;
+        Ok(Run::open(&self.out)?)
+    }
+
+    /// Trains a coder on the layer in the middle, unless that has been done.
+    fn train(&self, run: &Run, sae: &Path, invocation: &Invocation) -> Result<()> {
+        if sae.join("cfg.json").is_file() {
+            stage("train", "a coder is there already");
+            return Ok(());
+        }
+        stage("train", &format!("a BatchTopK of {D_SAE} latents on layer {LAYER}"));
+        let config = TrainConfig {
+            architecture: Architecture::BatchTopK,
+            d_sae: D_SAE,
+            k: K,
+            lr: Some(LEARNING_RATE),
+            batch: BATCH,
+            tokens: Some(STEPS * BATCH as u64),
+            threads: self.threads,
+            // Goes on with what an interrupted demo left; without that it begins.
+            resume: true,
+            ..TrainConfig::default()
+        };
+        let last = train::train(run, HookPoint::block(Site::ResidPost, LAYER), &config, sae, invocation)?;
+        output::note(&train::figures(&last));
+        Ok(())
+    }
+
+    /// Encodes, unless that has been done, and gives back the table with the model, whose vocabulary is needed.
+    fn encode(&self, run: &Run, sae: &Path, model: &Path) -> Result<(FeatureTable, Words)> {
+        let words = Words { tokenizer: Weights::open(model)?.tokenizer()? };
+        if run.feature_tables()?.iter().any(|name| name == CODER) {
+            stage("encode", "its features are there already");
+        } else {
+            stage("encode", "where each feature fires, and which words it raises");
+            let model: Model = encode::load(model, self.threads)?;
+            let options = EncodeOptions { threads: self.threads, ..EncodeOptions::default() };
+            output::note(&encode::words(&encode::encode(run, sae, Some(&model), &options)?));
+        }
+        Ok((run.feature_table(CODER)?, words))
+    }
+
+    fn print(&self, picks: &[Pick], words: &Words) -> Result<()> {
+        if self.json {
+            for pick in picks {
+                output::json(&json!({
+                    "feature": pick.feature, "frac_nonzero": pick.frac_nonzero, "mean_act": pick.mean_act,
+                    "max_act": pick.max_act, "before": pick.passage.before, "peak": pick.passage.peak,
+                    "after": pick.passage.after, "raises": words.raised(pick),
+                }))?;
+            }
+            return Ok(());
+        }
+        let mut text = format!("\nTen features: {}.\n", passages::CRITERION);
+        for pick in picks {
+            let Pick { feature, frac_nonzero, mean_act, max_act, passage, .. } = pick;
+            text.push_str(&format!(
+                "\nfeature {feature}: on {:.2} % of tokens, mean {mean_act:.1}, most {max_act:.1}\n  … {}»{}«{} …\n",
+                frac_nonzero * 100.0,
+                passage.before.trim_start(),
+                passage.peak,
+                passage.after.trim_end(),
+            ));
+            let raised = words.raised(pick);
+            if !raised.is_empty() {
+                text.push_str(&format!("  raises {}\n", raised.join(", ")));
+            }
+        }
+        output::text(&text)
+    }
+
+    /// Opens the window, or draws it where there is none.
+    fn look(&self, pick: Option<&Pick>) -> Result<()> {
+        let link = pick.map(|pick| view::feature_link(&self.out, CODER, pick.feature));
+        if !self.no_window && view::has_display() {
+            stage("view", "the window; close it to end");
+            return Ok(viewer::open(Some(self.out.clone()), ViewOptions { link, ..ViewOptions::default() })?);
+        }
+        let options = ShotOptions { link, ..ShotOptions::new(self.out.join("viewer.png")) };
+        match viewer::shot(&self.out, &options) {
+            Ok(()) => stage("view", &format!("a picture of the viewer is in `{}`", options.out.display())),
+            // Everything else has worked, and the error says what to install.
+            Err(err @ viewer::Error::NoAdapter) => output::note(&format!("no picture: {err}")),
+            Err(err) => return Err(err.into()),
+        }
+        Ok(())
+    }
+}
+
+/// The vocabulary, for printing tokens.
+struct Words {
+    tokenizer: engine::tokenizer::Tokenizer,
+}
+
+impl Words {
+    /// The five tokens that a feature raises most.
+    fn raised(&self, pick: &Pick) -> Vec<String> {
+        let ids = pick.top_logits.iter().take(5).map(|&(id, _)| id);
+        let texts = ids.filter_map(|id| self.tokenizer.token_text(id));
+        texts.map(|text| format!("“{}”", passages::readable(std::iter::once(text.as_str())))).collect()
+    }
+}
+
+fn stage(name: &str, what: &str) {
+    output::note(&format!("── {name}: {what}"));
+}
+
+/// Removes a run directory, and nothing else.
+fn remove(dir: &Path) -> Result<()> {
+    if !dir.join("manifest.json").is_file() {
+        bail!(
+            "`{}` is no run, so it is not removed\nhint: give the demo a folder of its own with --out",
+            dir.display()
+        );
+    }
+    Ok(fs::remove_dir_all(dir)?)
+}

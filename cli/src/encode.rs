@@ -1,0 +1,133 @@
+//! `polariscope encode`: what each feature of a coder does in a run.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use data::Run;
+use engine::device;
+use engine::gemma::model::{Model, Precision};
+use scope::encode::EncodePhase;
+use scope::{EncodeOptions, EncodeSummary, LogitLens};
+use serde_json::json;
+
+use crate::failure::Interrupted;
+use crate::{catalog, interrupt, output, progress};
+
+/// Writes feature activations, statistics and examples under `RUN/features/`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  polariscope encode runs/news --sae runs/news/saes/resid-9 --model gemma-3-270m")]
+pub(crate) struct Encode {
+    /// The run directory
+    run: PathBuf,
+
+    /// The coder's folder
+    #[arg(long, value_name = "SAE")]
+    sae: PathBuf,
+
+    /// The model, for the tokens that each feature raises and lowers
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+
+    /// The hook point to encode [default: the one that the coder was trained on]
+    #[arg(long, value_name = "NAME")]
+    hook_point: Option<String>,
+
+    /// Name of the feature table [default: the name of the coder's folder]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// Passages with the largest activations that are kept of each feature
+    #[arg(long, value_name = "N", default_value_t = scope::encode::TOP_EXAMPLES)]
+    top_examples: usize,
+
+    /// Tokens of a passage
+    #[arg(long, value_name = "N", default_value_t = scope::encode::CONTEXT)]
+    context: u32,
+
+    /// Seed of the passages that are drawn from intervals of activation
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Threads to compute with; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// Print the summary as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Encode {
+    pub(crate) fn run(self) -> Result<()> {
+        let run = Run::open(&self.run)?;
+        let options = EncodeOptions {
+            hook: self.hook_point.map(|name| name.parse()).transpose()?,
+            name: self.name,
+            top_examples: self.top_examples,
+            context: self.context,
+            seed: self.seed,
+            threads: self.threads,
+            ..EncodeOptions::default()
+        };
+        let model = match self.model {
+            Some(name) => Some(load(&catalog::resolve(&name)?, self.threads)?),
+            None => None,
+        };
+        let lens = model.as_ref().map(|model| model as &dyn LogitLens);
+        let summary = encode(&run, &self.sae, lens, &options)?;
+        if self.json {
+            return output::json(&json!({
+                "name": summary.name, "tokens": summary.n_tokens, "special": summary.n_special,
+                "not_finite": summary.not_finite, "activations": summary.n_acts, "l0": summary.l0,
+                "dead_features": summary.dead_features,
+            }));
+        }
+        output::text(&words(&summary))
+    }
+}
+
+/// Loads a model for its unembedding.
+pub(crate) fn load(path: &Path, threads: usize) -> Result<Model> {
+    device::set_threads(threads);
+    Ok(Model::load(path, Precision::F32)?)
+}
+
+/// Encodes with a bar for each phase.
+pub(crate) fn encode(
+    run: &Run,
+    sae: &Path,
+    model: Option<&dyn LogitLens>,
+    options: &EncodeOptions,
+) -> Result<EncodeSummary> {
+    interrupt::watch();
+    output::note(&format!("encoding {} tokens with `{}`", output::count(run.n_tokens()), sae.display()));
+    let bar = progress::steps(0, "encoding");
+    let summary = scope::encode(run, sae, model, options, &mut |at| {
+        bar.set_message(match at.phase {
+            EncodePhase::Encode => "encoding tokens",
+            EncodePhase::Sort => "sorting activations",
+            EncodePhase::Describe => "describing features",
+        });
+        bar.set_length(at.total);
+        bar.set_position(at.done);
+        interrupt::flow()
+    });
+    bar.finish_and_clear();
+    match summary {
+        // Nothing is left behind, so the same command does it from the start.
+        Err(scope::Error::Interrupted) => Err(Interrupted { resume: None }.into()),
+        other => Ok(other?),
+    }
+}
+
+pub(crate) fn words(summary: &EncodeSummary) -> String {
+    format!(
+        "features/{}: {} activations on {} tokens, L0 {:.1}, {} features never fired",
+        summary.name,
+        output::count(summary.n_acts),
+        output::count(summary.n_tokens),
+        summary.l0,
+        output::count(summary.dead_features as u64)
+    )
+}

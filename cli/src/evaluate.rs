@@ -1,0 +1,99 @@
+//! `polariscope evaluate`: how good is a coder on the activations of a run?
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use data::{HookPoint, Run};
+use scope::metrics::EvaluateOptions;
+use scope::{Metrics, Sae};
+use serde_json::json;
+
+use crate::failure::Interrupted;
+use crate::{interrupt, output, progress};
+
+/// Measures a coder on the activations of a run
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  polariscope evaluate runs/news --sae runs/news/saes/resid-9")]
+pub(crate) struct Evaluate {
+    /// The run directory
+    run: PathBuf,
+
+    /// The coder's folder
+    #[arg(long, value_name = "SAE")]
+    sae: PathBuf,
+
+    /// The hook point to measure on [default: the one that the coder was trained on]
+    #[arg(long, value_name = "NAME")]
+    hook_point: Option<String>,
+
+    /// At most so many tokens, drawn by the seed [default: all]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u64>,
+
+    /// Which tokens, if not all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Threads to compute with; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// Print the metrics as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Evaluate {
+    pub(crate) fn run(self) -> Result<()> {
+        interrupt::watch();
+        let run = Run::open(&self.run)?;
+        let sae = Sae::load(&self.sae)?;
+        let name = self.hook_point.as_deref().or_else(|| sae.hook_name()).with_context(|| {
+            format!("`{}` does not say its hook point\nhint: name it with `--hook-point`", self.sae.display())
+        })?;
+        let hook: HookPoint = name.parse()?;
+        let options = EvaluateOptions {
+            max_tokens: self.max_tokens,
+            seed: self.seed,
+            threads: self.threads,
+            ..EvaluateOptions::default()
+        };
+        let bar = progress::tokens(self.max_tokens.unwrap_or(run.n_tokens()).min(run.n_tokens()), "evaluating");
+        let metrics = scope::evaluate(&run, hook, &sae, &options, &mut |tokens| {
+            bar.set_position(tokens);
+            interrupt::flow()
+        })?;
+        bar.finish_and_clear();
+        if interrupt::pressed() {
+            return Err(Interrupted { resume: None }.into());
+        }
+        if self.json { output::json(&value(&metrics)) } else { output::text(&table(&metrics)) }
+    }
+}
+
+fn value(metrics: &Metrics) -> serde_json::Value {
+    json!({
+        "n_tokens": metrics.n_tokens, "l0": metrics.l0, "l1": metrics.l1, "mse": metrics.mse,
+        "explained_variance": metrics.explained_variance, "fvu": metrics.fvu, "cosine": metrics.cosine,
+        "l2_ratio": metrics.l2_ratio, "relative_reconstruction_bias": metrics.relative_reconstruction_bias,
+        "dead_features": metrics.dead_features, "dead_fraction": metrics.dead_fraction, "density": metrics.density,
+    })
+}
+
+fn table(metrics: &Metrics) -> String {
+    let rows = [
+        ("tokens", output::count(metrics.n_tokens)),
+        ("l0", format!("{:.2}", metrics.l0)),
+        ("l1", format!("{:.4}", metrics.l1)),
+        ("mse", format!("{:.4}", metrics.mse)),
+        ("explained_variance", format!("{:.4}", metrics.explained_variance)),
+        ("fvu", format!("{:.4}", metrics.fvu)),
+        ("cosine", format!("{:.4}", metrics.cosine)),
+        ("l2_ratio", format!("{:.4}", metrics.l2_ratio)),
+        ("relative_reconstruction_bias", format!("{:.4}", metrics.relative_reconstruction_bias)),
+        ("dead_features", output::count(metrics.dead_features as u64)),
+        ("dead_fraction", format!("{:.4}", metrics.dead_fraction)),
+    ];
+    output::table(&rows.map(|(name, value)| vec![name.to_owned(), value]), &[1])
+}

@@ -1,0 +1,403 @@
+//! What does a coder see in a run? One pass over the shards of its hook point gives `features/<name>/`.
+//!
+//! Activations go to disk in token order as they are computed; `data` sorts them by feature with bounded memory; then each
+//! feature is described from its own activations. Nothing here grows with the number of activations: beside one block of
+//! rows and one block of features, there is a bit for every token and a number for every document.
+
+use std::{ops::ControlFlow, path::Path};
+
+use data::{
+    HookPoint, Run,
+    features::{FeatureTableInfo, FeatureTableWriter},
+};
+use rayon::prelude::*;
+
+use crate::{
+    error::{Error, Result},
+    kernels::by_value,
+    matrix::{Matrix, Right, matmul},
+    sae::{Sae, SparseCoder, encode_blocks, norm},
+    sparse::SparseRows,
+    stats::{Describer, ExampleOptions, Places},
+    topk::TopK,
+    workers::Workers,
+};
+
+/// Examples of the largest activations (SAEDashboard).
+pub const TOP_EXAMPLES: usize = 20;
+/// Intervals of equal width between 0 and the largest activation (SAEDashboard).
+pub const INTERVALS: usize = 5;
+/// Examples drawn from each interval (SAEDashboard).
+pub const EXAMPLES_PER_INTERVAL: usize = 5;
+/// Tokens of a passage.
+pub const CONTEXT: u32 = 64;
+/// Tokens whose logits a feature raises most, and lowers most (SAEDashboard).
+pub const LOGITS: usize = 10;
+/// Nearest decoder rows.
+pub const NEIGHBOURS: usize = 10;
+/// Memory in which activations are sorted by feature.
+pub const SORT_MEMORY: usize = 256 << 20;
+
+/// Features that are described at a time.
+const BLOCK_FEATURES: usize = 256;
+/// Features whose neighbours one thread looks for at a time.
+const NEIGHBOUR_ROWS: usize = 32;
+/// Tokens whose flags are read at a time.
+const BLOCK_TOKENS: u64 = 1 << 20;
+/// Documents whose rows are read at a time.
+const BLOCK_DOCUMENTS: u64 = 4096;
+
+/// What directions in the residual stream do to the logits.
+pub trait LogitLens {
+    /// The width of a direction.
+    fn d_model(&self) -> usize;
+
+    /// For each of `directions` (`[n, d_model]`), the `top` token ids with the largest effect, descending, and with the
+    /// smallest, ascending.
+    fn logit_effects(&self, directions: &[f32], top: usize) -> Vec<LogitEffect>;
+}
+
+/// Token ids with the effect on their logit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogitEffect {
+    /// Descending.
+    pub top: Vec<(u32, f32)>,
+    /// Ascending.
+    pub bottom: Vec<(u32, f32)>,
+}
+
+impl LogitLens for engine::gemma::model::Model {
+    fn d_model(&self) -> usize {
+        self.config().d_model
+    }
+
+    fn logit_effects(&self, directions: &[f32], top: usize) -> Vec<LogitEffect> {
+        let effects = Self::logit_effects(self, directions, top).into_iter();
+        effects.map(|effect| LogitEffect { top: effect.top, bottom: effect.bottom }).collect()
+    }
+}
+
+/// What to write. The defaults are the constants of this module.
+#[derive(Clone, Debug)]
+pub struct EncodeOptions {
+    /// Which hook point; `None` is the one that the coder was trained on.
+    pub hook: Option<HookPoint>,
+    /// The name under `features/`; `None` is the coder's folder name.
+    pub name: Option<String>,
+    /// Examples of the largest activations.
+    pub top_examples: usize,
+    /// Intervals of value.
+    pub intervals: usize,
+    /// Examples from each interval.
+    pub per_interval: usize,
+    /// Tokens of a passage.
+    pub context: u32,
+    /// Tokens raised and lowered most.
+    pub logits: usize,
+    /// Nearest decoder rows; 0 spares the product of the decoder with itself.
+    pub neighbours: usize,
+    /// Bytes in which activations are sorted by feature.
+    pub sort_memory: usize,
+    /// Which examples are drawn from intervals.
+    pub seed: u64,
+    /// Threads; 0 is one for every core.
+    pub threads: usize,
+}
+
+impl Default for EncodeOptions {
+    fn default() -> Self {
+        Self {
+            hook: None,
+            name: None,
+            top_examples: TOP_EXAMPLES,
+            intervals: INTERVALS,
+            per_interval: EXAMPLES_PER_INTERVAL,
+            context: CONTEXT,
+            logits: LOGITS,
+            neighbours: NEIGHBOURS,
+            sort_memory: SORT_MEMORY,
+            seed: 0,
+            threads: 0,
+        }
+    }
+}
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncodePhase {
+    /// Tokens are encoded.
+    Encode,
+    /// Activations are sorted by feature.
+    Sort,
+    /// Features are described.
+    Describe,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncodeProgress {
+    /// What is being done.
+    pub phase: EncodePhase,
+    /// Tokens, or features, done.
+    pub done: u64,
+    /// Of so many.
+    pub total: u64,
+    /// Activations found so far.
+    pub n_acts: u64,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncodeSummary {
+    /// The name under `features/`.
+    pub name: String,
+    /// Tokens encoded.
+    pub n_tokens: u64,
+    /// Of those, special ones.
+    pub n_special: u64,
+    /// Tokens with a value that is not finite: no feature fires there.
+    pub not_finite: u64,
+    /// Activations written.
+    pub n_acts: u64,
+    /// Latents that fire for a token, special ones left out.
+    pub l0: f64,
+    /// Features that never fired, special tokens left out.
+    pub dead_features: usize,
+}
+
+/// Encodes a hook point of a run with the coder in `sae_dir`, and describes its features. Without a `model`, or where the
+/// coder does not write into the residual stream, features have no logits.
+///
+/// When `progress` breaks, the result is [`Error::Interrupted`], and nothing stays behind.
+pub fn encode(
+    run: &Run,
+    sae_dir: &Path,
+    model: Option<&dyn LogitLens>,
+    options: &EncodeOptions,
+    progress: &mut dyn FnMut(&EncodeProgress) -> ControlFlow<()>,
+) -> Result<EncodeSummary> {
+    let sae = Sae::load(sae_dir)?;
+    let hook = match (options.hook, sae.hook_name()) {
+        (Some(hook), _) => hook,
+        (None, Some(name)) => name.parse()?,
+        (None, None) => {
+            let what = "expected `metadata.hook_name`, found none\nhint: name the hook point with `--hook-point`".into();
+            return Err(Error::Config { what, path: sae_dir.join("cfg.json") });
+        }
+    };
+    let width = run.hook_point(hook)?.width;
+    if width != sae.d_in() {
+        return Err(Error::Width { d_in: sae.d_in(), width, hook: hook.to_string() });
+    }
+    let folder = || sae_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = options.name.clone().unwrap_or_else(folder);
+    let workers = Workers::new(options.threads)?;
+    let mut job = Job { run, hook, sae: &sae, workers: &workers, progress, n_acts: 0, not_finite: 0 };
+
+    let places = places(run)?;
+    let info = FeatureTableInfo {
+        coder: folder(),
+        hook_point: hook,
+        d_sae: sae.d_sae() as u32,
+        n_tokens: run.n_tokens(),
+        n_ordinary_tokens: places.n_regular(),
+        notes: serde_json::Value::Null,
+    };
+    let mut writer = FeatureTableWriter::create(run, &name, info, options.sort_memory)?;
+    let regular_acts = job.encode(&places, &mut writer)?;
+    job.report(EncodePhase::Sort, 0, job.n_acts)?;
+    let mut sorted = writer.sort()?;
+    job.report(EncodePhase::Sort, job.n_acts, job.n_acts)?;
+
+    let examples = ExampleOptions {
+        top: options.top_examples,
+        intervals: options.intervals,
+        per_interval: options.per_interval,
+        context: options.context.max(1),
+        seed: options.seed,
+    };
+    let units = unit_rows(sae.w_dec());
+    let model = model.filter(|model| model.d_model() == width && options.logits > 0);
+    let mut dead_features = 0;
+    for first in (0..sae.d_sae()).step_by(BLOCK_FEATURES) {
+        let features = first..(first + BLOCK_FEATURES).min(sae.d_sae());
+        job.report(EncodePhase::Describe, first as u64, sae.d_sae() as u64)?;
+        let mut described: Vec<_> =
+            features.clone().map(|feature| Describer::new(feature as u32, &places, examples)).collect();
+        for rows in sorted.rows(first as u32..features.end as u32)? {
+            let rows = rows?;
+            let describer = &mut described[rows.feature as usize - first];
+            for (&token_idx, &act) in rows.token_idx.iter().zip(&rows.act) {
+                describer.add(token_idx, act);
+            }
+        }
+        let (mut stats, examples): (Vec<_>, Vec<_>) = described.into_iter().map(Describer::finish).unzip();
+        let neighbours = nearest(&units, features.clone(), options.neighbours, &workers);
+        let directions = &sae.w_dec().as_slice()[first * width..features.end * width];
+        let effects = model.map(|model| model.logit_effects(directions, options.logits)).unwrap_or_default();
+        for (i, stats) in stats.iter_mut().enumerate() {
+            stats.decoder_norm = norm(sae.w_dec().row(first + i));
+            stats.neighbours.clone_from(&neighbours[i]);
+            if let Some(effect) = effects.get(i) {
+                stats.top_logits.clone_from(&effect.top);
+                stats.bottom_logits.clone_from(&effect.bottom);
+            }
+            dead_features += usize::from(stats.n_active == 0);
+        }
+        sorted.write_stats(&stats)?;
+        sorted.write_examples(&examples.concat())?;
+    }
+    job.report(EncodePhase::Describe, sae.d_sae() as u64, sae.d_sae() as u64)?;
+    let (n_acts, not_finite) = (job.n_acts, job.not_finite);
+    sorted.finish()?;
+    Ok(EncodeSummary {
+        name,
+        n_tokens: run.n_tokens(),
+        n_special: run.n_tokens() - places.n_regular(),
+        not_finite,
+        n_acts,
+        l0: regular_acts as f64 / places.n_regular().max(1) as f64,
+        dead_features,
+    })
+}
+
+struct Job<'a> {
+    run: &'a Run,
+    hook: HookPoint,
+    sae: &'a Sae,
+    workers: &'a Workers,
+    progress: &'a mut dyn FnMut(&EncodeProgress) -> ControlFlow<()>,
+    n_acts: u64,
+    not_finite: u64,
+}
+
+impl Job<'_> {
+    fn report(&mut self, phase: EncodePhase, done: u64, total: u64) -> Result<()> {
+        match (self.progress)(&EncodeProgress { phase, done, total, n_acts: self.n_acts }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted),
+        }
+    }
+
+    /// Writes the activations of every token. Returns how many are on tokens that are not special.
+    fn encode(&mut self, places: &Places, writer: &mut FeatureTableWriter) -> Result<u64> {
+        let width = self.sae.d_in();
+        let mut regular_acts = 0;
+        let mut done = 0;
+        let (mut token_idx, mut features, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for shard in 0..self.run.shards().len() {
+            for acts in self.run.acts_shard(self.hook, shard)? {
+                let acts = acts?;
+                self.report(EncodePhase::Encode, done, self.run.n_tokens())?;
+                let mut rows = acts.to_f32();
+                self.not_finite += silence_not_finite(&mut rows, width);
+                let mut token = acts.first_token_idx;
+                for block in encode_blocks(self.sae, &rows, self.workers) {
+                    for (latents, acts) in block.acts.iter() {
+                        if !places.is_special(token) {
+                            regular_acts += latents.len() as u64;
+                        }
+                        token_idx.extend(std::iter::repeat_n(token, latents.len()));
+                        features.extend_from_slice(latents);
+                        values.extend_from_slice(acts);
+                        token += 1;
+                    }
+                }
+                writer.write(&token_idx, &features, &values)?;
+                self.n_acts += token_idx.len() as u64;
+                done = token;
+                token_idx.clear();
+                features.clear();
+                values.clear();
+            }
+        }
+        self.report(EncodePhase::Encode, done, self.run.n_tokens())?;
+        Ok(regular_acts)
+    }
+}
+
+/// Where documents begin, and which tokens are special.
+fn places(run: &Run) -> Result<Places> {
+    let mut starts = Vec::new();
+    let n = run.n_documents();
+    for first in (0..n).step_by(BLOCK_DOCUMENTS as usize) {
+        let documents = run.documents(first..(first + BLOCK_DOCUMENTS).min(n))?;
+        starts.extend(documents.iter().map(|document| document.first_token_idx));
+    }
+    starts.sort_unstable();
+    let mut places = Places::new(starts);
+    for first in (0..run.n_tokens()).step_by(BLOCK_TOKENS as usize) {
+        places.push(&run.special(first..(first + BLOCK_TOKENS).min(run.n_tokens()))?);
+    }
+    Ok(places)
+}
+
+/// Makes rows with a value that is not finite NaN throughout, so that no feature fires there. Returns how many.
+fn silence_not_finite(rows: &mut [f32], width: usize) -> u64 {
+    let mut n = 0;
+    for row in rows.chunks_exact_mut(width) {
+        if row.iter().any(|x| !x.is_finite()) {
+            row.fill(f32::NAN);
+            n += 1;
+        }
+    }
+    n
+}
+
+/// The rows scaled to norm 1.
+fn unit_rows(matrix: &Matrix) -> Matrix {
+    let mut units = matrix.clone();
+    for row in 0..units.rows() {
+        let row = units.row_mut(row);
+        let norm = norm(row);
+        if norm > 0.0 {
+            for value in row {
+                *value /= norm;
+            }
+        }
+    }
+    units
+}
+
+/// For each of `features`, the `n` others with the largest positive cosine between decoder rows, descending.
+fn nearest(
+    units: &Matrix,
+    features: std::ops::Range<usize>,
+    n: usize,
+    workers: &Workers,
+) -> Vec<Vec<(u32, f32)>> {
+    if n == 0 {
+        return vec![Vec::new(); features.len()];
+    }
+    let (d_sae, width) = (units.rows(), units.cols());
+    let rows = &units.as_slice()[features.start * width..features.end * width];
+    workers.install(|| {
+        rows.par_chunks(NEIGHBOUR_ROWS * width)
+            .enumerate()
+            .flat_map_iter(|(block, rows)| {
+                let first = features.start + block * NEIGHBOUR_ROWS;
+                let m = rows.len() / width;
+                let mut cosines = Matrix::zeros(m, d_sae);
+                let right = units.as_slice();
+                matmul(rows, right, Right::Transposed, cosines.as_mut_slice(), [m, width, d_sae]);
+                let mut found = SparseRows::new();
+                let mut top = TopK::new(n);
+                (0..m)
+                    .map(|row| {
+                        // Not its own neighbour.
+                        cosines.row_mut(row)[first + row] = 0.0;
+                        found.clear();
+                        top.select(cosines.row(row), &mut found);
+                        let (latents, values) = found.row(0);
+                        let mut pairs: Vec<_> = values.iter().copied().zip(latents.iter().copied()).collect();
+                        pairs.sort_unstable_by(by_value);
+                        pairs.into_iter().map(|(cosine, latent)| (latent, cosine)).collect()
+                    })
+                    .collect::<Vec<Vec<_>>>()
+            })
+            .collect()
+    })
+}
+
+#[cfg(test)]
+mod tests;

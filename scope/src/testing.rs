@@ -1,0 +1,97 @@
+//! Which small runs do tests work on?
+
+use std::path::Path;
+
+use data::{
+    Dtype, HookPoint, ModelShape, Run, RunWriter, TokenColumns,
+    manifest::{Corpus, Counts, HookPointEntry, Manifest, Model},
+    tables::DocumentRow,
+};
+
+use crate::random::Random;
+
+/// Width of the recorded vectors.
+pub(crate) const WIDTH: usize = 16;
+/// Tokens of a document; the first is special.
+pub(crate) const DOC_TOKENS: u64 = 25;
+/// Directions that the recorded vectors are made of.
+const DIRECTIONS: usize = 24;
+
+pub(crate) fn hook() -> HookPoint {
+    "blocks.0.hook_resid_post".parse().unwrap()
+}
+
+/// `n` rows (`[n, width]`), each a few of some fixed directions, a common offset, and a little noise.
+pub(crate) fn structured_rows(n: usize, width: usize, directions: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random::new(seed);
+    let basis: Vec<f64> = (0..directions * width).map(|_| random.normal()).collect();
+    let offset: Vec<f64> = (0..width).map(|_| 3.0 * random.normal()).collect();
+    let mut rows = Vec::with_capacity(n * width);
+    for _ in 0..n {
+        let mut row: Vec<f64> = offset.iter().map(|offset| offset + 0.05 * random.normal()).collect();
+        for _ in 0..3 {
+            // Low directions are common, high ones rare.
+            let direction = (random.uniform().powi(2) * directions as f64) as usize;
+            let strength = 1.0 + 2.0 * random.uniform();
+            for (x, basis) in row.iter_mut().zip(&basis[direction * width..]) {
+                *x += strength * basis;
+            }
+        }
+        rows.extend(row.into_iter().map(|x| x as f32));
+    }
+    rows
+}
+
+/// A complete run of `n_documents`, in two shards. The special tokens have huge vectors; if `damaged`, one row has a NaN and
+/// one an outlier.
+pub(crate) fn write_run(dir: &Path, n_documents: u64, damaged: bool) -> Run {
+    let shape = ModelShape {
+        n_layers: 1,
+        n_heads: 2,
+        n_kv_heads: 1,
+        d_model: WIDTH,
+        d_head: 8,
+        d_mlp: 32,
+        d_vocab: 50,
+        n_ctx: 64,
+    };
+    let entry = HookPointEntry::new(hook(), &shape, Dtype::F32).unwrap();
+    let writer =
+        RunWriter::create(dir, Manifest::new(Model::new("tiny", shape), Corpus::default(), vec![entry])).unwrap();
+    let mut rows = structured_rows((n_documents * DOC_TOKENS) as usize, WIDTH, DIRECTIONS, 11);
+    for first in rows.chunks_exact_mut(WIDTH * DOC_TOKENS as usize) {
+        first[..WIDTH].fill(1000.0);
+    }
+    if damaged {
+        rows[3 * WIDTH + 1] = f32::NAN;
+        rows[7 * WIDTH..8 * WIDTH].fill(-500.0);
+    }
+    let middle = n_documents / 2;
+    for (index, documents) in [0..middle, middle..n_documents].into_iter().enumerate() {
+        let first = documents.start * DOC_TOKENS;
+        let mut shard = writer.shard(index, first).unwrap();
+        let (mut tokens, mut table) = (TokenColumns::default(), Vec::new());
+        for doc_id in documents.clone() {
+            for pos in 0..DOC_TOKENS as u32 {
+                tokens.push(doc_id, pos, pos, "t", None, pos == 0, None);
+            }
+            table.push(DocumentRow {
+                doc_id,
+                source: "test".into(),
+                n_tokens: DOC_TOKENS,
+                sha256: String::new(),
+                meta: None,
+                first_token_idx: doc_id * DOC_TOKENS,
+            });
+        }
+        shard.write_tokens(&tokens).unwrap();
+        shard.write_documents(&table).unwrap();
+        let range = first as usize * WIDTH..(documents.end * DOC_TOKENS) as usize * WIDTH;
+        let bytes: Vec<u8> = rows[range].iter().flat_map(|x| x.to_le_bytes()).collect();
+        shard.write_acts(0, Dtype::F32, bytes.into()).unwrap();
+        let n = documents.end - documents.start;
+        shard.commit(serde_json::Value::Null, Counts::captured(n, n * DOC_TOKENS)).unwrap();
+    }
+    writer.finish("").unwrap();
+    Run::open(dir).unwrap()
+}

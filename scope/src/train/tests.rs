@@ -1,0 +1,191 @@
+use super::*;
+use crate::{
+    SparseCoder,
+    metrics::{EvaluateOptions, evaluate},
+    sae::norm,
+    testing::{DOC_TOKENS, WIDTH, hook, write_run},
+};
+
+fn config(architecture: Architecture) -> TrainConfig {
+    TrainConfig {
+        architecture,
+        d_sae: 48,
+        k: 4,
+        lr: Some(3e-3),
+        batch: 128,
+        tokens: Some(128 * 60),
+        buffer: 512,
+        threads: 2,
+        log_every: 5,
+        dead_window: Some(1000),
+        ..TrainConfig::default()
+    }
+}
+
+fn go_on(_: &TrainProgress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn training_explains_the_variance_and_keeps_norms() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 80, true);
+    for architecture in [Architecture::TopK, Architecture::BatchTopK] {
+        let out = run.sae_dir(&architecture.to_string()).unwrap();
+        let mut seen = Vec::new();
+        let summary = train(&run, hook(), &config(architecture), &out, &mut |progress| {
+            seen.push(progress.clone());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert!(summary.complete);
+        assert_eq!(seen.len(), 60);
+        assert_eq!(summary.last.as_ref(), seen.last());
+        assert!(summary.not_finite > 0, "the damaged row came by, and was counted");
+        let (first, last) = (&seen[0], &seen[59]);
+        assert!(last.explained_variance > 0.6 && last.explained_variance > first.explained_variance, "{last:?}");
+        assert!(last.loss < first.loss);
+        assert!(last.l0 <= 4.0 + 1e-9 && last.l0 > 2.0, "{last:?}");
+
+        let sae = Sae::load(&out).unwrap();
+        let scale = f64::from(summary.scale);
+        for latent in 0..sae.d_sae() {
+            let norm = f64::from(norm(sae.w_dec.row(latent)));
+            assert!((norm * scale - 1.0).abs() < 1e-5, "a unit row before the scale was folded in");
+        }
+        assert_eq!(sae.hook_name(), Some("blocks.0.hook_resid_post"));
+        let measured = evaluate(&run, hook(), &sae, &EvaluateOptions::default(), &mut |_| ControlFlow::Continue(()));
+        let measured = measured.unwrap();
+        // Of 80 documents, without special tokens, the outlier and the row that is not finite.
+        assert_eq!(measured.n_tokens, 80 * (DOC_TOKENS - 1) - 2);
+        assert!((measured.explained_variance - last.explained_variance).abs() < 0.1, "{measured:?} {last:?}");
+        assert!((measured.l0 - 4.0).abs() < 1.0, "{measured:?}");
+
+        let metrics = Metrics::read(&out.join("metrics.parquet")).unwrap();
+        assert_eq!(metrics.n_rows(), 12);
+        assert_eq!(metrics.column("step").unwrap()[11], 60.0);
+        assert_eq!(metrics.column("explained_variance").unwrap()[11], last.explained_variance);
+    }
+}
+
+#[test]
+fn resuming_continues_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 40, false);
+    for architecture in [Architecture::TopK, Architecture::BatchTopK] {
+        let config = TrainConfig { checkpoint_every: 20, ..config(architecture) };
+        let whole = run.sae_dir(&format!("{architecture}-whole")).unwrap();
+        train(&run, hook(), &config, &whole, &mut go_on).unwrap();
+
+        // Stopped after 30 steps, then killed after 53: the last checkpoint is that of step 40.
+        let parts = run.sae_dir(&format!("{architecture}-parts")).unwrap();
+        let summary = train(&run, hook(), &config, &parts, &mut |progress| {
+            if progress.step == 30 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(!summary.unwrap().complete);
+        assert!(!parts.join("cfg.json").exists());
+        let begun = train(&run, hook(), &config, &parts, &mut go_on).unwrap_err();
+        assert!(matches!(begun, Error::TrainingBegun { .. }));
+        let resumed = TrainConfig { resume: true, threads: 1, ..config.clone() };
+        let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            train(&run, hook(), &resumed, &parts, &mut |progress| {
+                assert!(progress.step < 53, "killed");
+                ControlFlow::Continue(())
+            })
+        }));
+        assert!(killed.is_err());
+        let mut first = None;
+        train(&run, hook(), &resumed, &parts, &mut |progress| {
+            first.get_or_insert(progress.step);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(first, Some(41));
+
+        let read = |dir: &Path| fs_err::read(dir.join("sae_weights.safetensors")).unwrap();
+        assert_eq!(read(&whole), read(&parts), "{architecture}: bit for bit");
+        let steps = |dir: &Path| Metrics::read(&dir.join("metrics.parquet")).unwrap().column("step").unwrap().to_vec();
+        assert_eq!(steps(&whole), steps(&parts));
+        assert_eq!(steps(&whole).len(), 12);
+    }
+}
+
+#[test]
+fn dead_latents_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 40, false);
+    let dead_at_the_end = |name: &str, aux_weight: f64| {
+        let config = TrainConfig { aux_weight, d_sae: 96, tokens: Some(128 * 100), ..config(Architecture::TopK) };
+        let summary = train(&run, hook(), &config, &run.sae_dir(name).unwrap(), &mut go_on).unwrap();
+        summary.last.unwrap().dead
+    };
+    let (without, with) = (dead_at_the_end("without", 0.0), dead_at_the_end("with", AUX_WEIGHT));
+    assert!(with * 2 < without, "{with} of 96 are dead with AuxK, {without} without");
+}
+
+#[test]
+fn the_seed_decides() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 20, false);
+    let weights = |name: &str, seed: u64| {
+        let config = TrainConfig { seed, tokens: Some(512), ..config(Architecture::BatchTopK) };
+        let out = run.sae_dir(name).unwrap();
+        train(&run, hook(), &config, &out, &mut go_on).unwrap();
+        Sae::load(out).unwrap().w_enc
+    };
+    let first = weights("a", 1);
+    assert_eq!(first, weights("b", 1));
+    assert_ne!(first, weights("c", 2));
+}
+
+#[test]
+fn epochs_count_tokens_that_are_not_special() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 20, false);
+    let config = TrainConfig { tokens: None, epochs: 3, ..config(Architecture::TopK) };
+    let mut last = None;
+    train(&run, hook(), &config, &run.sae_dir("sae").unwrap(), &mut |progress| {
+        last = Some(progress.clone());
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let tokens = 3 * 20 * (DOC_TOKENS - 1);
+    assert_eq!(last.unwrap().steps, tokens.div_ceil(128));
+}
+
+#[test]
+fn bad_settings_and_places_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 4, false);
+    let out = run.sae_dir("sae").unwrap();
+    let error = |config: TrainConfig| train(&run, hook(), &config, &out, &mut go_on).unwrap_err().to_string();
+    let good = || TrainConfig { tokens: Some(128), ..config(Architecture::TopK) };
+    assert_eq!(error(TrainConfig { k: 49, ..good() }), "expected between 1 and d_sae = 48, found `k` = 49");
+    assert_eq!(error(TrainConfig { batch: 0, ..good() }), "expected at least 1, found `batch` = 0");
+    assert_eq!(error(TrainConfig { lr: Some(f64::NAN), ..good() }), "expected a positive number, found `lr` = NaN");
+    let other = "blocks.0.hook_mlp_out".parse().unwrap();
+    assert!(train(&run, other, &good(), &out, &mut go_on).is_err());
+    assert!(!out.exists(), "nothing was written");
+
+    train(&run, hook(), &good(), &out, &mut go_on).unwrap();
+    assert!(error(good()).starts_with("a sparse coder exists already in `"));
+
+    let stopped = run.sae_dir("stopped").unwrap();
+    let long = TrainConfig { tokens: Some(1280), ..config(Architecture::TopK) };
+    train(&run, hook(), &long, &stopped, &mut |_| ControlFlow::Break(())).unwrap();
+    let changed = TrainConfig { resume: true, k: 5, ..long };
+    let message = train(&run, hook(), &changed, &stopped, &mut go_on).unwrap_err().to_string();
+    assert!(message.starts_with("expected `k` = 4, with which the training began, found 5, in `"), "{message}");
+}
+
+#[test]
+fn a_rate_that_is_far_too_high_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 20, false);
+    let config = TrainConfig { lr: Some(1e30), warmup_steps: Some(0), ..config(Architecture::TopK) };
+    let error = train(&run, hook(), &config, &run.sae_dir("sae").unwrap(), &mut go_on).unwrap_err();
+    assert!(matches!(error, Error::Diverged { .. }), "{error}");
+    assert_eq!(Architecture::TopK, "topk".parse().unwrap());
+    assert_eq!("gated".parse::<Architecture>().unwrap_err().to_string(), "expected `topk` or `batchtopk`, found `architecture` = gated");
+    assert_eq!(WIDTH, run.hook_point(hook()).unwrap().width);
+}

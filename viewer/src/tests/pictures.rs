@@ -1,0 +1,58 @@
+//! Do the views still look as they did? Five pictures, drawn by a software adapter.
+//!
+//! Left out, with a line that says so, where there is no adapter.
+
+use super::{Harness, View, demo, does};
+use crate::app::App;
+use crate::command::Command;
+use crate::state::ColorBy;
+use crate::testing;
+use crate::theme::ThemeChoice;
+
+fn picture(name: &str, prepare: impl FnOnce(&mut Harness<'static, App>)) {
+    if !crate::has_adapter() {
+        use std::io::Write as _;
+        // Straight to the terminal: a left-out test must be seen although it passes.
+        let _ = writeln!(std::io::stderr(), "left out: picture `{name}`, no graphics adapter; `cargo xtask setup` installs one");
+        return;
+    }
+    let mut window = demo();
+    prepare(&mut window);
+    window.snapshot(name);
+}
+
+#[test]
+fn overview() {
+    picture("overview", |_| {});
+}
+
+#[test]
+fn features_light() {
+    picture("features_light", |window| {
+        does(window, Command::UseTheme(ThemeChoice::Light));
+        does(window, Command::Show(View::Features));
+        does(window, Command::SelectFeature(testing::OFFICE));
+    });
+}
+
+#[test]
+fn feature() {
+    picture("feature", |window| does(window, Command::OpenFeature(testing::WEATHER)));
+}
+
+#[test]
+fn reader() {
+    picture("reader", |window| {
+        does(window, Command::SelectFeature(testing::WEATHER));
+        does(window, Command::OpenDocument { doc: 2, token: Some(3) });
+    });
+}
+
+#[test]
+fn reader_norm_paper() {
+    picture("reader_norm_paper", |window| {
+        does(window, Command::UseTheme(ThemeChoice::Paper));
+        does(window, Command::OpenDocument { doc: 0, token: None });
+        does(window, Command::ColorBy(ColorBy::Norm));
+    });
+}
