@@ -104,13 +104,13 @@ fn passage(run: &Run, example: &Example) -> Result<Passage> {
     Ok(Passage { before: words(0..peak), peak: words(peak..peak + 1), after: words(peak + 1..columns.token.len()) })
 }
 
-/// Tokens as text on one line: `▁` is a space, and `<0xE2>` is a byte of a character.
+/// Tokens as text on one line: `<0xE2>` is a byte of a character.
 pub(crate) fn readable<'a>(tokens: impl Iterator<Item = &'a str>) -> String {
     let mut bytes = Vec::new();
     for token in tokens {
         match byte(token) {
             Some(byte) => bytes.push(byte),
-            None => bytes.extend_from_slice(token.replace('▁', " ").as_bytes()),
+            None => bytes.extend_from_slice(token.as_bytes()),
         }
     }
     String::from_utf8_lossy(&bytes).replace(['\n', '\r', '\t'], " ")
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn tokens_become_text() {
         let text = |tokens: &[&str]| readable(tokens.iter().copied());
-        assert_eq!(text(&["▁The", "▁cat", "\n", "s"]), " The cat s");
+        assert_eq!(text(&[" The", " cat", "\n", "s"]), " The cat s");
         assert_eq!(text(&["a", "<0xE2>", "<0x82>", "<0xAC>", "b"]), "a€b");
         assert_eq!(text(&["<0xE2>", "x"]), "\u{FFFD}x");
         assert_eq!(text(&["<0xZZ>", "<bos>"]), "<0xZZ><bos>");

@@ -211,7 +211,7 @@ fn rows_of(path: &Path) -> Result<Documents> {
     let (name, path) = (path.display().to_string(), path.to_owned());
     let mut row = 0;
     Ok(Box::new(batches.flat_map(move |batch| {
-        let mut broken = |what: String| vec![Err(Error::CorpusFile { what, path: path.clone() })];
+        let broken = |what: String| vec![Err(Error::CorpusFile { what, path: path.clone() })];
         let texts = match batch {
             Ok(batch) => arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8),
             Err(error) => return broken(error.to_string()),

@@ -144,8 +144,7 @@ impl TableWriter {
     }
 
     /// Footer, fsync, rename. The caller fsyncs the directory.
-    pub(crate) fn publish(mut self) -> Result<FileEntry> {
-        self.writer.finish().map_err(|cause| write_error(&self.path, cause))?;
+    pub(crate) fn publish(self) -> Result<FileEntry> {
         let file = self.writer.into_inner().map_err(|cause| write_error(&self.path, cause))?;
         file.publish()
     }

@@ -43,6 +43,10 @@ pub(crate) fn documents() -> SchemaRef {
     ])
 }
 
+pub(crate) fn vocab() -> SchemaRef {
+    schema([field("token_id", DataType::UInt32), field("token", DataType::Utf8)])
+}
+
 pub(crate) fn acts(entry: &HookPointEntry) -> SchemaRef {
     let shape: Vec<String> = entry.shape.iter().map(ToString::to_string).collect();
     let mut metadata =

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::manifest::{self, Counts, HookPointEntry, JournalEntry, Manifest, Shard, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
-use crate::tables::{DocumentRow, TokenColumns};
+use crate::tables::{self, DocumentRow, TokenColumns, VOCAB_FILE};
 use crate::{Dtype, schema};
 
 /// Rows of a row group of `tokens` and `documents`.
@@ -121,6 +121,16 @@ impl RunWriter {
     /// A number that no durable shard has.
     pub fn next_shard(&self) -> usize {
         self.shared.journal().iter().map(|entry| entry.shard.index + 1).max().unwrap_or(0)
+    }
+
+    /// Writes `vocab.parquet`: the text of every token id from 0 on, lossless, so that a reader without the tokenizer can
+    /// name ids that no token of the run has, such as those of logits.
+    pub fn write_vocab(&self, tokens: &[String]) -> Result<()> {
+        let path = self.dir().join(VOCAB_FILE);
+        let mut writer = TableWriter::create(&path, &schema::vocab(), TableOptions::default())?;
+        writer.write(&tables::vocab_batch(tokens))?;
+        writer.publish()?;
+        files::sync_dir(self.dir())
     }
 
     /// Begins a shard. Nothing of it exists until [`ShardWriter::commit`]; dropped before that, it leaves nothing.

@@ -15,7 +15,7 @@ use crate::files;
 use crate::hook_point::HookPoint;
 use crate::manifest::{self, HookPointEntry, JournalEntry, Manifest, Shard, Statistics};
 use crate::parquet_io::TableFile;
-use crate::tables::{DocumentRow, TokenColumns};
+use crate::tables::{DocumentRow, TokenColumns, VOCAB_FILE};
 use crate::{Dtype, convert};
 
 /// Footers that are kept, so that reading here and there does not parse them again.
@@ -201,6 +201,17 @@ impl Run {
         let batch = file.rows(&["doc_id"], rows)?;
         let doc_id = file.primitive::<UInt64Type>(&batch, "doc_id")?;
         doc_id.first().copied().ok_or_else(|| self.no_such_tokens(&tokens))
+    }
+
+    /// The text of every token id from 0 on, lossless; `None` when the run was recorded without a tokenizer.
+    pub fn vocab(&self) -> Result<Option<Vec<String>>> {
+        let path = self.dir().join(VOCAB_FILE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let file = TableFile::open(&path)?;
+        let batch = file.rows(&["token"], 0..file.n_rows())?;
+        Ok(Some(file.strings(&batch, "token")?.into_iter().map(Option::unwrap_or_default).collect()))
     }
 
     /// Rows of a hook point by `token_idx`, in order.

@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::parquet_io::TableFile;
 use crate::schema;
 
+/// The file with the text of every token id, in the folder of the run.
+pub(crate) const VOCAB_FILE: &str = "vocab.parquet";
+
 /// Consecutive tokens, column by column; every column has the same length. `token_idx` is implied.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenColumns {
@@ -196,4 +199,12 @@ impl DocumentRow {
             })
             .collect())
     }
+}
+
+pub(crate) fn vocab_batch(tokens: &[String]) -> RecordBatch {
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt32Array::from_iter_values(0..tokens.len() as u32)),
+        Arc::new(StringArray::from_iter_values(tokens)),
+    ];
+    RecordBatch::try_new(schema::vocab(), columns).expect("the columns are those of the schema")
 }

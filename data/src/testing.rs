@@ -58,7 +58,7 @@ pub(crate) fn tokens(range: std::ops::Range<u64>) -> TokenColumns {
     for token in range {
         let (doc, pos) = (token / DOC_TOKENS, (token % DOC_TOKENS) as u32);
         let special = pos == 0;
-        let bytes = (!special).then_some((u64::from(pos) * 4 - 4, u64::from(pos) * 4));
+        let bytes = (!special).then(|| (u64::from(pos) * 4 - 4, u64::from(pos) * 4));
         let nll = (!special).then_some(pos as f32 * 0.25);
         tokens.push(doc, pos, (token % 300) as u32, &format!("t{token}▁é"), bytes, special, nll);
     }

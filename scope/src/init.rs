@@ -1,14 +1,6 @@
 //! Where does training begin: what are activations multiplied with, and what are the first weights?
 
-use data::{HookPoint, MixingReader, Run};
-
-use crate::{
-    error::{Error, Result},
-    optimizer::make_unit,
-    random::Random,
-    step::Weights,
-    train::TrainConfig,
-};
+use crate::{error::Result, optimizer::make_unit, random::Random, step::Weights};
 
 /// Tokens from which the scale is estimated, at most. Its relative error is then below 1e-3 for any spread of norms that
 /// occurs; SAELens takes 1,000 batches, four times as many.
@@ -28,13 +20,17 @@ pub(crate) struct Estimate {
     pub(crate) center: Vec<f32>,
 }
 
-/// Reads a sample in the order in which training will read, without special tokens and outliers.
-pub(crate) fn estimate(run: &Run, hook: HookPoint, width: usize, config: &TrainConfig) -> Result<Estimate> {
+/// Reads a sample of rows (`[n, width]` each); `None` if there are none. Rows with a value that is not finite are passed over.
+pub(crate) fn estimate(
+    batches: impl Iterator<Item = Result<Vec<f32>>>,
+    width: usize,
+    normalize: bool,
+) -> Result<Option<Estimate>> {
     let mut norms = 0.0_f64;
     let mut n = 0_usize;
     let mut sample: Vec<f32> = Vec::new();
-    for batch in MixingReader::new(run, hook, config.mixing(1))? {
-        for row in batch?.rows.chunks_exact(width) {
+    for rows in batches {
+        for row in rows?.chunks_exact(width) {
             let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
             if !norm.is_finite() {
                 continue;
@@ -49,12 +45,12 @@ pub(crate) fn estimate(run: &Run, hook: HookPoint, width: usize, config: &TrainC
             break;
         }
     }
-    if n == 0 || norms == 0.0 {
-        return Err(Error::NoActivations { hook: hook.to_string() });
+    if norms == 0.0 {
+        return Ok(None);
     }
-    let scale = if config.normalize { (width as f64).sqrt() / (norms / n as f64) } else { 1.0 };
+    let scale = if normalize { (width as f64).sqrt() / (norms / n as f64) } else { 1.0 };
     let center = geometric_median(&sample, width).into_iter().map(|x| (x * scale) as f32).collect();
-    Ok(Estimate { scale: scale as f32, center })
+    Ok(Some(Estimate { scale: scale as f32, center }))
 }
 
 /// The first weights: decoder rows in random directions with norm 1, the encoder its transpose.

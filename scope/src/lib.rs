@@ -53,5 +53,5 @@ pub use matrix::Matrix;
 pub use metrics::{Metrics, evaluate};
 pub use sae::{Activation, Sae, SparseCoder};
 pub use sparse::SparseRows;
-pub use train::{Architecture, TrainConfig, TrainProgress, TrainSummary, train};
+pub use train::{Architecture, Session, TrainConfig, TrainProgress, TrainSummary, train};
 pub use workers::Workers;

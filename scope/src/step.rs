@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::{
     batch_topk::{BatchTopK, Choice},
     kernels::{add, center, dot, dots, moments, weighted_sum},
-    loss::{AuxK, Loss, Selection},
+    loss::{AuxK, Selection},
     matrix::{Matrix, Right, matmul},
     sae::BLOCK_ROWS,
     sparse::{ByLatent, SparseRows},
@@ -539,13 +539,6 @@ fn variance(n: usize, sum: &[f64], sum_square: f64) -> f64 {
 fn this_thread(threads: &[Mutex<Thread>]) -> std::sync::MutexGuard<'_, Thread> {
     let index = rayon::current_thread_index().unwrap_or(0);
     threads[index].lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Outcome {
-    /// Both parts of the loss.
-    pub(crate) fn losses(&self) -> Loss {
-        Loss { reconstruction: self.loss, aux: self.aux_loss }
-    }
 }
 
 #[cfg(test)]

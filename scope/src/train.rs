@@ -1,23 +1,23 @@
 //! How is a coder trained from the shards of a run?
 
-use std::{collections::VecDeque, ops::ControlFlow, path::Path};
+mod session;
+
+use std::{ops::ControlFlow, path::Path};
 
 use data::{HookPoint, MixingOptions, MixingReader, Run, metrics::Metrics};
+use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    batch_topk::RunningThreshold,
     checkpoint::{self, State},
     error::{Error, Result},
     init,
-    loss::{AuxK, Selection},
-    optimizer::{Adam, AdamSettings, Schedule},
+    loss::Selection,
     pretrained::sae_lens,
-    sae::{Activation, Sae},
-    step::{Input, Outcome, Selector, Step, Weights},
-    workers::Workers,
 };
+
+pub use session::Session;
 
 /// Tokens in a batch (SAELens's and GDM's 4,096).
 pub const BATCH: usize = 4096;
@@ -57,9 +57,6 @@ pub const BUFFER: usize = 1 << 16;
 pub const LOG_EVERY: u64 = 10;
 /// Steps between checkpoints: a few minutes on two cores at the default width.
 pub const CHECKPOINT_EVERY: u64 = 1000;
-
-/// Batches over which [`TrainProgress::explained_variance`] and its neighbours are taken.
-const WINDOW: usize = 16;
 
 /// The columns of `metrics.parquet`.
 const COLUMNS: [&str; 9] =
@@ -278,299 +275,147 @@ pub fn train(
     progress: &mut dyn FnMut(&TrainProgress) -> ControlFlow<()>,
 ) -> Result<TrainSummary> {
     config.check()?;
-    let width = run.hook_point(hook)?.width;
     if out.join(sae_lens::CONFIG_FILE).exists() {
         return Err(Error::CoderExists { path: out.into() });
     }
-    let mut trainer = match checkpoint::latest(out)? {
+    let mut training = match checkpoint::latest(out)? {
         Some(_) if !config.resume => return Err(Error::TrainingBegun { path: out.into() }),
-        Some(path) => Trainer::resume(run, hook, width, config, &path)?,
-        None => Trainer::begin(run, hook, width, config)?,
+        Some(path) => Training::resume(run, hook, config, &path)?,
+        None => Training::begin(run, hook, config)?,
     };
-    let mut log = trainer.open_log(out)?;
-    let mut last = None;
-    let mut complete = true;
-    while trainer.step < trainer.schedule.steps {
-        let Some(at) = trainer.advance()? else { break };
-        if at.step % config.log_every.max(1) == 0 || at.step == at.steps {
+    let mut log = training.open_log(out)?;
+    let (mut last, mut complete) = (None, true);
+    while training.session.step < training.session.steps() {
+        let Some(at) = training.advance()? else { break };
+        let more = at.step < at.steps;
+        if at.step % config.log_every.max(1) == 0 || !more {
             log.push(&at.columns())?;
         }
-        let stop = progress(&at).is_break() && at.step < at.steps;
+        complete = progress(&at).is_continue() || !more;
+        let checkpoint = more && (!complete || at.step % config.checkpoint_every.max(1) == 0);
         last = Some(at);
-        if stop || (trainer.step % config.checkpoint_every.max(1) == 0 && trainer.step < trainer.schedule.steps) {
-            trainer.checkpoint(out)?;
+        if checkpoint {
+            training.checkpoint(out)?;
             log.write(&out.join(METRICS_FILE))?;
         }
-        if stop {
-            complete = false;
+        if !complete {
             break;
         }
     }
+    let (scale, not_finite) = (training.session.scale, training.not_finite);
     if complete {
-        if trainer.step == 0 {
+        if training.session.step == 0 {
             return Err(Error::NoActivations { hook: hook.to_string() });
         }
+        fs::create_dir_all(out)?;
         log.write(&out.join(METRICS_FILE))?;
-        trainer.into_sae(run, hook, config).map(|(sae, summary)| {
-            sae.save(out)?;
-            Ok(TrainSummary { last, ..summary })
-        })?
-    } else {
-        Ok(TrainSummary { complete, last, scale: trainer.scale, not_finite: trainer.not_finite })
+        let metadata = training.metadata(run, hook, config);
+        training.session.into_sae(metadata).save(out)?;
     }
+    Ok(TrainSummary { complete, last, scale, not_finite })
 }
 
 /// The metrics' file name.
 const METRICS_FILE: &str = "metrics.parquet";
 
-/// A training between two steps.
-struct Trainer {
-    workers: Workers,
+/// A session with what it reads from.
+struct Training {
+    session: Session,
     reader: MixingReader,
-    weights: Weights,
-    adam: Adam,
-    work: Step,
-    selector: Selector,
-    schedule: Schedule,
     settings: Map<String, Value>,
-    threshold: RunningThreshold,
-    silent: Vec<u64>,
-    window: VecDeque<Outcome>,
-    scale: f32,
-    step: u64,
-    tokens: u64,
     not_finite: u64,
-    dead_window: u64,
-    aux_k: usize,
-    aux_weight: f64,
     width: usize,
 }
 
-impl Trainer {
-    fn begin(run: &Run, hook: HookPoint, width: usize, config: &TrainConfig) -> Result<Self> {
-        let estimate = init::estimate(run, hook, width, config)?;
+impl Training {
+    fn begin(run: &Run, hook: HookPoint, config: &TrainConfig) -> Result<Self> {
+        let width = run.hook_point(hook)?.width;
+        let none = || Error::NoActivations { hook: hook.to_string() };
+        let sample = MixingReader::new(run, hook, config.mixing(1))?;
+        let sample = sample.map(|batch| Ok(batch?.rows));
+        let estimate = init::estimate(sample, width, config.normalize)?.ok_or_else(none)?;
         let reader = MixingReader::new(run, hook, config.mixing(u32::MAX))?;
-        let weights = init::weights(config.d_sae, estimate.center, config.seed);
-        let adam = Adam::new(width, config.d_sae);
-        Self::new(hook, width, config, reader, weights, adam, estimate.scale)
+        let session = Session::from_estimate(estimate, width, tokens(&reader, config), config)?;
+        Ok(Self::new(session, reader, hook, width, config))
     }
 
-    fn resume(run: &Run, hook: HookPoint, width: usize, config: &TrainConfig, path: &Path) -> Result<Self> {
+    fn resume(run: &Run, hook: HookPoint, config: &TrainConfig, path: &Path) -> Result<Self> {
+        let width = run.hook_point(hook)?.width;
         let (state, weights, adam) = checkpoint::load(path, width, config.d_sae)?;
         let reader = MixingReader::resume(run, hook, config.mixing(u32::MAX), state.cursor.clone())?;
-        let mut trainer = Self::new(hook, width, config, reader, weights, adam, state.scale)?;
-        state.check(&trainer.settings, path)?;
-        trainer.step = state.step;
-        trainer.tokens = state.tokens;
-        trainer.not_finite = state.not_finite;
-        trainer.threshold = state.threshold;
-        trainer.silent = state.silent;
-        Ok(trainer)
+        let session = Session::from_state(&state, weights, adam, tokens(&reader, config), config)?;
+        let mut training = Self::new(session, reader, hook, width, config);
+        state.check(&training.settings, path)?;
+        training.not_finite = state.not_finite;
+        Ok(training)
     }
 
-    fn new(
-        hook: HookPoint,
-        width: usize,
-        config: &TrainConfig,
-        reader: MixingReader,
-        weights: Weights,
-        adam: Adam,
-        scale: f32,
-    ) -> Result<Self> {
-        let tokens = config.tokens.unwrap_or_else(|| reader.n_rows().saturating_mul(u64::from(config.epochs)));
-        if tokens == 0 {
-            return Err(Error::NoActivations { hook: hook.to_string() });
-        }
-        let steps = tokens.div_ceil(config.batch as u64);
-        let part = |fraction: f64, of: u64| (fraction * of as f64) as u64;
-        let warmup = part(WARMUP_FRACTION, steps).min(WARMUP_STEPS);
-        let dead = part(DEAD_WINDOW_FRACTION, tokens).clamp(config.batch as u64, DEAD_WINDOW.max(config.batch as u64));
-        let schedule = Schedule {
-            lr: config.learning_rate(),
-            warmup_steps: config.warmup_steps.unwrap_or(warmup),
-            decay_steps: part(config.decay_fraction, steps),
-            steps,
-        };
-        let dead_window = config.dead_window.unwrap_or(dead);
-        let aux_k = config.aux_k.unwrap_or(width / 2);
-        let settings = json!({
-            "hook_point": hook.to_string(),
-            "architecture": config.architecture,
-            "d_in": width,
-            "d_sae": config.d_sae,
-            "k": config.k,
-            "lr": schedule.lr,
-            "batch": config.batch,
-            "steps": steps,
-            "warmup_steps": schedule.warmup_steps,
-            "decay_steps": schedule.decay_steps,
-            "seed": config.seed,
-            "buffer": config.buffer,
-            "normalize": config.normalize,
-            "max_norm_multiple": config.max_norm_multiple,
-            "aux_weight": config.aux_weight,
-            "aux_k": aux_k,
-            "dead_window": dead_window,
-        });
-        let Value::Object(settings) = settings else { unreachable!("the macro was given an object") };
-        let workers = Workers::new(config.threads)?;
-        Ok(Self {
-            work: Step::new(width, config.d_sae, &workers),
-            workers,
-            reader,
-            weights,
-            adam,
-            selector: Selector::new(config.selection()),
-            schedule,
-            settings,
-            threshold: RunningThreshold::default(),
-            silent: vec![0; config.d_sae],
-            window: VecDeque::with_capacity(WINDOW),
-            scale,
-            step: 0,
-            tokens: 0,
-            not_finite: 0,
-            dead_window,
-            aux_k,
-            aux_weight: config.aux_weight,
-            width,
-        })
+    fn new(session: Session, reader: MixingReader, hook: HookPoint, width: usize, config: &TrainConfig) -> Self {
+        let mut settings = session.settings(config);
+        settings.insert("hook_point".into(), json!(hook.to_string()));
+        settings.insert("buffer".into(), json!(config.buffer));
+        settings.insert("max_norm_multiple".into(), json!(config.max_norm_multiple));
+        Self { session, reader, settings, not_finite: 0, width }
     }
 
     /// One step; `None` when there is nothing more to read.
     fn advance(&mut self) -> Result<Option<TrainProgress>> {
-        let rows = loop {
+        loop {
             let Some(batch) = self.reader.next() else { return Ok(None) };
             let mut rows = batch?.rows;
             let before = rows.len();
             keep_finite(&mut rows, self.width);
             self.not_finite += ((before - rows.len()) / self.width) as u64;
             if !rows.is_empty() {
-                break rows;
+                return self.session.step(&rows).map(Some);
             }
-        };
-        let dead: Vec<u32> = (0_u32..)
-            .zip(&self.silent)
-            .filter(|&(_, &silent)| silent >= self.dead_window)
-            .map(|(latent, _)| latent)
-            .collect();
-        let aux = (self.aux_weight > 0.0).then_some(AuxK { dead: &dead, k: self.aux_k, weight: self.aux_weight });
-        let lr = self.schedule.lr(self.step);
-        let input = Input { rows: &rows, scale: self.scale, aux };
-        let outcome = self.work.run(&self.workers, &self.weights, &mut self.selector, input);
-        if !(outcome.loss.is_finite() && outcome.gradient_norm.is_finite()) {
-            return Err(Error::Diverged { step: self.step + 1, lr });
-        }
-        let adam = AdamSettings {
-            beta1: BETAS.0,
-            beta2: BETAS.1,
-            epsilon: EPSILON,
-            max_gradient_norm: MAX_GRADIENT_NORM,
-        };
-        self.adam.step(&self.workers, &mut self.weights, &self.work, outcome.gradient_norm, lr, adam);
-        self.threshold.update(outcome.smallest, THRESHOLD_RATE);
-        for (silent, &fired) in self.silent.iter_mut().zip(self.work.fired().0) {
-            *silent = if fired > 0 { 0 } else { *silent + outcome.n_rows as u64 };
-        }
-        self.step += 1;
-        self.tokens += outcome.n_rows as u64;
-        if self.window.len() == WINDOW {
-            self.window.pop_front();
-        }
-        self.window.push_back(outcome);
-        Ok(Some(self.progress(lr)))
-    }
-
-    fn progress(&self, lr: f64) -> TrainProgress {
-        let total = |value: fn(&Outcome) -> f64| self.window.iter().map(value).sum::<f64>();
-        let n = total(|outcome| outcome.n_rows as f64);
-        let mut sum = vec![0.0; self.width];
-        for outcome in &self.window {
-            for (sum, part) in sum.iter_mut().zip(&outcome.sum) {
-                *sum += part;
-            }
-        }
-        let mean_square: f64 = sum.iter().map(|sum| sum * sum).sum::<f64>() / n;
-        let variance = total(|outcome| outcome.sum_square) - mean_square;
-        let batches = self.window.len() as f64;
-        let aux_loss = total(|outcome| outcome.aux_loss) / batches;
-        TrainProgress {
-            step: self.step,
-            steps: self.schedule.steps,
-            tokens: self.tokens,
-            loss: total(|outcome| outcome.loss) / batches + aux_loss,
-            aux_loss,
-            explained_variance: 1.0 - total(|outcome| outcome.sum_square_error) / variance,
-            l0: total(|outcome| outcome.n_kept as f64) / n,
-            dead: self.silent.iter().filter(|&&silent| silent >= self.dead_window).count(),
-            lr,
-            threshold: self.threshold.get(),
-            gradient_norm: self.window.back().map_or(0.0, |outcome| outcome.gradient_norm),
         }
     }
 
     /// The metrics up to where the training stands.
     fn open_log(&self, out: &Path) -> Result<Metrics> {
         let path = out.join(METRICS_FILE);
-        if self.step == 0 || !path.is_file() {
+        if self.session.step == 0 || !path.is_file() {
             return Ok(Metrics::new(&COLUMNS));
         }
         let mut log = Metrics::read(&path)?;
         let steps = log.column("step").unwrap_or_default();
-        let kept = steps.iter().take_while(|&&step| step <= self.step as f64).count();
+        let kept = steps.iter().take_while(|&&step| step <= self.session.step as f64).count();
         log.truncate(kept);
         Ok(log)
     }
 
     fn checkpoint(&self, out: &Path) -> Result<()> {
+        let session = &self.session;
         let state = State {
             version: State::VERSION,
             settings: self.settings.clone(),
-            step: self.step,
-            tokens: self.tokens,
+            step: session.step,
+            tokens: session.tokens,
             not_finite: self.not_finite,
             cursor: self.reader.cursor().clone(),
-            scale: self.scale,
-            threshold: self.threshold,
-            silent: self.silent.clone(),
+            scale: session.scale,
+            threshold: session.threshold,
+            silent: session.silent.clone(),
         };
-        checkpoint::save(out, &state, &self.weights, &self.adam)
-    }
-
-    /// The coder for activations as they are recorded: the scale is folded into its weights.
-    fn into_sae(self, run: &Run, hook: HookPoint, config: &TrainConfig) -> Result<(Sae, TrainSummary)> {
-        let metadata = self.metadata(run, hook, config);
-        let activation = match config.architecture {
-            Architecture::TopK => Activation::TopK { k: config.k },
-            Architecture::BatchTopK => {
-                Activation::JumpRelu { threshold: vec![self.threshold.get() as f32; config.d_sae] }
-            }
-        };
-        let mut sae = Sae {
-            w_enc: self.weights.encoder.transposed(),
-            w_dec: self.weights.decoder,
-            b_enc: self.weights.b_enc,
-            b_dec: self.weights.b_dec,
-            activation,
-            apply_b_dec_to_input: true,
-            metadata,
-        };
-        sae.fold_input_scale(self.scale);
-        let summary = TrainSummary { complete: true, last: None, scale: self.scale, not_finite: self.not_finite };
-        Ok((sae, summary))
+        checkpoint::save(out, &state, &session.weights, &session.adam)
     }
 
     /// What SAELens and we write down about the making of a coder.
     fn metadata(&self, run: &Run, hook: HookPoint, config: &TrainConfig) -> Map<String, Value> {
         let manifest = run.manifest();
-        let mut settings = self.settings.clone();
-        settings.insert("norm_convention".into(), json!("expected_average_only_in"));
-        settings.insert("norm_scale".into(), json!(self.scale));
-        settings.insert("tokens".into(), json!(self.tokens));
-        settings.insert("not_finite".into(), json!(self.not_finite));
         let excluded = self.reader.excluded();
-        settings.insert("excluded".into(), json!({"special": excluded.special, "outliers": excluded.outliers}));
-        let metadata = json!({
+        let mut settings = self.settings.clone();
+        for (name, value) in [
+            ("norm_convention", json!("expected_average_only_in")),
+            ("norm_scale", json!(self.session.scale)),
+            ("tokens", json!(self.session.tokens)),
+            ("not_finite", json!(self.not_finite)),
+            ("excluded", json!({"special": excluded.special, "outliers": excluded.outliers})),
+        ] {
+            settings.insert(name.into(), value);
+        }
+        object(json!({
             "sae_lens_version": sae_lens::LAYOUT_VERSION,
             "sae_lens_training_version": null,
             "model_name": manifest.model.id,
@@ -589,11 +434,20 @@ impl Trainer {
                 "decoder_init_norm": 1.0,
             },
             "polariscope": settings,
-        });
-        match metadata {
-            Value::Object(metadata) => metadata,
-            _ => unreachable!("the macro was given an object"),
-        }
+        }))
+    }
+}
+
+/// How many tokens the training takes.
+fn tokens(reader: &MixingReader, config: &TrainConfig) -> u64 {
+    config.tokens.unwrap_or_else(|| reader.n_rows().saturating_mul(u64::from(config.epochs)))
+}
+
+/// The object that a `json!({…})` is.
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        _ => Map::new(),
     }
 }
 

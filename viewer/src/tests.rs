@@ -14,7 +14,7 @@ use crate::command::{Command, TABLE};
 use crate::state::{ColorBy, Focus, SortBy, View};
 use crate::testing;
 use crate::theme::ThemeChoice;
-use crate::window::harness;
+use crate::window::{Pixels, harness};
 
 mod pictures;
 
@@ -31,8 +31,12 @@ fn run_dir() -> &'static Path {
 }
 
 fn open(run: Option<&Path>) -> Harness<'static, App> {
+    open_as(run, Pixels::Never)
+}
+
+fn open_as(run: Option<&Path>, pixels: Pixels) -> Harness<'static, App> {
     let start = Start { run: run.map(Path::to_owned), theme: ThemeChoice::Dark, ..Start::default() };
-    let mut window = harness(start, vec2(1_300.0, 820.0)).unwrap();
+    let mut window = harness(start, vec2(1_300.0, 820.0), pixels).unwrap();
     window.run_steps(2);
     window
 }
@@ -270,7 +274,7 @@ fn a_link_brings_back_the_view() {
     let link = window.state().link().unwrap();
     let start =
         Start { run: Some(run_dir().to_owned()), link: Some(link), theme: ThemeChoice::Light, ..Start::default() };
-    let mut other = harness(start, vec2(1_000.0, 700.0)).unwrap();
+    let mut other = harness(start, vec2(1_000.0, 700.0), Pixels::Never).unwrap();
     other.run_steps(2);
     assert_eq!(focus(&other), &there);
     other.get_by_label(&format!("Feature {}", testing::WATER));
@@ -377,7 +381,7 @@ fn small_windows_and_all_themes_can_be_drawn() {
     for theme in [ThemeChoice::Dark, ThemeChoice::Light, ThemeChoice::Paper] {
         for size in [vec2(720.0, 480.0), vec2(2_600.0, 1_400.0), vec2(100.0, 100.0)] {
             let start = Start { run: Some(run_dir().to_owned()), theme, ..Start::default() };
-            let mut window = harness(start, size).unwrap();
+            let mut window = harness(start, size, Pixels::Never).unwrap();
             for view in View::ALL {
                 does(&mut window, Command::Show(view));
                 does(&mut window, Command::SelectFeature(testing::WEATHER));

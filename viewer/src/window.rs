@@ -127,7 +127,8 @@ pub fn shot(run: &Path, options: &ShotOptions) -> Result<()> {
         return Err(Error::NoAdapter);
     }
     let start = Start { run: Some(run.to_owned()), link: options.link.clone(), theme: options.theme, threads: 0 };
-    let mut harness = harness(start, egui::vec2(options.width as f32, options.height as f32))?;
+    let size = egui::vec2(options.width as f32, options.height as f32);
+    let mut harness = harness(start, size, Pixels::Drawn)?;
     // Questions are answered within the pass, but one answer can lead to the next question.
     for _ in 0..16 {
         harness.run_steps(2);
@@ -148,11 +149,19 @@ pub fn shot(run: &Path, options: &ShotOptions) -> Result<()> {
 
 /// Whether anything here can draw a picture: a graphics card, or a software driver such as Mesa's.
 pub fn has_adapter() -> bool {
-    adapters().iter().any(|_| true)
+    [wgpu::Backends::PRIMARY, wgpu::Backends::GL].into_iter().any(|backends| !adapters(backends).is_empty())
+}
+
+/// Whether a harness will be asked for its picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pixels {
+    /// Only the tree of widgets is wanted: no adapter is needed.
+    Never,
+    Drawn,
 }
 
 /// The application without a window.
-pub(crate) fn harness(start: Start, size: egui::Vec2) -> Result<Harness<'static, App>> {
+pub(crate) fn harness(start: Start, size: egui::Vec2, pixels: Pixels) -> Result<Harness<'static, App>> {
     // The harness must be given an application, so the error is looked for first.
     if let Some(link) = &start.link {
         crate::link::parse(link)?;
@@ -161,18 +170,31 @@ pub(crate) fn harness(start: Start, size: egui::Vec2) -> Result<Harness<'static,
         ThemeChoice::Light | ThemeChoice::Paper => egui::Theme::Light,
         ThemeChoice::Dark | ThemeChoice::System => egui::Theme::Dark,
     };
-    Ok(Harness::builder()
-        .with_size(size)
-        .with_theme(theme)
-        .with_render_cursor(false)
-        .allow_missing_glyphs()
-        .build_eframe(move |cc| {
-            App::new(&cc.egui_ctx, start).expect("the link was understood above and there are no threads to start")
-        }))
+    let mut builder =
+        Harness::builder().with_size(size).with_theme(theme).with_render_cursor(false).allow_missing_glyphs();
+    if pixels == Pixels::Drawn {
+        builder = builder.wgpu_setup(drawing_setup());
+    }
+    Ok(builder.build_eframe(move |cc| {
+        App::new(&cc.egui_ctx, start).expect("the link was understood above and there are no threads to start")
+    }))
+}
+
+/// The harness's own choice of an adapter (software first, so that pictures are the same everywhere),
+/// without looking at OpenGL where there is something better: its loader talks to the window system.
+fn drawing_setup() -> WgpuSetup {
+    let mut setup = egui_kittest::wgpu::default_wgpu_setup();
+    if let WgpuSetup::CreateNew(new) = &mut setup
+        && !adapters(wgpu::Backends::PRIMARY).is_empty()
+    {
+        new.instance_descriptor.backends = wgpu::Backends::PRIMARY;
+    }
+    setup
 }
 
 fn has_graphics_card() -> bool {
-    adapters().iter().any(|kind| {
+    // A card that speaks only OpenGL is glow's anyway.
+    adapters(wgpu::Backends::PRIMARY).iter().any(|kind| {
         matches!(
             kind,
             wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::VirtualGpu
@@ -181,10 +203,11 @@ fn has_graphics_card() -> bool {
 }
 
 /// The kinds of the adapters that there are.
-fn adapters() -> Vec<wgpu::DeviceType> {
-    let setup = WgpuSetup::CreateNew(WgpuSetupCreateNew::without_display_handle());
-    let instance = block_on(setup.new_instance());
-    let adapters = block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY | wgpu::Backends::GL));
+fn adapters(backends: wgpu::Backends) -> Vec<wgpu::DeviceType> {
+    let mut new = WgpuSetupCreateNew::without_display_handle();
+    new.instance_descriptor.backends = backends;
+    let instance = block_on(WgpuSetup::CreateNew(new).new_instance());
+    let adapters = block_on(instance.enumerate_adapters(backends));
     adapters.iter().map(|adapter| adapter.get_info().device_type).collect()
 }
 

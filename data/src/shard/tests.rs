@@ -246,6 +246,16 @@ fn the_column_act_is_plain_and_has_its_page_index() {
 }
 
 #[test]
+fn the_vocabulary_is_kept_when_there_is_a_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunWriter::create(dir.path(), manifest(&[])).unwrap();
+    assert_eq!(Run::open(dir.path()).unwrap().vocab().unwrap(), None);
+    let vocab = ["<pad>", "<0xE2>", "▁the"].map(str::to_owned);
+    run.write_vocab(&vocab).unwrap();
+    assert_eq!(Run::open(dir.path()).unwrap().vocab().unwrap().unwrap(), vocab);
+}
+
+#[test]
 fn a_shard_without_tokens_is_a_file_without_rows() {
     let dir = tempfile::tempdir().unwrap();
     let run = testing::run(dir.path(), 3, Dtype::F32, &[0, 20]);

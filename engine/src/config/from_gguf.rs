@@ -66,7 +66,10 @@ impl Config {
         };
         config.rope.full = Rope { theta, factor };
         config.rope.sliding = Rope { theta: theta_sliding, factor: 1.0 };
-        config.eos_token_ids = metadata.eos_token_ids()?;
+        let eos_token_ids = metadata.eos_token_ids()?;
+        if !eos_token_ids.is_empty() {
+            config.eos_token_ids = eos_token_ids;
+        }
         config.check()?;
         let every = metadata.usize(&format!("{arch}.attention.sliding_window_pattern"))?;
         let every = every.filter(|&every| every > 0).unwrap_or(DEFAULT_SLIDING_WINDOW_PATTERN);

@@ -23,6 +23,12 @@ impl Config {
         // Null means the default. `layers` is ours: a file must not reach it past `layer_types`.
         fields.retain(|name, value| !value.is_null() && name != "layers");
         fields.insert("model_type".to_owned(), json!(architecture.model_type()));
+        // The multimodal files of the Hub name the tokens with a role beside the text stack, not in it.
+        for role in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+            if let Some(id) = top.get(role).filter(|id| !id.is_null()) {
+                fields.insert(role.to_owned(), id.clone());
+            }
+        }
 
         check_activation(&fields)?;
         let rope = rope(&fields)?;

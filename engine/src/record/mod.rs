@@ -195,6 +195,10 @@ pub fn record(
             Some(run) => run,
             None => RunWriter::create(out, manifest)?,
         };
+        if let Some(tokenizer) = tokenizer {
+            let text = |id| tokenizer.token_text(id).unwrap_or_default().to_owned();
+            run.write_vocab(&(0..tokenizer.vocab_size() as u32).map(text).collect::<Vec<_>>())?;
+        }
 
         let started = Started { next_shard: run.next_shard(), next_token_idx: run.next_token_idx(), tokens: planner.tokens_before };
         let (jobs, jobs_out) = bounded(BATCHES_AHEAD);

@@ -158,7 +158,10 @@ fn metadata_that_is_no_tokenizer() {
         message("tokenizer.ggml.scores", Value::Floats(vec![0.0])),
         "expected tokens with a score and a type each, found 279 tokens, 1 scores, 279 types in the tokenizer of `x.gguf`"
     );
-    assert_eq!(message("tokenizer.ggml.bos_token_id", Value::Int(279)), "expected ids below 279 for the tokens with a role, found 279 in the tokenizer of `x.gguf`");
+    assert_eq!(
+        message("tokenizer.ggml.bos_token_id", Value::Int(279)),
+        "expected ids below 279 for the tokens with a role, found 279 in the tokenizer of `x.gguf`"
+    );
     assert!(message("tokenizer.ggml.add_space_prefix", Value::Bool(true)).starts_with("expected no space prefix"));
     let none = Metadata::new(Path::new("x.gguf"), []);
     assert!(Tokenizer::from_gguf(&none).unwrap_err().to_string().starts_with("no tokenizer in `x.gguf`\nhint: "));
@@ -248,7 +251,10 @@ fn roles_come_from_the_files_beside_tokenizer_json() {
 
     fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 4000}"#).unwrap();
     let message = Tokenizer::from_hf_dir(dir.path()).unwrap_err().to_string();
-    assert!(message.starts_with("expected ids below 279 for the tokens with a role, found 4000 in the tokenizer of `"), "{message}");
+    assert!(
+        message.starts_with("expected ids below 279 for the tokens with a role, found 4000 in the tokenizer of `"),
+        "{message}"
+    );
     fs::write(dir.path().join("tokenizer.json"), r#"{"version": "1.0"}"#).unwrap();
     let message = Tokenizer::from_hf_dir(dir.path()).unwrap_err().to_string();
     assert!(message.starts_with("expected the format of the `tokenizers` library"), "{message}");

@@ -97,7 +97,14 @@ impl Target for f32 {
 
 impl Target for bf16 {
     fn store(values: &[f32], out: &mut [Self]) {
-        out.convert_from_f32_slice(values);
+        for (out, value) in out.iter_mut().zip(values) {
+            let bits = value.to_bits();
+            // Nearest, and of two equally near the even one; a NaN keeps its sign and stays one. Without a branch, so
+            // that it becomes vector instructions.
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            let nan = bits >> 16 | 0x40;
+            *out = Self::from_bits(if value.is_nan() { nan } else { nearest } as u16);
+        }
     }
 
     fn as_f32(_: &mut [Self]) -> Option<&mut [f32]> {

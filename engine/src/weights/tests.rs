@@ -1,6 +1,7 @@
 use ::safetensors::tensor::{Dtype, TensorView, serialize};
 use half::f16;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::testing::{cached_model, gguf_file};
@@ -182,14 +183,9 @@ fn the_parts_of_a_multimodal_checkpoint_are_left_out_and_listed() {
         weights.changes(),
         [
             "left out 1 tensors of the multimodal projector",
-            "left out 2 tensors of the vision tower",
             "left out 1 tensors of the unembedding, which is tied to the embedding",
+            "left out 2 tensors of the vision tower",
         ]
-        .map(str::to_owned)
-        .into_iter()
-        .collect::<std::collections::BTreeSet<_>>()
-        .into_iter()
-        .collect::<Vec<_>>()
     );
 }
 
@@ -350,7 +346,7 @@ fn a_damaged_gguf_never_panics() {
         damaged[at] ^= 0xff;
         fs::write(&path, &damaged).unwrap();
         if let Ok(weights) = Weights::open(&path) {
-            weights.tensor("model.norm.weight", Kind::Float).unwrap();
+            assert_eq!(weights.tensor("model.norm.weight", Kind::Float).unwrap().numel(), 32, "byte {at}");
         }
     }
 }

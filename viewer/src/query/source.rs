@@ -18,6 +18,14 @@ pub(crate) struct Tok {
     pub(crate) special: bool,
 }
 
+/// Texts of token ids.
+enum Vocabulary {
+    /// All of them, as recorded with a tokenizer.
+    Whole(Vec<String>),
+    /// Those of the first tokens of the run.
+    Sample(BTreeMap<u32, String>),
+}
+
 /// An open run, shared between the threads that read it.
 pub(crate) struct Source {
     pub(crate) run: data::Run,
@@ -29,7 +37,7 @@ pub(crate) struct Source {
     /// Names of the feature tables.
     pub(crate) tables: Vec<String>,
     stats: Mutex<BTreeMap<String, Arc<StatsColumns>>>,
-    vocabulary: OnceLock<BTreeMap<u32, Box<str>>>,
+    vocabulary: OnceLock<Vocabulary>,
 }
 
 impl std::fmt::Debug for Source {
@@ -87,17 +95,22 @@ impl Source {
 
     /// The text of a token id, `#id` where the run does not tell.
     pub(crate) fn token_text(&self, id: u32) -> String {
-        self.vocabulary()
-            .get(&id)
-            .map_or_else(|| format!("#{id}"), |text| text.clone().into_string())
+        let text = match self.vocabulary() {
+            Vocabulary::Whole(texts) => texts.get(id as usize),
+            Vocabulary::Sample(texts) => texts.get(&id),
+        };
+        text.cloned().unwrap_or_else(|| format!("#{id}"))
     }
 
-    fn vocabulary(&self) -> &BTreeMap<u32, Box<str>> {
+    /// Without texts the ids are shown, which is better than no page: what cannot be read is left out here.
+    fn vocabulary(&self) -> &Vocabulary {
         self.vocabulary.get_or_init(|| {
+            if let Ok(Some(texts)) = self.run.vocab() {
+                return Vocabulary::Whole(texts);
+            }
             let end = self.run.n_tokens().min(VOCABULARY_SAMPLE);
-            // Without texts the ids are shown, which is better than no page.
-            let Ok(columns) = self.run.tokens(0..end) else { return BTreeMap::new() };
-            columns.token_id.into_iter().zip(columns.token).map(|(id, text)| (id, text.into())).collect()
+            let columns = self.run.tokens(0..end).unwrap_or_default();
+            Vocabulary::Sample(columns.token_id.into_iter().zip(columns.token).collect())
         })
     }
 

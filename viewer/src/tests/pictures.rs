@@ -2,12 +2,13 @@
 //!
 //! Left out, with a line that says so, where there is no adapter.
 
-use super::{Harness, View, demo, does};
+use super::{Harness, View, does, open_as, run_dir};
 use crate::app::App;
 use crate::command::Command;
 use crate::state::ColorBy;
 use crate::testing;
 use crate::theme::ThemeChoice;
+use crate::window::Pixels;
 
 fn picture(name: &str, prepare: impl FnOnce(&mut Harness<'static, App>)) {
     if !crate::has_adapter() {
@@ -16,7 +17,7 @@ fn picture(name: &str, prepare: impl FnOnce(&mut Harness<'static, App>)) {
         let _ = writeln!(std::io::stderr(), "left out: picture `{name}`, no graphics adapter; `cargo xtask setup` installs one");
         return;
     }
-    let mut window = demo();
+    let mut window = open_as(Some(run_dir()), Pixels::Drawn);
     prepare(&mut window);
     window.snapshot(name);
 }

@@ -102,11 +102,11 @@ fn what_is_wrong_is_named() {
         ),
         (
             with(8, &u64::MAX.to_le_bytes()),
-            "expected at most 19 tensors in the 472 bytes that follow, found 18446744073709551615 in the GGUF file `x.gguf`",
+            "expected at most 20 tensors in the 500 bytes that follow, found 18446744073709551615 in the GGUF file `x.gguf`",
         ),
         (
             with(16, &(1_u64 << 40).to_le_bytes()),
-            "expected at most 35 metadata values in the 464 bytes that follow, found 1099511627776 in the GGUF file `x.gguf`",
+            "expected at most 37 metadata values in the 492 bytes that follow, found 1099511627776 in the GGUF file `x.gguf`",
         ),
     ];
     for (file, expected) in cases {

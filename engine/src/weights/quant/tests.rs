@@ -38,6 +38,20 @@ fn bf16_is_the_rounded_f32() {
 }
 
 #[test]
+fn rounding_to_bf16_is_that_of_the_half_crate() {
+    let mut numbers: Vec<f32> = (0..=u16::MAX)
+        .flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| u32::from(high) << 16 | low))
+        .map(f32::from_bits)
+        .collect();
+    numbers.extend([f32::MAX, f32::MIN_POSITIVE, f32::EPSILON]);
+    let mut rounded = vec![bf16::ZERO; numbers.len()];
+    bf16::store(&numbers, &mut rounded);
+    for (number, rounded) in numbers.iter().zip(rounded) {
+        assert_eq!(rounded.to_bits(), bf16::from_f32(*number).to_bits(), "{number:e}");
+    }
+}
+
+#[test]
 fn many_tasks_are_one() {
     for format in FORMATS {
         let (blocks, expected) = fixture(format.name);
