@@ -29,7 +29,10 @@ const TEXT: &str = "lee-background";
 const LAYER: usize = 9;
 
 /// Tokens that are recorded, unless something else is asked for: half a minute to a minute of computing on two cores.
-const TOKENS: u64 = 40_000;
+const TOKENS: u64 = 32_000;
+
+/// Small shards, so that an interruption costs little.
+const SHARD_TOKENS: u64 = 8_192;
 
 /// Size of the coder.
 const D_SAE: usize = 4096;
@@ -37,7 +40,7 @@ const K: usize = 32;
 
 /// Batches that the coder is trained on; more make the explained variance better, and the demo longer.
 const BATCH: usize = 2048;
-const STEPS: u64 = 500;
+const STEPS: u64 = 400;
 /// Higher than the default, which is meant for trainings that are a hundred times as long.
 const LEARNING_RATE: f64 = 1e-3;
 
@@ -115,7 +118,8 @@ impl Demo {
         let n_layers = weights.config().n_layers;
         stage("record", &format!("what each of {n_layers} layers hands on, over news"));
         let points = (0..n_layers).map(|layer| HookPoint::block(Site::ResidPost, layer)).collect();
-        let options = RecordOptions { max_tokens: Some(self.tokens), ..RecordOptions::new(points) };
+        let options =
+            RecordOptions { max_tokens: Some(self.tokens), shard_tokens: SHARD_TOKENS, ..RecordOptions::new(points) };
         let corpus = Corpus::open(&[text.to_string_lossy()], true)?;
         let job = Job { id: MODEL, weights, corpus, options, out: &self.out, resume: begun };
         let compute = Compute { dtype: ComputeDtype::F32, device: Device::Cpu, threads: self.threads };
@@ -166,20 +170,22 @@ impl Demo {
             for pick in picks {
                 output::json(&json!({
                     "feature": pick.feature, "frac_nonzero": pick.frac_nonzero, "mean_act": pick.mean_act,
-                    "max_act": pick.max_act, "before": pick.passage.before, "peak": pick.passage.peak,
+                    "max_act": pick.max_act, "words": pick.words, "before": pick.passage.before, "peak": pick.passage.peak,
                     "after": pick.passage.after, "raises": words.raised(pick),
                 }))?;
             }
             return Ok(());
         }
-        let mut text = format!("\nTen features: {}.\n", passages::CRITERION);
+        let mut text = format!("\n{} features, chosen so: {}.\n", picks.len(), passages::CRITERION);
         for pick in picks {
-            let Pick { feature, frac_nonzero, mean_act, max_act, passage, .. } = pick;
+            let Pick { feature, frac_nonzero, mean_act, max_act, words: peaks, passage, .. } = pick;
             text.push_str(&format!(
-                "\nfeature {feature}: on {:.2} % of tokens, mean {mean_act:.1}, most {max_act:.1}\n  … {}»{}«{} …\n",
+                "\nfeature {feature}: on {:.2} % of tokens, mean {mean_act:.2}, most {max_act:.2}; peaks on {}\n  \
+                 … {} »{}«{} …\n",
                 frac_nonzero * 100.0,
-                passage.before.trim_start(),
-                passage.peak,
+                peaks.join(", "),
+                passage.before.trim(),
+                passage.peak.trim(),
                 passage.after.trim_end(),
             ));
             let raised = words.raised(pick);

@@ -257,7 +257,7 @@ impl ActsWriter {
         }
         self.end_page(hasher)?;
         self.end_group(hasher)?;
-        let footer = self.footer().map_err(|cause| write_error(Path::new("the footer of a shard"), cause))?;
+        let footer = self.footer().map_err(|cause| write_error(self.pending.path(), cause))?;
         self.put(hasher, Bytes::from(footer))
     }
 
@@ -297,7 +297,8 @@ impl ActsWriter {
         if group.n_rows == 0 {
             return Ok(());
         }
-        let path = Path::new("a shard");
+        let path = self.pending.path().to_owned();
+        let path = path.as_path();
         let first = self.first_token_idx + self.row_groups.iter().map(|g| g.num_rows() as u64).sum::<u64>();
         let last = first + group.n_rows as u64 - 1;
         let token_idx: Vec<u8> = (first..=last).flat_map(u64::to_le_bytes).collect();

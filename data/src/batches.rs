@@ -117,6 +117,8 @@ pub struct Cursor {
 #[derive(Debug)]
 pub struct MixingReader {
     receiver: Option<Receiver<Message>>,
+    /// Buffers of batches on their way back.
+    recycled: Sender<Vec<f32>>,
     thread: Option<JoinHandle<()>>,
     cursor: Cursor,
     width: usize,
@@ -160,14 +162,15 @@ impl MixingReader {
     }
 
     fn start(run: &Run, cursor: Cursor) -> Result<Self> {
-        let mixer = Mixer::new(run, &cursor)?;
+        let (recycled, returned) = bounded(READ_AHEAD + 1);
+        let mixer = Mixer::new(run, &cursor, returned)?;
         let (sender, receiver) = bounded(READ_AHEAD);
         let width = mixer.width;
         let rows_per_epoch = run.n_tokens();
         let ahead = cursor.clone();
         let thread =
             thread::Builder::new().name("mixing-reader".to_owned()).spawn(move || mixer.run(ahead, &sender))?;
-        Ok(Self { receiver: Some(receiver), thread: Some(thread), cursor, width, rows_per_epoch })
+        Ok(Self { receiver: Some(receiver), recycled, thread: Some(thread), cursor, width, rows_per_epoch })
     }
 
     /// Where the reader stands, after the last batch that it handed out.
@@ -178,6 +181,13 @@ impl MixingReader {
     /// What was left out so far. It runs ahead of the batches by what is in the buffer.
     pub const fn excluded(&self) -> Excluded {
         self.cursor.excluded
+    }
+
+    /// Gives the buffer of a batch back, to be filled again: large buffers are costly to get from the system.
+    /// Nothing is wrong with keeping it.
+    pub fn recycle(&self, rows: Vec<f32>) {
+        // When enough are waiting, this one is freed.
+        let _ = self.recycled.try_send(rows);
     }
 
     /// Numbers a row.
@@ -248,10 +258,11 @@ struct Mixer {
     slots: Vec<u32>,
     /// Stored rows of a group that is not f32.
     scratch: Vec<u8>,
+    returned: Receiver<Vec<f32>>,
 }
 
 impl Mixer {
-    fn new(run: &Run, cursor: &Cursor) -> Result<Self> {
+    fn new(run: &Run, cursor: &Cursor, returned: Receiver<Vec<f32>>) -> Result<Self> {
         let options = cursor.options.clone();
         let hook = cursor.hook_point;
         let entry = run.hook_point(hook)?;
@@ -280,6 +291,7 @@ impl Mixer {
             token_idx: Vec::new(),
             slots: Vec::new(),
             scratch: Vec::new(),
+            returned,
             options: MixingOptions { batch_rows, ..options },
         })
     }
@@ -426,7 +438,7 @@ impl Mixer {
         for (i, row) in self.buffer[from..to].chunks_exact(self.width).enumerate() {
             if special[i] {
                 excluded.special += 1;
-            } else if self.max_sq_norm.is_finite() && !(sq_norm(row) <= self.max_sq_norm) {
+            } else if self.max_sq_norm.is_finite() && f64::from(sq_norm(row)) > self.max_sq_norm {
                 excluded.outliers += 1;
             } else {
                 self.slots.push((start + i) as u32);
@@ -453,7 +465,9 @@ impl Mixer {
     fn batch(&mut self, random: &mut Random, n: usize, epoch: u32) -> Batch {
         let width = self.width;
         let drawn = self.draw(random, n);
-        let mut rows = Vec::with_capacity(n * width);
+        let mut rows = self.returned.try_recv().unwrap_or_default();
+        rows.clear();
+        rows.reserve(n * width);
         let mut token_idx = Vec::with_capacity(n);
         for slot in drawn {
             let slot = slot as usize;

@@ -56,7 +56,9 @@ pub fn append_f32(dtype: Dtype, width: usize, bytes: &[u8], scales: &[f32], out:
     match dtype {
         Dtype::F32 => out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
         Dtype::Bf16 => {
-            out.extend(bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)))
+            out.extend(
+                bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
+            );
         }
         Dtype::F16 => {
             let halves: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
@@ -87,13 +89,8 @@ fn to_f16(numbers: &[f32]) -> Converted {
         .iter()
         .map(|&x| {
             saturated += u64::from(x.abs() >= OVERFLOW);
-            if x > F16_MAX {
-                F16_MAX
-            } else if x < -F16_MAX {
-                -F16_MAX
-            } else {
-                x
-            }
+            // NaN stays NaN.
+            x.clamp(-F16_MAX, F16_MAX)
         })
         .collect();
     let mut halves = vec![f16::ZERO; clamped.len()];
@@ -124,13 +121,17 @@ fn to_i8(width: usize, numbers: &[f32]) -> Converted {
 
 fn f32_bytes(numbers: &[f32]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(numbers.len() * 4);
-    numbers.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+    for x in numbers {
+        bytes.extend_from_slice(&x.to_le_bytes());
+    }
     bytes
 }
 
 fn u16_bytes(numbers: &[u16]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(numbers.len() * 2);
-    numbers.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+    for x in numbers {
+        bytes.extend_from_slice(&x.to_le_bytes());
+    }
     bytes
 }
 

@@ -119,10 +119,13 @@ type Documents = Box<dyn Iterator<Item = Result<Document>> + Send>;
 
 fn documents_of(input: &Input, lines: bool) -> Documents {
     let opened = match input {
-        Input::Stdin => match lines {
-            true => Ok(by_line("-", BufReader::new(std::io::stdin()), text_line)),
-            false => whole("-", std::io::stdin()),
-        },
+        Input::Stdin => {
+            if lines {
+                Ok(by_line("-", BufReader::new(std::io::stdin()), text_line))
+            } else {
+                whole("-", std::io::stdin())
+            }
+        }
         Input::File(path) => {
             let name = path.display().to_string();
             match extension(path).as_str() {
@@ -145,7 +148,7 @@ fn whole(name: &str, mut file: impl Read) -> Result<Documents> {
     Ok(Box::new(std::iter::once(Ok(document))))
 }
 
-type LineReader = fn(&str, usize, String) -> Result<Option<Document>>;
+type LineReader = fn(&str, usize, &str) -> Result<Option<Document>>;
 
 /// A file with a document in each line.
 fn by_line(name: &str, mut file: impl BufRead + Send + 'static, read: LineReader) -> Documents {
@@ -163,7 +166,7 @@ fn by_line(name: &str, mut file: impl BufRead + Send + 'static, read: LineReader
             while line.last().is_some_and(|end| matches!(end, b'\n' | b'\r')) {
                 line.pop();
             }
-            Some(utf8(line, &name, offset - length).and_then(|line| read(&name, number, line)))
+            Some(utf8(line, &name, offset - length).and_then(|line| read(&name, number, &line)))
         })
         .filter_map(Result::transpose),
     )
@@ -171,18 +174,19 @@ fn by_line(name: &str, mut file: impl BufRead + Send + 'static, read: LineReader
 
 /// A line of text; blank lines are no documents.
 #[expect(clippy::unnecessary_wraps, reason = "has the type of `json_line`")]
-fn text_line(name: &str, number: usize, line: String) -> Result<Option<Document>> {
-    let document = || Document { source: format!("{name}:{number}"), content: Content::Text(line.clone()), meta: None };
+fn text_line(name: &str, number: usize, line: &str) -> Result<Option<Document>> {
+    let document =
+        || Document { source: format!("{name}:{number}"), content: Content::Text(line.to_owned()), meta: None };
     Ok((!line.trim().is_empty()).then(document))
 }
 
 /// `{"text": …}` or `{"tokens": […]}`; everything else in the object is passed on as `meta`.
-fn json_line(name: &str, number: usize, line: String) -> Result<Option<Document>> {
+fn json_line(name: &str, number: usize, line: &str) -> Result<Option<Document>> {
     if line.trim().is_empty() {
         return Ok(None);
     }
     let wrong = |what: String| Error::CorpusLine { what, path: name.into(), line: number };
-    let mut fields: Map<String, Value> = serde_json::from_str(&line).map_err(|error| wrong(error.to_string()))?;
+    let mut fields: Map<String, Value> = serde_json::from_str(line).map_err(|error| wrong(error.to_string()))?;
     let content = match (fields.remove("text"), fields.remove("tokens")) {
         (Some(Value::String(text)), None) => Content::Text(text),
         (None, Some(tokens)) => Content::Tokens(
@@ -263,7 +267,10 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn files_matching(pattern: &str) -> Result<Vec<PathBuf>> {
-    let paths = glob::glob(pattern).map_err(|_not_a_pattern| Error::NoCorpus { name: pattern.to_owned() })?;
+    // A star does not stand for hidden files, as in a shell.
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+    let paths =
+        glob::glob_with(pattern, options).map_err(|_not_a_pattern| Error::NoCorpus { name: pattern.to_owned() })?;
     Ok(paths.filter_map(std::result::Result::ok).filter(|path| path.is_file()).collect())
 }
 

@@ -127,10 +127,12 @@ pub enum Error {
 const _: () = assert!(size_of::<Error>() <= 128, "errors travel in every result");
 
 impl Error {
+    #[expect(clippy::needless_pass_by_value, reason = "it is called with errors that end there")]
     pub(crate) fn damaged(path: &Path, cause: impl ToString) -> Self {
         Self::Damaged { cause: first_line(&cause.to_string()), path: path.to_owned() }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "it is called with errors that end there")]
     pub(crate) fn json(path: &Path, cause: impl ToString) -> Self {
         Self::Json { cause: first_line(&cause.to_string()), path: path.to_owned() }
     }
@@ -173,4 +175,29 @@ fn listing(known: &[String]) -> String {
 
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_that_are_full_or_closed_are_told_with_the_next_step() {
+        let text = |kind: io::ErrorKind| Error::from(io::Error::from(kind)).to_string();
+        assert!(text(io::ErrorKind::StorageFull).contains("\nhint: the disk is full; free some space"));
+        assert!(text(io::ErrorKind::ReadOnlyFilesystem).contains("\nhint: choose a folder that you may write to"));
+        assert!(!text(io::ErrorKind::UnexpectedEof).contains("hint"));
+    }
+
+    #[test]
+    fn lists_are_sentences() {
+        let path = PathBuf::from("run");
+        let text = |known: &[&str]| {
+            let known = known.iter().map(ToString::to_string).collect();
+            Error::NoSuchName { kind: "feature table", name: "c".to_owned(), known, path: path.clone() }.to_string()
+        };
+        assert_eq!(text(&[]), "expected a feature table of the run, found `c` in `run`\nhint: there are none yet");
+        assert!(text(&["a"]).ends_with("there is `a`"));
+        assert!(text(&["a", "b"]).ends_with("there are `a`, `b`"));
+    }
 }

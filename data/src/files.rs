@@ -75,6 +75,11 @@ impl PendingFile {
         self.file.as_ref().expect("`publish` takes the file and `self` with it")
     }
 
+    /// The name that it will have.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Fsyncs and renames. The caller fsyncs the directory, once for all of its files.
     pub(crate) fn publish(mut self) -> Result<()> {
         let file = self.file.take().expect("`publish` takes `self`");

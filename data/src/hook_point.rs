@@ -208,7 +208,6 @@ impl HookPoint {
 }
 
 /// The layers that a name with `*` or a range speaks of, each with the rest of the name.
-#[expect(clippy::type_complexity, reason = "read once, two lines above its only use")]
 fn layers_of(name: &str, n_layers: usize) -> Result<Vec<Option<(usize, &str)>>> {
     let Some((layers, rest)) = name.strip_prefix("blocks.").and_then(|tail| tail.split_once('.')) else {
         return Ok(vec![None]);

@@ -2,12 +2,13 @@
 
 use std::io::{self, Write};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchReader};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{ArrowPrimitiveType, SchemaRef};
+use arrow::datatypes::{ArrowPrimitiveType, Schema, SchemaRef};
 use fs_err as fs;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::ProjectionMask;
@@ -86,8 +87,10 @@ pub(crate) struct TableWriter {
 /// What a table has besides its columns.
 #[derive(Debug, Default)]
 pub(crate) struct TableOptions<'a> {
-    /// Sorted whole numbers: stored as differences.
+    /// Whole numbers that are near the one before: stored as differences.
     pub(crate) delta: &'a [&'a str],
+    /// Numbers that hardly repeat: stored as they are.
+    pub(crate) plain: &'a [&'a str],
     pub(crate) key_values: Vec<(String, String)>,
 }
 
@@ -105,6 +108,9 @@ impl TableWriter {
             properties = properties
                 .set_column_dictionary_enabled(path.clone(), false)
                 .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
+        }
+        for name in options.plain {
+            properties = properties.set_column_dictionary_enabled(ColumnPath::from(*name), false);
         }
         let key_values: Vec<KeyValue> =
             options.key_values.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
@@ -173,7 +179,7 @@ impl TableFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = open(path)?;
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-        let metadata = ArrowReaderMetadata::load(file.file(), options).map_err(|cause| Error::damaged(path, cause))?;
+        let metadata = guarded(path, || ArrowReaderMetadata::load(file.file(), options))?;
         Ok(Self { path: path.to_owned(), metadata })
     }
 
@@ -217,7 +223,7 @@ impl TableFile {
         groups: Option<Vec<usize>>,
         rows: Option<Range<usize>>,
         batch_rows: usize,
-    ) -> Result<ParquetRecordBatchReader> {
+    ) -> Result<Batches> {
         let file = open(&self.path)?.into_parts().0;
         let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
             .with_batch_size(batch_rows.max(1));
@@ -235,7 +241,8 @@ impl TableFile {
             let selection = [RowSelector::skip(rows.start), RowSelector::select(rows.len())];
             builder = builder.with_row_selection(RowSelection::from(selection.to_vec()));
         }
-        builder.build().map_err(|cause| Error::damaged(&self.path, cause))
+        let reader = guarded(&self.path, || builder.build())?;
+        Ok(Batches { path: self.path.clone(), reader: Some(reader) })
     }
 
     /// Some columns of some rows, as one batch.
@@ -260,11 +267,11 @@ impl TableFile {
     }
 
     /// Everything that a reader gives, as one batch.
-    pub(crate) fn collect(&self, reader: ParquetRecordBatchReader) -> Result<RecordBatch> {
-        let schema = arrow::array::RecordBatchReader::schema(&reader);
-        let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|cause| Error::damaged(&self.path, cause))?;
+    fn collect(&self, reader: Batches) -> Result<RecordBatch> {
+        let schema = reader.schema();
+        let mut batches = reader.collect::<Result<Vec<_>>>()?;
         match batches.len() {
-            1 => Ok(batches.into_iter().next().expect("there is one")),
+            1 => Ok(batches.remove(0)),
             _ => concat_batches(&schema, &batches).map_err(|cause| Error::damaged(&self.path, cause)),
         }
     }
@@ -328,6 +335,40 @@ impl TableFile {
 
     pub(crate) fn wrong_text(&self, column: &str, expected: &str, found: String) -> Error {
         Error::WrongColumn { column: column.to_owned(), expected: expected.to_owned(), found, path: self.path.clone() }
+    }
+}
+
+/// Batches of rows of a file.
+pub(crate) struct Batches {
+    path: PathBuf,
+    /// `None` after an error.
+    reader: Option<ParquetRecordBatchReader>,
+}
+
+impl Batches {
+    fn schema(&self) -> SchemaRef {
+        self.reader.as_ref().map_or_else(|| Arc::new(Schema::empty()), RecordBatchReader::schema)
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let reader = self.reader.as_mut()?;
+        let batch = guarded(&self.path, || reader.next().transpose()).transpose()?;
+        if batch.is_err() {
+            self.reader = None;
+        }
+        Some(batch)
+    }
+}
+
+/// Calls a decoder. Those of the `parquet` crate panic on some damaged pages; that is an error like any other here.
+fn guarded<T, E: std::fmt::Display>(path: &Path, decode: impl FnOnce() -> Result<T, E>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(decoded) => decoded.map_err(|cause| Error::damaged(path, cause)),
+        Err(_panic) => Err(Error::damaged(path, "a page does not hold what its header says")),
     }
 }
 

@@ -59,5 +59,5 @@ mod tests {
         assert_eq!(drawn, STORED, "the order of every run with a seed would change");
     }
 
-    const STORED: [usize; 4] = [0, 0, 0, 0];
+    const STORED: [usize; 4] = [951, 917, 296, 320];
 }

@@ -61,7 +61,7 @@ impl RunWriter {
         Ok(Self::new(dir, manifest, Vec::new(), lock))
     }
 
-    /// Goes on with a run that was begun with the same model, tokenizer, corpus, hook points and seeds.
+    /// Goes on with a run that was begun with the same model, tokenizer, corpus (paths and options), hook points and seeds.
     ///
     /// Temporary files, and files of shards that have no journal entry, are removed.
     pub fn resume(dir: &Path, wanted: &Manifest) -> Result<Self> {
@@ -286,11 +286,12 @@ impl ShardWriter {
     ///
     /// `hook` is an index into the manifest's `hook_points`; `rows` is `[row, width]`, little endian, in the format
     /// `source`, and is converted when the run stores another. The buffer is kept, not copied, until it is written.
+    #[expect(clippy::needless_pass_by_value, reason = "parts of the buffer are kept; the caller gives its share away")]
     pub fn write_acts(&mut self, hook: usize, source: Dtype, rows: Bytes) -> Result<()> {
         let hooks = &self.shared.manifest.hook_points;
         let entry = hooks.get(hook).ok_or_else(|| Error::mismatch("hook points at most", hooks.len(), hook + 1))?;
         let row_bytes = entry.width * source.size();
-        if rows.len() % row_bytes != 0 {
+        if !rows.len().is_multiple_of(row_bytes) {
             let what = format!("bytes in the rows of `{}`", entry.name);
             return Err(Error::mismatch(what, rows.len().next_multiple_of(row_bytes), rows.len()));
         }
@@ -408,12 +409,13 @@ fn compare(dir: &Path, found: &Manifest, wanted: &Manifest) -> Result<()> {
         let (expected, found) = difference(&show(wanted), &show(found));
         Err(Error::ResumeMismatch { field: field.to_owned(), expected, found, path: dir.to_owned() })
     }
-    // Paths may differ: what counts is what lies there.
+    // The path of the model may differ: what counts is what lies there. The sum of the corpus is known only at the end.
     same(dir, "model.id", &found.model.id, &wanted.model.id)?;
     same(dir, "model.sha256", &found.model.sha256, &wanted.model.sha256)?;
     same(dir, "model.dtype", &found.model.dtype, &wanted.model.dtype)?;
     same(dir, "model.shape", &found.model.shape, &wanted.model.shape)?;
     same(dir, "tokenizer", &found.tokenizer, &wanted.tokenizer)?;
+    same(dir, "corpus.sources", &found.corpus.sources, &wanted.corpus.sources)?;
     same(dir, "corpus.options", &found.corpus.options, &wanted.corpus.options)?;
     same(dir, "hook_points", &found.hook_points, &wanted.hook_points)?;
     same(dir, "seeds", &found.seeds, &wanted.seeds)

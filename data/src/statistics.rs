@@ -126,6 +126,16 @@ impl Accumulator {
     /// Adds stored rows; `special` tells of each row whether its token is special.
     pub(crate) fn add(&mut self, bytes: &[u8], scales: &[f32], special: &[bool]) {
         let row_bytes = self.width * self.dtype.size();
+        if self.dtype == Dtype::F32
+            && cfg!(target_endian = "little")
+            && let Ok(numbers) = bytemuck::try_cast_slice::<u8, f32>(bytes)
+        {
+            // Nothing to convert and nothing to copy; a buffer that is not aligned takes the other way.
+            for (i, row) in numbers.chunks_exact(self.width).enumerate() {
+                self.add_row(row, special.get(i).copied().unwrap_or(false));
+            }
+            return;
+        }
         let mut numbers = std::mem::take(&mut self.numbers);
         for (i, row) in bytes.chunks_exact(row_bytes).enumerate() {
             numbers.clear();
@@ -161,9 +171,18 @@ impl Accumulator {
     }
 }
 
-/// ‖x‖² in float64, for the reader that leaves out outliers.
-pub(crate) fn sq_norm(row: &[f32]) -> f64 {
-    sq_norm_and_max(row).0
+/// ‖x‖² in float32, which is exact enough to tell outliers and twice as fast; infinite above 10³⁸ and for NaN.
+pub(crate) fn sq_norm(row: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (chunks, rest) = row.as_chunks::<16>();
+    for chunk in chunks {
+        for lane in 0..16 {
+            sums[lane] += chunk[lane] * chunk[lane];
+        }
+    }
+    let sum = sums.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>();
+    // A NaN may have either sign.
+    if sum.is_nan() { f32::INFINITY } else { sum }
 }
 
 /// ‖x‖² and max|x|; eight lanes, so that the compiler can use vectors. A NaN anywhere makes the first one NaN.

@@ -304,6 +304,9 @@ impl Run {
         let first = self.shards().partition_point(|shard| shard.tokens().end <= tokens.start);
         for shard in &self.shards()[first..] {
             let (start, end) = (tokens.start.max(shard.first_token_idx), tokens.end.min(shard.tokens().end));
+            if shard.n_tokens == 0 {
+                continue;
+            }
             if start >= end || start != next {
                 break;
             }

@@ -173,7 +173,7 @@ impl DocumentRow {
             Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.source))),
             Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.n_tokens))),
             Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.sha256))),
-            Arc::new(StringArray::from_iter(rows.iter().map(|row| row.meta.as_ref()))),
+            Arc::new(rows.iter().map(|row| row.meta.as_ref()).collect::<StringArray>()),
             Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.first_token_idx))),
         ];
         RecordBatch::try_new(schema::documents(), columns).expect("the columns are those of the schema")

@@ -227,7 +227,7 @@ impl Work<'_> {
         let mut last: Option<(u64, f32)> = None;
         for group in 0..table.n_row_groups() {
             for batch in table.reader(&["token_idx", "feature", "act"], Some(vec![group]), None, BLOCK)? {
-                let batch = batch.map_err(|cause| Error::damaged(&path, cause))?;
+                let batch = batch?;
                 let token_idx = table.primitive::<UInt64Type>(&batch, "token_idx")?;
                 let feature = table.primitive::<UInt32Type>(&batch, "feature")?;
                 let act = table.primitive::<Float32Type>(&batch, "act")?;
@@ -250,7 +250,7 @@ impl Work<'_> {
         let table = TableFile::open(&path)?;
         self.count(&path)?;
         for batch in table.reader(&[], None, None, BLOCK)? {
-            batch.map_err(|cause| Error::damaged(&path, cause))?;
+            batch?;
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 //!
 //! `cargo run -p engine --example forward_bench -- [MODEL]`; without MODEL, the Gemma 3 270M in the cache.
 #![expect(clippy::print_stdout, reason = "a bench prints")]
-#![expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -64,8 +63,14 @@ fn forward(weights: &Weights, precision: Precision) -> Result<f64, Box<dyn std::
     }
     let rate = |times: &mut Vec<f64>| TOKENS as f64 / median(times);
     let (alone, bare, hooked) = (rate(&mut alone), rate(&mut bare), rate(&mut hooked));
-    println!("  {precision:?}: matrix products alone {alone:8.0} tokens/s  ({:.0} GFLOP/s)", products.flop_per_token() * alone / 1e9);
-    println!("  {precision:?}: forward               {bare:8.0} tokens/s  ({:.0} % of the products; target 85 in f32)", 100.0 * bare / alone);
+    println!(
+        "  {precision:?}: matrix products alone {alone:8.0} tokens/s  ({:.0} GFLOP/s)",
+        products.flop_per_token() * alone / 1e9
+    );
+    println!(
+        "  {precision:?}: forward               {bare:8.0} tokens/s  ({:.0} % of the products; target 85 in f32)",
+        100.0 * bare / alone
+    );
     println!("  {precision:?}: forward, hooks read   {hooked:8.0} tokens/s  (every layer's output kept)");
     Ok(bare)
 }
@@ -77,9 +82,8 @@ fn recording(weights: &Weights) -> Result<(), Box<dyn std::error::Error>> {
     let batch = batch(&model);
     let folder = scratch()?;
     let corpus_path = folder.join("corpus.jsonl");
-    let lines: Vec<String> = (0..BATCHES)
-        .flat_map(|_| batch.ids.chunks(LENGTH).map(|ids| format!("{{\"tokens\": {ids:?}}}")))
-        .collect();
+    let lines: Vec<String> =
+        (0..BATCHES).flat_map(|_| batch.ids.chunks(LENGTH).map(|ids| format!("{{\"tokens\": {ids:?}}}"))).collect();
     fs::write(&corpus_path, lines.join("\n"))?;
     let corpus = Corpus::open(&[corpus_path.display().to_string()], false)?;
     let points = HookPoint::parse_list("blocks.*.hook_resid_post", model.config().n_layers)?;
@@ -110,7 +114,10 @@ fn recording(weights: &Weights) -> Result<(), Box<dyn std::error::Error>> {
     println!("  forward alone                 {bare:8.2} s");
     println!("  record                        {recorded:8.2} s  ({:.3} times; target 1.05)", recorded / bare);
     if let Some(peak) = peak_memory() {
-        println!("  peak memory of this process   {:8.2} GB (target 3; a bf16 model was loaded before)", peak as f64 / 1e9);
+        println!(
+            "  peak memory of this process   {:8.2} GB (target 3; a bf16 model was loaded before)",
+            peak as f64 / 1e9
+        );
     }
     Ok(())
 }

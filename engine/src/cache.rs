@@ -51,7 +51,12 @@ impl ActivationCache {
 
 impl Model {
     /// Runs the network and keeps the activations at `points`.
-    pub fn forward_with_cache(&self, batch: &Batch, points: &[HookPoint], options: Forward) -> Result<(Output, ActivationCache)> {
+    pub fn forward_with_cache(
+        &self,
+        batch: &Batch,
+        points: &[HookPoint],
+        options: Forward,
+    ) -> Result<(Output, ActivationCache)> {
         let kept = Rc::new(RefCell::new(ActivationCache::default()));
         let mut hooks = Hooks::none();
         for &point in points {

@@ -112,60 +112,49 @@ pub enum LayerKind {
 
 /// Rotary embedding of one kind of layer: `inv_freq[i] = theta^(-2i / d_head) / factor`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[rustfmt::skip]
 pub struct Rope {
-    #[serde(rename = "rope_theta")]
-    pub theta: f64,
+    #[serde(rename = "rope_theta")] pub theta: f64,
     /// Linear scaling of positions; 1.0 means none.
     pub factor: f64,
 }
 
 /// The two rotary embeddings of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[rustfmt::skip]
 pub struct RopeByKind {
-    #[serde(rename = "full_attention")]
-    pub full: Rope,
-    #[serde(rename = "sliding_attention")]
-    pub sliding: Rope,
+    #[serde(rename = "full_attention")] pub full: Rope,
+    #[serde(rename = "sliding_attention")] pub sliding: Rope,
 }
 
 /// What may differ from one layer to the next.
 ///
 /// In Gemma 3 only `kind` does; Gemma 3n and 4 also vary the widths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[rustfmt::skip]
 pub struct LayerConfig {
     pub kind: LayerKind,
-    #[serde(rename = "num_key_value_heads")]
-    pub n_kv_heads: usize,
-    #[serde(rename = "head_dim")]
-    pub d_head: usize,
-    #[serde(rename = "intermediate_size")]
-    pub d_mlp: usize,
+    #[serde(rename = "num_key_value_heads")] pub n_kv_heads: usize,
+    #[serde(rename = "head_dim")] pub d_head: usize,
+    #[serde(rename = "intermediate_size")] pub d_mlp: usize,
 }
 
 /// The shape and the constants of one checkpoint's text stack.
 ///
-/// Field names are the field's; the Hugging Face name stands on the line above where it differs.
+/// Field names are the field's; the Hugging Face name stands on the same line where it differs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[rustfmt::skip]
 pub struct Config {
-    #[serde(rename = "model_type")]
-    pub architecture: Architecture,
-    #[serde(rename = "hidden_size")]
-    pub d_model: usize,
-    #[serde(rename = "num_hidden_layers")]
-    pub n_layers: usize,
-    #[serde(rename = "num_attention_heads")]
-    pub n_heads: usize,
-    #[serde(rename = "num_key_value_heads")]
-    pub n_kv_heads: usize,
-    #[serde(rename = "head_dim")]
-    pub d_head: usize,
-    #[serde(rename = "intermediate_size")]
-    pub d_mlp: usize,
-    #[serde(rename = "vocab_size")]
-    pub d_vocab: usize,
-    #[serde(rename = "max_position_embeddings")]
-    pub n_ctx: usize,
+    #[serde(rename = "model_type")] pub architecture: Architecture,
+    #[serde(rename = "hidden_size")] pub d_model: usize,
+    #[serde(rename = "num_hidden_layers")] pub n_layers: usize,
+    #[serde(rename = "num_attention_heads")] pub n_heads: usize,
+    #[serde(rename = "num_key_value_heads")] pub n_kv_heads: usize,
+    #[serde(rename = "head_dim")] pub d_head: usize,
+    #[serde(rename = "intermediate_size")] pub d_mlp: usize,
+    #[serde(rename = "vocab_size")] pub d_vocab: usize,
+    #[serde(rename = "max_position_embeddings")] pub n_ctx: usize,
     /// Attention scores are multiplied by this value to the power of -1/2.
     pub query_pre_attn_scalar: f64,
     pub rms_norm_eps: f64,
@@ -181,11 +170,9 @@ pub struct Config {
     pub use_bidirectional_attention: bool,
     pub bos_token_id: u32,
     /// Generation stops at any of these.
-    #[serde(rename = "eos_token_id")]
-    pub eos_token_ids: Vec<u32>,
+    #[serde(rename = "eos_token_id")] pub eos_token_ids: Vec<u32>,
     pub pad_token_id: u32,
-    #[serde(rename = "rope_parameters")]
-    pub rope: RopeByKind,
+    #[serde(rename = "rope_parameters")] pub rope: RopeByKind,
     /// One entry per layer, first layer first.
     pub layers: Vec<LayerConfig>,
 }

@@ -15,3 +15,14 @@ pub fn set_threads(threads: usize) -> usize {
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     usize::try_from(tch::get_num_threads()).unwrap_or(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_those_asked_for_or_all() {
+        assert_eq!(set_threads(1), 1);
+        assert_eq!(set_threads(0), available_threads());
+    }
+}

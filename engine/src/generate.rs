@@ -53,7 +53,8 @@ impl Model {
         let mut generated = Vec::new();
         let mut next = Batch::one(prompt);
         while generated.len() < options.max_tokens {
-            let output = self.forward(&next, Some(&mut cache), hooks, Forward { logits: Logits::Last, ..Forward::default() })?;
+            let output =
+                self.forward(&next, Some(&mut cache), hooks, Forward { logits: Logits::Last, ..Forward::default() })?;
             let logits = output.logits.map(|logits| to_vec_f32(&logits)).unwrap_or_default();
             let token = options.sampling.choose(&logits, &mut rng);
             if options.stop.contains(&token) {
@@ -103,7 +104,15 @@ impl Sampling {
         // The token that crosses `top_p` still belongs to the set.
         let limit = self.top_p.map_or(total, |p| p * total);
         let mut mass = 0.0;
-        let kept = weights.iter().take_while(|&&weight| { let inside = mass < limit; mass += weight; inside }).count().max(1);
+        let kept = weights
+            .iter()
+            .take_while(|&&weight| {
+                let inside = mass < limit;
+                mass += weight;
+                inside
+            })
+            .count()
+            .max(1);
         let mut left = rng.random::<f64>() * weights[..kept].iter().sum::<f64>();
         for (&id, &weight) in ids.iter().zip(&weights[..kept]) {
             left -= weight;

@@ -1,6 +1,8 @@
 //! Does the network compute what the reference implementation computes?
 //!
 //! The fixtures are tiny random checkpoints and every activation of the reference on them; the scripts that made them lie beside them.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::print_stdout, reason = "a test says what it measured or left out")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -81,7 +83,12 @@ fn compare_everything(name: &str, precision: Precision, attend: Attend) -> f64 {
         compare(point.to_string(), found, &expected[&format!("one/{point}")]);
     }
     compare("logits".to_owned(), &logits, &expected["one/logits"]);
-    println!("{name} {precision:?} {attend:?}: {} points, largest difference {:.2e} at {}", points.len(), worst.0, worst.1);
+    println!(
+        "{name} {precision:?} {attend:?}: {} points, largest difference {:.2e} at {}",
+        points.len(),
+        worst.0,
+        worst.1
+    );
     worst.0
 }
 
@@ -147,7 +154,9 @@ fn cached_equals_uncached() {
             for piece in pieces {
                 let batch = Batch::one(&tokens[start..start + piece]);
                 let options = Forward { logits: Logits::All, ..Forward::default() };
-                rows.push(model.forward(&batch, Some(&mut cache), &mut Hooks::none(), options).unwrap().logits.unwrap());
+                rows.push(
+                    model.forward(&batch, Some(&mut cache), &mut Hooks::none(), options).unwrap().logits.unwrap(),
+                );
                 start += piece;
             }
             assert!(largest_difference(&whole, &Tensor::cat(&rows, 0)) < 1e-5);
@@ -233,7 +242,8 @@ fn capturing_does_not_change_a_bit() {
         // Putting back what was there: the identity. Scores and patterns leave the fused kernel for this,
         // scales and single heads are put together anew.
         let mut hooks = Hooks::none();
-        let recomputed = [Site::AttnScores, Site::Pattern, Site::Ln1Scale, Site::Ln2Scale, Site::LnFinalScale, Site::Result];
+        let recomputed =
+            [Site::AttnScores, Site::Pattern, Site::Ln1Scale, Site::Ln2Scale, Site::LnFinalScale, Site::Result];
         for point in HookPoint::all(7).into_iter().filter(|point| !recomputed.contains(&point.site)) {
             hooks.add(point, |_, value| Some(value.copy()));
         }

@@ -1,6 +1,7 @@
 //! Does the real Gemma 3 270M compute what the reference implementation computes with it?
 //!
 //! Runs when the model is in the cache, and says that it was left out otherwise.
+#![expect(clippy::print_stdout, reason = "a test says what it measured or left out")]
 
 use std::path::Path;
 
@@ -25,7 +26,9 @@ struct Reference {
 #[test]
 fn the_real_270m() {
     let Some(path) = engine::testing::cached_model() else {
-        println!("left out: the model is not in the cache (`cargo xtask test` fetches it where the registry can be reached)");
+        println!(
+            "left out: the model is not in the cache (`cargo xtask test` fetches it where the registry can be reached)"
+        );
         return;
     };
     let json = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3/270m.json");
@@ -47,8 +50,11 @@ fn the_real_270m() {
             assert!(difference < 1e-4 * norm, "layer {layer}: {difference}");
         }
         let nll = model.nll(&output.resid.narrow(0, 0, ids.len() as i64 - 1), &ids[1..]);
-        let difference =
-            (Tensor::from_slice(&nll) - Tensor::from_slice(&reference.nll)).abs().max().to_kind(Kind::Double).double_value(&[]);
+        let difference = (Tensor::from_slice(&nll) - Tensor::from_slice(&reference.nll))
+            .abs()
+            .max()
+            .to_kind(Kind::Double)
+            .double_value(&[]);
         assert!(difference < 1e-3, "nll: {difference}");
     }
     let options = Generate { max_tokens: 20, sampling: Sampling::GREEDY, stop: vec![] };

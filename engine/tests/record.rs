@@ -1,4 +1,5 @@
 //! Does a recording hold exactly what the network computed, whatever interrupts it?
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -44,7 +45,7 @@ impl Bench {
         Self { folder, weights, model, corpus }
     }
 
-    fn options(&self) -> RecordOptions {
+    fn options() -> RecordOptions {
         let points = HookPoint::parse_list("blocks.*.hook_resid_post,blocks.1.attn.hook_z,hook_embed", 7).unwrap();
         RecordOptions { context: Some(8), batch_tokens: 10, shard_tokens: 16, ..RecordOptions::new(points) }
     }
@@ -86,7 +87,7 @@ fn sequences() -> Vec<Vec<u32>> {
 fn a_recording_holds_what_the_network_computed() {
     for precision in [Precision::F32, Precision::Bf16] {
         let bench = Bench::new(precision);
-        let (out, options) = (bench.path("run"), bench.options());
+        let (out, options) = (bench.path("run"), Bench::options());
         let manifest = bench.complete(&out, &options);
         assert!(manifest.complete);
         assert_eq!(manifest.counts.tokens_expected, TOKENS);
@@ -114,7 +115,9 @@ fn a_recording_holds_what_the_network_computed() {
             for sequence in sequences() {
                 let (_, cache) =
                     bench.model.forward_with_cache(&Batch::one(&sequence), &[point], Forward::default()).unwrap();
-                computed.extend(Vec::<f32>::try_from(cache.get(point).unwrap().to_kind(tch::Kind::Float).reshape([-1])).unwrap());
+                computed.extend(
+                    Vec::<f32>::try_from(cache.get(point).unwrap().to_kind(tch::Kind::Float).reshape([-1])).unwrap(),
+                );
             }
             assert_eq!(stored.len(), computed.len());
             let tolerance = if precision == Precision::F32 { 1e-5 } else { 0.05 };
@@ -129,7 +132,7 @@ fn a_recording_holds_what_the_network_computed() {
 fn the_nll_is_of_the_next_token() {
     let bench = Bench::new(Precision::F32);
     let out = bench.path("run");
-    bench.complete(&out, &RecordOptions { nll: true, ..bench.options() });
+    bench.complete(&out, &RecordOptions { nll: true, ..Bench::options() });
     let tokens = Run::open(&out).unwrap().tokens(0..TOKENS).unwrap();
     let mut row = 0;
     for sequence in sequences() {
@@ -152,8 +155,8 @@ fn the_nll_is_of_the_next_token() {
 fn special_tokens_can_be_left_out_and_are_counted() {
     let bench = Bench::new(Precision::F32);
     let (all, some) = (bench.path("all"), bench.path("some"));
-    bench.complete(&all, &bench.options());
-    let manifest = bench.complete(&some, &RecordOptions { skip_special: true, ..bench.options() });
+    bench.complete(&all, &Bench::options());
+    let manifest = bench.complete(&some, &RecordOptions { skip_special: true, ..Bench::options() });
     let special = 5;
     assert_eq!(manifest.counts.tokens_expected, TOKENS);
     assert_eq!(manifest.counts.tokens_captured, TOKENS - special);
@@ -162,8 +165,12 @@ fn special_tokens_can_be_left_out_and_are_counted() {
     let point = HookPoint::block(Site::ResidPost, 6);
     let rows = |run: &Run| run.acts(point, 0..run.n_tokens()).unwrap().to_f32();
     let special = all.tokens(0..TOKENS).unwrap().special;
-    let kept: Vec<f32> =
-        rows(&all).chunks(32).zip(&special).filter(|(_, special)| !**special).flat_map(|(row, _)| row.to_vec()).collect();
+    let kept: Vec<f32> = rows(&all)
+        .chunks(32)
+        .zip(&special)
+        .filter(|(_, special)| !**special)
+        .flat_map(|(row, _)| row.to_vec())
+        .collect();
     assert_eq!(rows(&some), kept);
     let lengths: Vec<u64> = some.documents(0..7).unwrap().iter().map(|document| document.n_tokens).collect();
     assert_eq!(lengths, [4, 0, 22, 1, 4, 8, 0]);
@@ -174,7 +181,7 @@ fn the_number_of_tokens_can_be_limited() {
     let bench = Bench::new(Precision::F32);
     for limit in [1, 5, 6, 20, 28, 43, 100] {
         let out = bench.path(&format!("run-{limit}"));
-        let manifest = bench.complete(&out, &RecordOptions { max_tokens: Some(limit), ..bench.options() });
+        let manifest = bench.complete(&out, &RecordOptions { max_tokens: Some(limit), ..Bench::options() });
         assert_eq!(manifest.counts.tokens_captured, limit.min(TOKENS));
         let ids = Run::open(&out).unwrap().tokens(0..limit.min(TOKENS)).unwrap().token_id;
         assert_eq!(ids, sequences().concat()[..ids.len()]);
@@ -185,7 +192,7 @@ fn the_number_of_tokens_can_be_limited() {
 fn a_resumed_recording_is_the_same_to_the_byte() {
     let bench = Bench::new(Precision::F32);
     // One hook point: every file of every shard costs an fsync.
-    let base = RecordOptions { hook_points: vec![HookPoint::block(Site::ResidPost, 2)], ..bench.options() };
+    let base = RecordOptions { hook_points: vec![HookPoint::block(Site::ResidPost, 2)], ..Bench::options() };
     for options in [
         RecordOptions { skip_special: true, nll: true, ..base.clone() },
         RecordOptions { max_tokens: Some(40), shard_tokens: 8, ..base.clone() },
@@ -213,7 +220,7 @@ fn a_resumed_recording_is_the_same_to_the_byte() {
 #[test]
 fn resuming_with_another_corpus_or_other_options_is_refused() {
     let bench = Bench::new(Precision::F32);
-    let (out, options) = (bench.path("run"), bench.options());
+    let (out, options) = (bench.path("run"), Bench::options());
     assert!(matches!(bench.record(&out, &options, false, 4).unwrap(), Recorded::Interrupted(at) if at.shards > 0));
     assert!(bench.record(&out, &options, false, 4).is_err(), "a run is there already");
     assert!(bench.record(&out, &RecordOptions { nll: true, ..options.clone() }, true, 9).is_err());
@@ -229,7 +236,7 @@ fn bad_corpora_leave_nothing_behind() {
     let check = |corpus: &str, expected: &str| {
         fs::write(bench.path("corpus.jsonl"), corpus).unwrap();
         let out = bench.path("run");
-        let error = bench.record(&out, &bench.options(), false, usize::MAX).unwrap_err().to_string();
+        let error = bench.record(&out, &Bench::options(), false, usize::MAX).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
         assert!(!out.exists(), "{corpus}");
     };
@@ -240,8 +247,8 @@ fn bad_corpora_leave_nothing_behind() {
     check("not json\n", "line 1");
     fs::write(bench.path("corpus.jsonl"), CORPUS).unwrap();
     for (options, expected) in [
-        (RecordOptions { context: Some(257), ..bench.options() }, "256"),
-        (RecordOptions { context: Some(1), ..bench.options() }, "256"),
+        (RecordOptions { context: Some(257), ..Bench::options() }, "256"),
+        (RecordOptions { context: Some(1), ..Bench::options() }, "256"),
         (RecordOptions::new(vec![HookPoint::block(Site::Pattern, 0)]), "hook_pattern"),
     ] {
         let error = bench.record(&bench.path("run"), &options, false, usize::MAX).unwrap_err().to_string();
@@ -252,7 +259,7 @@ fn bad_corpora_leave_nothing_behind() {
 #[test]
 fn what_was_durable_stays_when_a_later_document_is_bad() {
     let bench = Bench::new(Precision::F32);
-    let (out, options) = (bench.path("run"), bench.options());
+    let (out, options) = (bench.path("run"), Bench::options());
     fs::write(bench.path("corpus.jsonl"), format!("{CORPUS}{{\"tokens\": [999]}}\n")).unwrap();
     assert!(bench.record(&out, &options, false, usize::MAX).is_err());
     let run = Run::open(&out).unwrap();

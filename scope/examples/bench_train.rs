@@ -33,7 +33,12 @@ fn main() -> scope::Result<()> {
             let start = Instant::now();
             let progress = session.step(batches[step % batches.len()])?;
             let elapsed = start.elapsed().as_secs_f64();
-            eprintln!("{name} step {}: {:.0} tokens/s, loss {:.4}", progress.step, BATCH as f64 / elapsed, progress.loss);
+            eprintln!(
+                "{name} step {}: {:.0} tokens/s, loss {:.4}",
+                progress.step,
+                BATCH as f64 / elapsed,
+                progress.loss
+            );
             if step >= WARM_UP {
                 seconds.push(elapsed);
             }
@@ -53,7 +58,8 @@ fn main() -> scope::Result<()> {
 
 /// FLOP/s of libtorch's product of a batch with the encoder, on all cores: the median of a few.
 fn matrix_rate() -> f64 {
-    let of = |rows: usize, cols: usize| tch::Tensor::ones([rows as i64, cols as i64], (tch::Kind::Float, tch::Device::Cpu));
+    let of =
+        |rows: usize, cols: usize| tch::Tensor::ones([rows as i64, cols as i64], (tch::Kind::Float, tch::Device::Cpu));
     let (a, b) = (of(BATCH, WIDTH), of(D_SAE, WIDTH));
     let out = of(BATCH, D_SAE);
     let mut seconds: Vec<f64> = (0..7)

@@ -33,10 +33,7 @@ pub(crate) enum Choice {
 
 impl BatchTopK {
     pub(crate) fn new(k: usize) -> Self {
-        Self {
-            k,
-            ..Self::default()
-        }
+        Self { k, ..Self::default() }
     }
 
     /// What candidates must be above; `None` before the first batch: call [`BatchTopK::guess`].
@@ -56,12 +53,7 @@ impl BatchTopK {
     }
 
     /// Appends the row of candidates of `pre_acts`.
-    pub(crate) fn candidates(
-        floor: f32,
-        pre_acts: &[f32],
-        found: &mut Vec<(f32, u32)>,
-        out: &mut SparseRows,
-    ) {
+    pub(crate) fn candidates(floor: f32, pre_acts: &[f32], found: &mut Vec<(f32, u32)>, out: &mut SparseRows) {
         found.clear();
         scan_above(pre_acts, 0, floor, usize::MAX, found);
         out.push_row(found.iter().copied());
@@ -142,12 +134,7 @@ pub(crate) fn jump_relu(
 ) {
     found.clear();
     scan_above(pre_acts, 0, floor, usize::MAX, found);
-    out.push_row(
-        found
-            .iter()
-            .copied()
-            .filter(|&(value, latent)| value > threshold[latent as usize]),
-    );
+    out.push_row(found.iter().copied().filter(|&(value, latent)| value > threshold[latent as usize]));
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     batch_topk::RunningThreshold,
@@ -29,8 +29,18 @@ const KEPT: usize = 2;
 
 /// Names of the tensors of [`Weights`], after the prefix that says which.
 const TENSORS: [&str; 12] = [
-    "encoder", "decoder", "b_enc", "b_dec", "m.encoder", "m.decoder", "m.b_enc", "m.b_dec", "v.encoder", "v.decoder",
-    "v.b_enc", "v.b_dec",
+    "encoder",
+    "decoder",
+    "b_enc",
+    "b_dec",
+    "m.encoder",
+    "m.decoder",
+    "m.b_enc",
+    "m.b_dec",
+    "v.encoder",
+    "v.decoder",
+    "v.b_enc",
+    "v.b_dec",
 ];
 
 /// Everything beside the tensors.
@@ -38,7 +48,7 @@ const TENSORS: [&str; 12] = [
 pub(crate) struct State {
     pub(crate) version: u32,
     /// Settings that decide the result, by name.
-    pub(crate) settings: serde_json::Map<String, Value>,
+    pub(crate) settings: Map<String, Value>,
     /// Steps done.
     pub(crate) step: u64,
     /// Rows trained on.
@@ -86,8 +96,12 @@ pub(crate) fn latest(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(list(dir)?.pop())
 }
 
-/// Reads a checkpoint of a coder with these sizes.
-pub(crate) fn load(path: &Path, d_in: usize, d_sae: usize) -> Result<(State, Weights, Adam)> {
+/// Reads a checkpoint of a training with these settings, of a coder with these sizes.
+pub(crate) fn load(
+    path: &Path,
+    settings: &Map<String, Value>,
+    [d_in, d_sae]: [usize; 2],
+) -> Result<(State, Weights, Adam)> {
     let file = TensorFile::open(path)?;
     let damaged = |cause: String| Error::Weights { cause, path: path.into() };
     let text = file.text(KEY)?.ok_or_else(|| damaged(format!("expected `{KEY}` in the header, found none")))?;
@@ -95,6 +109,7 @@ pub(crate) fn load(path: &Path, d_in: usize, d_sae: usize) -> Result<(State, Wei
     if state.version != VERSION {
         return Err(damaged(format!("expected version {VERSION}, found version {}", state.version)));
     }
+    state.check(settings, path)?;
     if state.silent.len() != d_sae {
         return Err(damaged(format!("expected {d_sae} counters, found {}", state.silent.len())));
     }
@@ -118,7 +133,7 @@ impl State {
     pub(crate) const VERSION: u32 = VERSION;
 
     /// That `settings` are those with which the training began.
-    pub(crate) fn check(&self, settings: &serde_json::Map<String, Value>, path: &Path) -> Result<()> {
+    fn check(&self, settings: &Map<String, Value>, path: &Path) -> Result<()> {
         for (name, expected) in &self.settings {
             let found = settings.get(name).unwrap_or(&Value::Null);
             if found != expected {
@@ -140,9 +155,7 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
-    let mut paths = fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<std::io::Result<Vec<_>>>()?;
+    let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
     paths.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
     paths.sort();
     Ok(paths)

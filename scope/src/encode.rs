@@ -181,7 +181,8 @@ pub fn encode(
         (Some(hook), _) => hook,
         (None, Some(name)) => name.parse()?,
         (None, None) => {
-            let what = "expected `metadata.hook_name`, found none\nhint: name the hook point with `--hook-point`".into();
+            let what =
+                "expected `metadata.hook_name`, found none\nhint: name the hook point with `--hook-point`".into();
             return Err(Error::Config { what, path: sae_dir.join("cfg.json") });
         }
     };
@@ -360,12 +361,7 @@ fn unit_rows(matrix: &Matrix) -> Matrix {
 }
 
 /// For each of `features`, the `n` others with the largest positive cosine between decoder rows, descending.
-fn nearest(
-    units: &Matrix,
-    features: std::ops::Range<usize>,
-    n: usize,
-    workers: &Workers,
-) -> Vec<Vec<(u32, f32)>> {
+fn nearest(units: &Matrix, features: std::ops::Range<usize>, n: usize, workers: &Workers) -> Vec<Vec<(u32, f32)>> {
     if n == 0 {
         return vec![Vec::new(); features.len()];
     }

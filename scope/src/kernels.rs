@@ -43,20 +43,14 @@ macro_rules! kernel {
 
 /// `a * b + c`, fused where the processor does that in one instruction (elsewhere it would be a library call).
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
+#[expect(clippy::inline_always, reason = "must be compiled with the features of its caller")]
 fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// Row `index` of a row-major table of rows of `width` values.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
+#[expect(clippy::inline_always, reason = "must be compiled with the features of its caller")]
 fn row(table: &[f32], index: u32, width: usize) -> &[f32] {
     &table[index as usize * width..][..width]
 }
@@ -104,10 +98,7 @@ kernel! {
 }
 
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "must be compiled with the features of its caller"
-)]
+#[expect(clippy::inline_always, reason = "must be compiled with the features of its caller")]
 fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     /// Independent partial sums: enough to hide the latency of an addition at any vector width.
     const SUMS: usize = 64;
@@ -263,9 +254,7 @@ mod tests {
     use super::*;
 
     fn numbers(n: usize) -> Vec<f32> {
-        (0..n)
-            .map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0)
-            .collect()
+        (0..n).map(|i| ((i * 37 + 11) % 101) as f32 / 50.0 - 1.0).collect()
     }
 
     #[test]

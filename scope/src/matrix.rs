@@ -26,11 +26,7 @@ impl Matrix {
     /// A matrix of zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
         let lines = (rows * cols).div_ceil(LANES);
-        Self {
-            rows,
-            cols,
-            lines: vec![Line([0.0; LANES]); lines],
-        }
+        Self { rows, cols, lines: vec![Line([0.0; LANES]); lines] }
     }
 
     /// A matrix with these values, row after row.
@@ -96,8 +92,7 @@ impl Matrix {
     /// Makes room for `rows` rows; what is in them is unspecified.
     pub(crate) fn resize_rows(&mut self, rows: usize) {
         self.rows = rows;
-        self.lines
-            .resize((rows * self.cols).div_ceil(LANES), Line([0.0; LANES]));
+        self.lines.resize((rows * self.cols).div_ceil(LANES), Line([0.0; LANES]));
     }
 }
 
@@ -172,23 +167,11 @@ mod tests {
         let b = Matrix::from_slice(3, 2, &[1., 0., 0., 1., 1., 1.]);
         let mut out = Matrix::zeros(2, 2);
         let shape = [2, 3, 2];
-        matmul(
-            a.as_slice(),
-            b.as_slice(),
-            Right::Plain,
-            out.as_mut_slice(),
-            shape,
-        );
+        matmul(a.as_slice(), b.as_slice(), Right::Plain, out.as_mut_slice(), shape);
         assert_eq!(out.as_slice(), [4., 5., 10., 11.]);
         out.as_mut_slice().fill(0.);
         let b = b.transposed();
-        matmul(
-            a.as_slice(),
-            b.as_slice(),
-            Right::Transposed,
-            out.as_mut_slice(),
-            shape,
-        );
+        matmul(a.as_slice(), b.as_slice(), Right::Transposed, out.as_mut_slice(), shape);
         assert_eq!(out.as_slice(), [4., 5., 10., 11.]);
     }
 

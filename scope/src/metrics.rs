@@ -60,12 +60,7 @@ pub struct EvaluateOptions {
 
 impl Default for EvaluateOptions {
     fn default() -> Self {
-        Self {
-            max_tokens: None,
-            max_norm_multiple: Some(crate::train::MAX_NORM_MULTIPLE),
-            seed: 0,
-            threads: 0,
-        }
+        Self { max_tokens: None, max_norm_multiple: Some(crate::train::MAX_NORM_MULTIPLE), seed: 0, threads: 0 }
     }
 }
 

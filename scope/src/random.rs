@@ -49,9 +49,14 @@ mod tests {
         let mean = normals.iter().sum::<f64>() / 1e5;
         let square = normals.iter().map(|x| x * x).sum::<f64>() / 1e5;
         assert!(mean.abs() < 0.02 && (square - 1.0).abs() < 0.02, "{mean} {square}");
-        assert_eq!(normals[..9], (0..9).map({
-            let mut random = Random::new(1);
-            move |_| random.normal()
-        }).collect::<Vec<_>>());
+        assert_eq!(
+            normals[..9],
+            (0..9)
+                .map({
+                    let mut random = Random::new(1);
+                    move |_| random.normal()
+                })
+                .collect::<Vec<_>>()
+        );
     }
 }

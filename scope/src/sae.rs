@@ -136,9 +136,7 @@ impl Sae {
     /// thresholds and the encoder are multiplied by the norms. Not for TopK, where this could change which latents win,
     /// unless it ranks by activation times norm.
     pub(crate) fn fold_decoder_norms(&mut self) {
-        let norms: Vec<f32> = (0..self.d_sae())
-            .map(|latent| norm(self.w_dec.row(latent)).max(1e-8))
-            .collect();
+        let norms: Vec<f32> = (0..self.d_sae()).map(|latent| norm(self.w_dec.row(latent)).max(1e-8)).collect();
         for (latent, &norm) in norms.iter().enumerate() {
             for value in self.w_dec.row_mut(latent) {
                 *value /= norm;
@@ -170,20 +168,19 @@ impl SparseCoder for Sae {
     fn encode(&self, rows: &[f32], scratch: &mut Scratch, out: &mut SparseRows) {
         let (d_in, d_sae) = (self.d_in(), self.d_sae());
         assert_eq!(rows.len() % d_in, 0, "rows are d_in values each");
-        let mut select: Box<dyn FnMut(&[f32], &mut Vec<(f32, u32)>, &mut SparseRows)> =
-            match &self.activation {
-                Activation::TopK { k } => {
-                    let mut top_k = TopK::new(*k);
-                    Box::new(move |pre_acts, _, out| top_k.select(pre_acts, out))
-                }
-                Activation::JumpRelu { threshold } => {
-                    let lowest = threshold.iter().copied().fold(f32::INFINITY, f32::min);
-                    let floor = lowest.max(0.0);
-                    Box::new(move |pre_acts, found, out| {
-                        jump_relu(pre_acts, threshold, floor, found, out);
-                    })
-                }
-            };
+        let mut select: Box<dyn FnMut(&[f32], &mut Vec<(f32, u32)>, &mut SparseRows)> = match &self.activation {
+            Activation::TopK { k } => {
+                let mut top_k = TopK::new(*k);
+                Box::new(move |pre_acts, _, out| top_k.select(pre_acts, out))
+            }
+            Activation::JumpRelu { threshold } => {
+                let lowest = threshold.iter().copied().fold(f32::INFINITY, f32::min);
+                let floor = lowest.max(0.0);
+                Box::new(move |pre_acts, found, out| {
+                    jump_relu(pre_acts, threshold, floor, found, out);
+                })
+            }
+        };
         if scratch.centered.cols() != d_in || scratch.pre_acts.cols() != d_sae {
             scratch.centered = Matrix::zeros(BLOCK_ROWS, d_in);
             scratch.pre_acts = Matrix::zeros(BLOCK_ROWS, d_sae);

@@ -11,10 +11,7 @@ pub struct SparseRows {
 impl SparseRows {
     /// No rows.
     pub fn new() -> Self {
-        Self {
-            offsets: vec![0],
-            ..Self::default()
-        }
+        Self { offsets: vec![0], ..Self::default() }
     }
 
     /// The number of rows.
@@ -61,8 +58,7 @@ impl SparseRows {
         let base = self.n_entries();
         self.latents.extend_from_slice(&other.latents);
         self.values.extend_from_slice(&other.values);
-        self.offsets
-            .extend(other.offsets.iter().skip(1).map(|offset| base + offset));
+        self.offsets.extend(other.offsets.iter().skip(1).map(|offset| base + offset));
     }
 
     /// Appends a row with these `(activation, latent)`.
@@ -160,11 +156,7 @@ impl ByLatent {
             return (&[], &[], &[]);
         }
         let range = self.starts[index]..self.starts[index + 1];
-        (
-            &self.rows[range.clone()],
-            &self.values[range.clone()],
-            &self.gradients[range],
-        )
+        (&self.rows[range.clone()], &self.values[range.clone()], &self.gradients[range])
     }
 
     /// Forgets all entries.
@@ -194,10 +186,7 @@ mod tests {
         by_latent.fill(5, 1.0, [(&a, &ga[..]), (&b, &gb[..])].into_iter());
         assert_eq!(by_latent.latent(0), (&[3][..], &[4.0][..], &[0.4][..]));
         assert_eq!(by_latent.latent(1).0.len(), 0);
-        assert_eq!(
-            by_latent.latent(2),
-            (&[0, 2, 3][..], &[1.0, 3.0, 5.0][..], &[0.1, 0.3, 0.5][..])
-        );
+        assert_eq!(by_latent.latent(2), (&[0, 2, 3][..], &[1.0, 3.0, 5.0][..], &[0.1, 0.3, 0.5][..]));
         assert_eq!(by_latent.latent(4).0.len(), 0);
     }
 

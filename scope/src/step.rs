@@ -247,13 +247,8 @@ impl Step {
         }
     }
 
-    fn encode<S>(
-        &mut self,
-        weights: &Weights,
-        input: Input<'_>,
-        aux: Option<AuxK<'_>>,
-        select: impl Fn() -> S + Sync,
-    ) where
+    fn encode<S>(&mut self, weights: &Weights, input: Input<'_>, aux: Option<AuxK<'_>>, select: impl Fn() -> S + Sync)
+    where
         S: FnMut(&[f32], &mut Vec<(f32, u32)>, &mut SparseRows),
     {
         let (d_in, d_sae, threads) = (weights.d_in(), weights.d_sae(), &self.threads);
@@ -283,13 +278,7 @@ impl Step {
             });
     }
 
-    fn pre_acts_of_first_rows(
-        &mut self,
-        weights: &Weights,
-        input: Input<'_>,
-        n: usize,
-        mut look: impl FnMut(&[f32]),
-    ) {
+    fn pre_acts_of_first_rows(&mut self, weights: &Weights, input: Input<'_>, n: usize, mut look: impl FnMut(&[f32])) {
         let d_in = weights.d_in();
         let centered = &mut self.centered.as_mut_slice()[..n * d_in];
         for (x, centered) in input.rows.chunks_exact(d_in).zip(centered.chunks_exact_mut(d_in)) {
@@ -313,8 +302,12 @@ impl Step {
         let (aux_rows, aux_block) =
             if aux { (self.aux_residual.as_mut_slice(), BLOCK_ROWS * d_in) } else { (&mut [][..], 1) };
         // Without AuxK there are no chunks of it, so each block is given none.
-        let aux_chunks: Vec<Option<&mut [f32]>> =
-            aux_rows.chunks_mut(aux_block).map(Some).chain(std::iter::repeat_with(|| None)).take(self.blocks.len()).collect();
+        let aux_chunks: Vec<Option<&mut [f32]>> = aux_rows
+            .chunks_mut(aux_block)
+            .map(Some)
+            .chain(std::iter::repeat_with(|| None))
+            .take(self.blocks.len())
+            .collect();
         self.blocks
             .par_iter_mut()
             .zip(self.centered.as_slice().par_chunks(BLOCK_ROWS * d_in))
@@ -464,14 +457,7 @@ impl Block {
         (self.sum_square, self.sum_square_residual, self.sum_square_aux) = (0.0, 0.0, 0.0);
     }
 
-    fn reconstruct(
-        &mut self,
-        d_in: usize,
-        decoder: &[f32],
-        b_dec: &[f32],
-        centered: &[f32],
-        residual: &mut [f32],
-    ) {
+    fn reconstruct(&mut self, d_in: usize, decoder: &[f32], b_dec: &[f32], centered: &[f32], residual: &mut [f32]) {
         self.dz.resize(self.kept.n_entries(), 0.0);
         let mut dz = &mut self.dz[..];
         let rows = centered.chunks_exact(d_in).zip(residual.chunks_exact_mut(d_in));

@@ -1,10 +1,14 @@
 //! How are named f32 tensors read from and written to safetensors files, without trusting or half-writing any?
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    io::{BufWriter, Write},
+    path::Path,
+};
 
 use fs_err as fs;
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 
@@ -92,34 +96,45 @@ pub(crate) struct Named<'a> {
 }
 
 /// Writes the file under a temporary name, and renames it when it is durable. `text` goes into the header under its key.
+///
+/// The crate's own writer would make files that only their owner can read.
 pub(crate) fn write(path: &Path, tensors: &[Named<'_>], text: Option<(&str, String)>) -> Result<()> {
     let temporary = path.with_extension("tmp");
-    let damaged = |cause: safetensors::SafeTensorError| Error::Weights {
-        cause: cause.to_string(),
-        path: temporary.clone(),
-    };
-    let views = tensors
-        .iter()
-        .map(|tensor| {
-            let bytes: &[u8] = bytemuck::cast_slice(tensor.values);
-            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
-            Ok((tensor.name, view.map_err(damaged)?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let texts = text.map(|(key, text)| HashMap::from([(key.to_owned(), text)]));
-    let written = safetensors::serialize_to_file(views, texts, &temporary);
-    if let Err(cause) = written {
+    let written = write_file(&temporary, tensors, text).and_then(|()| publish(&temporary, path));
+    if written.is_err() {
         // What is half-written has no final name; removing it may fail for the reason that writing failed.
         drop(fs::remove_file(&temporary));
-        return Err(match cause {
-            safetensors::SafeTensorError::IoError(cause) => Error::Io {
-                cause: std::io::Error::new(cause.kind(), format!("{cause}, writing `{}`", path.display())),
-            },
-            cause => damaged(cause),
-        });
     }
-    publish(&temporary, path)
+    written
 }
+
+fn write_file(path: &Path, tensors: &[Named<'_>], text: Option<(&str, String)>) -> Result<()> {
+    let mut header = Map::new();
+    if let Some((key, text)) = text {
+        header.insert("__metadata__".into(), json!({ key: text }));
+    }
+    let mut offset = 0;
+    for tensor in tensors {
+        let end = offset + size_of_val(tensor.values);
+        header
+            .insert(tensor.name.into(), json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [offset, end]}));
+        offset = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    // Tensors begin at a multiple of 8 bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = BufWriter::new(fs::File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    for tensor in tensors {
+        file.write_all(bytemuck::cast_slice(tensor.values))?;
+    }
+    file.flush()?;
+    Ok(())
+}
+
+// Numbers are written as they stand in memory.
+const _: () = assert!(cfg!(target_endian = "little"), "safetensors files are little endian");
 
 /// Makes `temporary` durable and gives it its final name.
 pub(crate) fn publish(temporary: &Path, path: &Path) -> Result<()> {

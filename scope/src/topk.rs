@@ -15,10 +15,7 @@ pub(crate) struct TopK {
 
 impl TopK {
     pub(crate) fn new(k: usize) -> Self {
-        Self {
-            k,
-            found: Vec::new(),
-        }
+        Self { k, found: Vec::new() }
     }
 
     /// Appends the row of the entries that are kept of `pre_acts` (`[d_sae]`), by ascending latent.
@@ -100,9 +97,7 @@ mod tests {
     #[test]
     fn long_rows_equal_sorting() {
         for (k, spread) in [(1, 7919), (3, 7919), (32, 7919), (32, 5), (999, 7919)] {
-            let row: Vec<f32> = (0..1000)
-                .map(|i: usize| ((i * 7907 + 13) % spread) as f32 - 2.0)
-                .collect();
+            let row: Vec<f32> = (0..1000).map(|i: usize| ((i * 7907 + 13) % spread) as f32 - 2.0).collect();
             let mut sorted: Vec<(f32, u32)> = row.iter().copied().zip(0..).collect();
             sorted.sort_by(by_value);
             let mut expected: Vec<_> = sorted

@@ -17,6 +17,7 @@ use crate::{
     pretrained::sae_lens,
 };
 
+use session::Plan;
 pub use session::Session;
 
 /// Tokens in a batch (SAELens's and GDM's 4,096).
@@ -49,6 +50,9 @@ pub const DEAD_WINDOW: u64 = 10_000_000;
 pub const DEAD_WINDOW_FRACTION: f64 = 0.1;
 /// How far the threshold's estimate moves with each batch (SAELens).
 pub const THRESHOLD_RATE: f64 = 0.01;
+/// … but at least so far that it looks back over no more than this part of the training: the smallest kept value falls
+/// throughout, and an estimate that lags behind leaves too few latents.
+pub const THRESHOLD_FRACTION: f64 = 0.05;
 /// Tokens whose norm exceeds this multiple of the median are left out (dictionary_learning, SAEDashboard).
 pub const MAX_NORM_MULTIPLE: f64 = 10.0;
 /// Rows among which the reader shuffles.
@@ -335,27 +339,20 @@ impl Training {
         let sample = sample.map(|batch| Ok(batch?.rows));
         let estimate = init::estimate(sample, width, config.normalize)?.ok_or_else(none)?;
         let reader = MixingReader::new(run, hook, config.mixing(u32::MAX))?;
-        let session = Session::from_estimate(estimate, width, tokens(&reader, config), config)?;
-        Ok(Self::new(session, reader, hook, width, config))
+        let plan = Plan::new(width, tokens(run, hook, config)?, config);
+        let settings = settings(hook, &plan, config);
+        let session = Session::from_estimate(&estimate, plan, config)?;
+        Ok(Self { session, reader, settings, not_finite: 0, width })
     }
 
     fn resume(run: &Run, hook: HookPoint, config: &TrainConfig, path: &Path) -> Result<Self> {
         let width = run.hook_point(hook)?.width;
-        let (state, weights, adam) = checkpoint::load(path, width, config.d_sae)?;
+        let plan = Plan::new(width, tokens(run, hook, config)?, config);
+        let settings = settings(hook, &plan, config);
+        let (state, weights, adam) = checkpoint::load(path, &settings, [width, config.d_sae])?;
         let reader = MixingReader::resume(run, hook, config.mixing(u32::MAX), state.cursor.clone())?;
-        let session = Session::from_state(&state, weights, adam, tokens(&reader, config), config)?;
-        let mut training = Self::new(session, reader, hook, width, config);
-        state.check(&training.settings, path)?;
-        training.not_finite = state.not_finite;
-        Ok(training)
-    }
-
-    fn new(session: Session, reader: MixingReader, hook: HookPoint, width: usize, config: &TrainConfig) -> Self {
-        let mut settings = session.settings(config);
-        settings.insert("hook_point".into(), json!(hook.to_string()));
-        settings.insert("buffer".into(), json!(config.buffer));
-        settings.insert("max_norm_multiple".into(), json!(config.max_norm_multiple));
-        Self { session, reader, settings, not_finite: 0, width }
+        let session = Session::from_state(&state, weights, adam, plan, config)?;
+        Ok(Self { session, reader, settings, not_finite: state.not_finite, width })
     }
 
     /// One step; `None` when there is nothing more to read.
@@ -367,7 +364,9 @@ impl Training {
             keep_finite(&mut rows, self.width);
             self.not_finite += ((before - rows.len()) / self.width) as u64;
             if !rows.is_empty() {
-                return self.session.step(&rows).map(Some);
+                let progress = self.session.step(&rows)?;
+                self.reader.recycle(rows);
+                return Ok(Some(progress));
             }
         }
     }
@@ -429,7 +428,7 @@ impl Training {
             "training_architecture_details": {
                 "k": config.k,
                 "aux_loss_coefficient": config.aux_weight,
-                "topk_threshold_lr": THRESHOLD_RATE,
+                "topk_threshold_lr": self.settings["threshold_rate"],
                 "rescale_acts_by_decoder_norm": false,
                 "decoder_init_norm": 1.0,
             },
@@ -438,9 +437,21 @@ impl Training {
     }
 }
 
-/// How many tokens the training takes.
-fn tokens(reader: &MixingReader, config: &TrainConfig) -> u64 {
-    config.tokens.unwrap_or_else(|| reader.n_rows().saturating_mul(u64::from(config.epochs)))
+/// The settings that decide the result.
+fn settings(hook: HookPoint, plan: &Plan, config: &TrainConfig) -> Map<String, Value> {
+    let mut settings = plan.settings(config);
+    settings.insert("hook_point".into(), json!(hook.to_string()));
+    settings.insert("buffer".into(), json!(config.buffer));
+    settings.insert("max_norm_multiple".into(), json!(config.max_norm_multiple));
+    settings
+}
+
+/// How many tokens the training takes: passes count those that are not special.
+fn tokens(run: &Run, hook: HookPoint, config: &TrainConfig) -> Result<u64> {
+    match config.tokens {
+        Some(tokens) => Ok(tokens),
+        None => Ok(run.statistics(hook)?.n.saturating_mul(u64::from(config.epochs)).max(1)),
+    }
 }
 
 /// The object that a `json!({…})` is.

@@ -20,9 +20,7 @@ impl Workers {
     pub fn new(threads: usize) -> Result<Self> {
         /// libtorch's thread count is one global with a copy in each thread, so one pool is made at a time.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let guard = ONE_AT_A_TIME
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let guard = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("scope-{index}"))

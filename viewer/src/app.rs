@@ -28,6 +28,8 @@ pub(crate) struct App {
     ui: UiState,
     /// A link that waits until its run is open.
     waiting: Option<String>,
+    /// The run that the window's title names.
+    titled: PathBuf,
 }
 
 /// How an application begins.
@@ -64,16 +66,21 @@ impl App {
             theme,
             ui: UiState::default(),
             waiting: start.link,
+            titled: PathBuf::new(),
         })
     }
 
     /// Takes in what was loaded. Runs before every pass.
     pub(crate) fn logic(&mut self) {
         self.loader.drain();
-        if self.loader.source().is_some()
-            && let Some(link) = self.waiting.take()
-        {
-            self.follow(&link);
+        if let Some(source) = self.loader.source() {
+            if self.titled != source.path {
+                self.titled.clone_from(&source.path);
+                self.ctx.send_viewport_cmd(egui::ViewportCommand::Title(format!("{} – Polariscope", source.name)));
+            }
+            if let Some(link) = self.waiting.take() {
+                self.follow(&link);
+            }
         }
         let theme = self.choice.resolve(&self.ctx);
         if theme.name != self.theme.name {
@@ -92,19 +99,14 @@ impl App {
         }
         let open = self.loader.source().is_some();
         let allowed = self.allowed();
-        let mut cx = Cx {
-            focus: &self.focus,
-            theme: self.theme,
-            loader: &mut self.loader,
-            ui: &mut self.ui,
-            out: &mut out,
-        };
+        let mut cx =
+            Cx { focus: &self.focus, theme: self.theme, loader: &mut self.loader, ui: &mut self.ui, out: &mut out };
         panel::shell::top_bar(ui, &mut cx, &self.history);
         panel::shell::status_bar(ui, &mut cx, self.choice);
         let frame = Frame::NONE.fill(self.theme.bg).inner_margin(Margin::symmetric(14, 10));
-        CentralPanel::no_frame().frame(frame).show(ui, |ui| {
-            if open { panel::show(ui, &mut cx) } else { panel::start::show(ui, &mut cx) }
-        });
+        CentralPanel::no_frame()
+            .frame(frame)
+            .show(ui, |ui| if open { panel::show(ui, &mut cx) } else { panel::start::show(ui, &mut cx) });
         panel::palette::show(ui, &mut cx, allowed);
         panel::cheat_sheet::show(ui, &mut cx);
         // A step that no panel took must not wait for another view.
@@ -128,8 +130,7 @@ impl App {
         };
         out.extend(command::pressed(&self.ctx, keyboard, self.allowed()));
         self.ctx.input(|input| {
-            for (button, command) in
-                [(PointerButton::Extra1, Command::Back), (PointerButton::Extra2, Command::Forward)]
+            for (button, command) in [(PointerButton::Extra1, Command::Back), (PointerButton::Extra2, Command::Forward)]
             {
                 if input.pointer.button_pressed(button) {
                     out.push(command);
@@ -233,9 +234,10 @@ impl App {
     fn apply_to_window(&mut self, command: Command) {
         match command {
             Command::ToggleWhitespace => self.ui.whitespace = !self.ui.whitespace,
+            Command::ToggleContext => self.ui.long_context = !self.ui.long_context,
             Command::CopyLink => {
                 if let Some(link) = self.link() {
-                    self.notify(format!("Copied {link}"), false);
+                    self.notify(format!("Copied: {link}"), false);
                     self.ctx.copy_text(link);
                 }
             }
@@ -246,14 +248,15 @@ impl App {
             Command::ZoomReset => self.zoom(1.0),
             Command::Palette => {
                 self.ui.cheat_sheet = false;
-                self.ui.palette = if self.ui.palette.is_some() { None } else { Some(panel::palette::Palette::default()) };
+                self.ui.palette =
+                    if self.ui.palette.is_some() { None } else { Some(panel::palette::Palette::default()) };
             }
             Command::CheatSheet => {
                 self.ui.palette = None;
                 self.ui.cheat_sheet = !self.ui.cheat_sheet;
             }
             Command::Escape => self.escape(),
-            Command::Retry => self.loader.retry(),
+            Command::Reload => self.loader.reopen(),
             Command::Quit => self.ctx.send_viewport_cmd(egui::ViewportCommand::Close),
             // All others change the focus.
             _ => {}
@@ -391,10 +394,8 @@ impl App {
 
     /// From what is loaded already: the length of the document on the screen.
     fn tokens_of_document(&self) -> Option<u64> {
-        let query = crate::query::PassageQuery {
-            doc: self.focus.doc.unwrap_or(0),
-            page: panel::reader::page(&self.focus),
-        };
+        let query =
+            crate::query::PassageQuery { doc: self.focus.doc.unwrap_or(0), page: panel::reader::page(&self.focus) };
         self.loader.peek(&query).map(|passage| passage.n_tokens)
     }
 }

@@ -25,7 +25,10 @@ pub(crate) enum Command {
     /// Selects a feature where it stands, without leaving the view.
     SelectFeature(u32),
     /// A document, with the token to select, counted from its first.
-    OpenDocument { doc: u64, token: Option<u64> },
+    OpenDocument {
+        doc: u64,
+        token: Option<u64>,
+    },
     /// Selects a token of the document that is shown.
     SelectToken(u64),
     NextFeature,
@@ -48,6 +51,7 @@ pub(crate) enum Command {
     /// The coder whose training curves the overview shows.
     UseCoder(String),
     ToggleWhitespace,
+    ToggleContext,
     CopyLink,
     UseTheme(ThemeChoice),
     NextTheme,
@@ -58,8 +62,8 @@ pub(crate) enum Command {
     CheatSheet,
     /// Closes what is open on top, else clears the filter, else dismisses the notice.
     Escape,
-    /// Asks again for what failed.
-    Retry,
+    /// Reads the run again: what failed, and what was added since.
+    Reload,
     Quit,
 }
 
@@ -113,8 +117,7 @@ const fn shift(key: Key) -> KeyboardShortcut {
     KeyboardShortcut::new(Modifiers::SHIFT, key)
 }
 
-const CTRL_SHIFT_C: KeyboardShortcut =
-    KeyboardShortcut::new(Modifiers::COMMAND.plus(Modifiers::SHIFT), Key::C);
+const CTRL_SHIFT_C: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND.plus(Modifiers::SHIFT), Key::C);
 
 const fn entry(
     group: &'static str,
@@ -127,7 +130,7 @@ const fn entry(
 }
 
 /// Every command that needs no argument, in the order of the cheat sheet.
-pub(crate) static TABLE: [Entry; 37] = {
+pub(crate) static TABLE: [Entry; 38] = {
     use Command as C;
     const GO: &str = "Go";
     const FEATURES: &str = "Features";
@@ -148,12 +151,25 @@ pub(crate) static TABLE: [Entry; 37] = {
         entry(FEATURES, C::FocusFilter, "Filter the table", &[key(Key::Slash)], When::Table),
         entry(FEATURES, C::NextSort, "Sort by the next column", &[key(Key::S)], When::Table),
         entry(FEATURES, C::ReverseSort, "Reverse the order", &[key(Key::R)], When::Table),
-        entry(READ, C::NextDocument, "Next document", &[key(Key::CloseCurlyBracket), shift(Key::CloseBracket)], When::Run),
-        entry(READ, C::PreviousDocument, "Previous document", &[key(Key::OpenCurlyBracket), shift(Key::OpenBracket)], When::Run),
+        entry(
+            READ,
+            C::NextDocument,
+            "Next document",
+            &[key(Key::CloseCurlyBracket), shift(Key::CloseBracket)],
+            When::Run,
+        ),
+        entry(
+            READ,
+            C::PreviousDocument,
+            "Previous document",
+            &[key(Key::OpenCurlyBracket), shift(Key::OpenBracket)],
+            When::Run,
+        ),
         entry(READ, C::NextColor, "Color tokens by the next quantity", &[key(Key::C)], When::In(View::Reader)),
         entry(READ, C::ColorBy(ColorBy::Feature), "Color tokens by feature", &[], When::In(View::Reader)),
         entry(READ, C::ColorBy(ColorBy::Norm), "Color tokens by norm", &[], When::In(View::Reader)),
         entry(READ, C::ColorBy(ColorBy::Nll), "Color tokens by surprise", &[], When::In(View::Reader)),
+        entry(FEATURES, C::ToggleContext, "Longer context in the examples", &[key(Key::E)], When::Table),
         entry(READ, C::ToggleWhitespace, "Show spaces as dots", &[key(Key::W)], When::Run),
         entry(MOVE, C::Move(Step::Down), "Down", &[key(Key::ArrowDown), key(Key::J)], When::Run),
         entry(MOVE, C::Move(Step::Up), "Up", &[key(Key::ArrowUp), key(Key::K)], When::Run),
@@ -168,7 +184,7 @@ pub(crate) static TABLE: [Entry; 37] = {
         entry(WINDOW, C::ZoomIn, "Larger", &[ctrl(Key::Plus), ctrl(Key::Equals)], When::Always),
         entry(WINDOW, C::ZoomOut, "Smaller", &[ctrl(Key::Minus)], When::Always),
         entry(WINDOW, C::ZoomReset, "Normal size", &[ctrl(Key::Num0)], When::Always),
-        entry(WINDOW, C::Retry, "Try again what failed", &[key(Key::F5)], When::Run),
+        entry(WINDOW, C::Reload, "Read the run again", &[key(Key::F5)], When::Always),
         entry(WINDOW, C::CheatSheet, "This list of keys", &[key(Key::Questionmark), shift(Key::Slash)], When::Always),
         entry(WINDOW, C::Escape, "Close, clear, dismiss", &[key(Key::Escape)], When::Always),
         entry(WINDOW, C::Quit, "Quit", &[ctrl(Key::Q)], When::Always),
@@ -192,9 +208,7 @@ pub(crate) fn pressed(ctx: &egui::Context, keyboard: Keyboard, allowed: impl Fn(
     let works = |entry: &Entry, shortcut: KeyboardShortcut| match keyboard {
         Keyboard::Free => true,
         Keyboard::Widget => !matches!(entry.command, Command::Move(_) | Command::Open),
-        Keyboard::Text => {
-            shortcut.modifiers.command || shortcut.modifiers.alt || shortcut.logical_key == Key::Escape
-        }
+        Keyboard::Text => shortcut.modifiers.command || shortcut.modifiers.alt || shortcut.logical_key == Key::Escape,
     };
     let mut commands = Vec::new();
     ctx.input_mut(|input| {
@@ -218,10 +232,8 @@ pub(crate) fn pressed(ctx: &egui::Context, keyboard: Keyboard, allowed: impl Fn(
 /// Exactly these modifiers, but a key that is itself reached with Shift may carry it.
 fn matches(shortcut: &KeyboardShortcut, held: Modifiers) -> bool {
     let wanted = shortcut.modifiers;
-    let shifted_key = matches!(
-        shortcut.logical_key,
-        Key::Questionmark | Key::OpenCurlyBracket | Key::CloseCurlyBracket | Key::Plus
-    );
+    let shifted_key =
+        matches!(shortcut.logical_key, Key::Questionmark | Key::OpenCurlyBracket | Key::CloseCurlyBracket | Key::Plus);
     wanted.command == held.command
         && wanted.alt == held.alt
         && (wanted.shift == held.shift || (shifted_key && !wanted.shift))

@@ -52,7 +52,9 @@ pub enum Error {
         source: image::ImageError,
     },
     /// A picture of no or of absurd size was asked for.
-    #[error("expected a size between 100 and {max} points, found {width} × {height}\nhint: `--size 1440x900` is the default")]
+    #[error(
+        "expected a size between 100 and {max} points, found {width} × {height}\nhint: `--size 1440x900` is the default"
+    )]
     Size {
         /// As asked for.
         width: u32,
@@ -62,7 +64,9 @@ pub enum Error {
         max: u32,
     },
     /// The text is not a link into a run.
-    #[error("expected a link that begins `polariscope://`, found `{link}`\nhint: copy one in the viewer with Ctrl+Shift+C")]
+    #[error(
+        "expected a link that begins `polariscope://`, found `{link}`\nhint: copy one in the viewer with Ctrl+Shift+C"
+    )]
     Link {
         /// The text.
         link: String,

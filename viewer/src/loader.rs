@@ -149,6 +149,12 @@ struct Cached {
     used: u64,
 }
 
+struct Failed {
+    failure: Arc<Failure>,
+    /// The pass in which a panel last met it.
+    met: u64,
+}
+
 struct Pending {
     slot: Slot,
     cancel: Cancel,
@@ -165,17 +171,23 @@ pub(crate) struct Loader {
     cached_bytes: usize,
     budget: usize,
     pending: BTreeMap<Key, Pending>,
-    failed: BTreeMap<Key, Arc<Failure>>,
+    failed: BTreeMap<Key, Failed>,
     shown: BTreeMap<Slot, Key>,
     /// Counts uses, for forgetting what was not used for longest.
     clock: u64,
+    /// Counts passes.
+    pass: u64,
     /// Counts runs, so that answers about another run are dropped.
     generation: u64,
 }
 
 impl Loader {
     /// `threads` workers; none answers on the spot. `notify` is called from a worker after each answer.
-    pub(crate) fn new(threads: usize, budget: usize, notify: impl Fn() + Clone + Send + 'static) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        threads: usize,
+        budget: usize,
+        notify: impl Fn() + Clone + Send + 'static,
+    ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { queue: Mutex::default(), wake: Condvar::new() });
         let (sender, done) = crossbeam_channel::unbounded();
         for i in 0..threads {
@@ -196,6 +208,7 @@ impl Loader {
             failed: BTreeMap::new(),
             shown: BTreeMap::new(),
             clock: 0,
+            pass: 0,
             generation: 0,
         })
     }
@@ -238,20 +251,31 @@ impl Loader {
         let key = key(question);
         let slot = (Q::NAME, question.slot());
         self.clock += 1;
-        if !self.cache.contains_key(&key)
-            && !self.failed.contains_key(&key)
-            && !self.pending.contains_key(&key)
-        {
+        if !self.cache.contains_key(&key) && !self.failed.contains_key(&key) && !self.pending.contains_key(&key) {
             self.ask(key.clone(), slot, question);
         }
         if let Some(value) = self.touch::<Q>(&key) {
             self.shown.insert(slot, key);
             return Got { value: Some(value), stale: false, failure: None };
         }
-        let failure = self.failed.get(&key).map(Arc::clone);
+        let pass = self.pass;
+        let failure = self.failed.get_mut(&key).map(|failed| {
+            failed.met = pass;
+            Arc::clone(&failed.failure)
+        });
         let last = self.shown.get(&slot).cloned();
         let value = last.and_then(|last| self.touch::<Q>(&last));
         Got { stale: value.is_some(), value: if failure.is_some() { None } else { value }, failure }
+    }
+
+    /// Asks for what will probably be wanted next, behind everything that is wanted now.
+    pub(crate) fn prefetch<Q: Ask>(&mut self, question: &Q, slot: u64) {
+        let key = key(question);
+        let known = self.cache.contains_key(&key) || self.failed.contains_key(&key) || self.pending.contains_key(&key);
+        // On the spot there is nothing to be gained.
+        if !self.inline && !known && self.pending.is_empty() {
+            self.ask(key, (Q::NAME, u64::MAX - slot), question);
+        }
     }
 
     /// The answer, only if it is there already.
@@ -260,8 +284,9 @@ impl Loader {
         Arc::clone(&cached.answer).downcast().ok()
     }
 
-    /// Takes in what the threads have answered. True where something changed.
+    /// Begins a pass: takes in what the threads have answered. True where something changed.
     pub(crate) fn drain(&mut self) -> bool {
+        self.pass += 1;
         let mut changed = false;
         while let Ok(done) = self.done.try_recv() {
             self.take(done);
@@ -270,13 +295,14 @@ impl Loader {
         changed
     }
 
-    /// Forgets the failures, so that the next pass asks again.
-    pub(crate) fn retry(&mut self) {
-        self.failed.clear();
-        if let Opening::Failed(path, _) = &self.opening {
-            let path = path.clone();
-            self.open(path);
-        }
+    /// Reads the run again from the start: what failed, and what was added to it since.
+    pub(crate) fn reopen(&mut self) {
+        let path = match &self.opening {
+            Opening::Open(source) => source.path.clone(),
+            Opening::Failed(path, _) | Opening::InProgress(path) => path.clone(),
+            Opening::Nothing => return,
+        };
+        self.open(path);
     }
 
     /// What is being loaded, without repetition.
@@ -289,9 +315,9 @@ impl Loader {
         names
     }
 
-    /// How many questions have failed.
+    /// How many failures are on the screen: those that were met in this pass or in the last one.
     pub(crate) fn n_failed(&self) -> usize {
-        self.failed.len()
+        self.failed.values().filter(|failed| failed.met + 1 >= self.pass).count()
     }
 
     /// Bytes of answers that are kept.
@@ -302,8 +328,7 @@ impl Loader {
     fn ask<Q: Ask>(&mut self, key: Key, slot: Slot, question: &Q) {
         let Some(source) = self.source().cloned() else { return };
         // The newest question of a slot wins.
-        let older: Vec<Key> =
-            self.pending.iter().filter(|(_, p)| p.slot == slot).map(|(k, _)| k.clone()).collect();
+        let older: Vec<Key> = self.pending.iter().filter(|(_, p)| p.slot == slot).map(|(k, _)| k.clone()).collect();
         for old in older {
             if let Some(pending) = self.pending.remove(&old) {
                 pending.cancel.set();
@@ -358,7 +383,7 @@ impl Loader {
                         self.forget();
                     }
                     Err(failure) => {
-                        self.failed.insert(key, Arc::new(failure));
+                        self.failed.insert(key, Failed { failure: Arc::new(failure), met: self.pass });
                     }
                 }
             }
@@ -457,7 +482,8 @@ mod tests {
     struct Number {
         n: u64,
         slot: u64,
-        gate: Option<Receiver<()>>,
+        /// Says that it has begun, then waits.
+        gate: Option<(Sender<()>, Receiver<()>)>,
     }
 
     impl fmt::Debug for Number {
@@ -475,7 +501,8 @@ mod tests {
         }
 
         fn answer(&self, _: &Source, cancel: &Cancel) -> Result<u64, Failure> {
-            if let Some(gate) = &self.gate {
+            if let Some((begun, gate)) = &self.gate {
+                begun.send(()).unwrap();
                 gate.recv().unwrap();
             }
             cancel.check()?;
@@ -548,7 +575,9 @@ mod tests {
     fn the_newest_question_of_a_slot_wins() {
         let (mut loader, notified, _dir) = with_run(1, CACHE_BYTES);
         let (open, gate) = crossbeam_channel::unbounded();
-        loader.get(&Number { gate: Some(gate), ..number(1) });
+        let (begun, has_begun) = crossbeam_channel::unbounded();
+        loader.get(&Number { gate: Some((begun, gate)), ..number(1) });
+        has_begun.recv().unwrap();
         for n in 2..50 {
             loader.get(&number(n));
         }
@@ -574,8 +603,9 @@ mod tests {
         let failure = loader.get(&number(666)).failure.unwrap();
         assert!(failure.message.contains("the devil"), "{failure:?}");
         assert_eq!(loader.n_failed(), 2);
-        loader.retry();
+        loader.reopen();
         assert_eq!(loader.n_failed(), 0);
+        assert!(loader.source().is_some());
     }
 
     #[test]

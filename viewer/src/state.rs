@@ -69,8 +69,7 @@ pub(crate) enum SortBy {
 }
 
 impl SortBy {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Id, Self::Density, Self::MeanAct, Self::MaxAct, Self::DecoderNorm];
+    pub(crate) const ALL: [Self; 5] = [Self::Id, Self::Density, Self::MeanAct, Self::MaxAct, Self::DecoderNorm];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
@@ -112,12 +111,31 @@ macro_rules! words {
     };
 }
 
-words!(View, "`overview`, `features`, `feature` or `reader`",
-    Overview = "overview", Features = "features", Feature = "feature", Reader = "reader");
-words!(ColorBy, "`feature`, `norm`, `nll` or `nothing`",
-    Feature = "feature", Norm = "norm", Nll = "nll", Nothing = "nothing");
-words!(SortBy, "`id`, `density`, `mean_act`, `max_act` or `decoder_norm`",
-    Id = "id", Density = "density", MeanAct = "mean_act", MaxAct = "max_act", DecoderNorm = "decoder_norm");
+words!(
+    View,
+    "`overview`, `features`, `feature` or `reader`",
+    Overview = "overview",
+    Features = "features",
+    Feature = "feature",
+    Reader = "reader"
+);
+words!(
+    ColorBy,
+    "`feature`, `norm`, `nll` or `nothing`",
+    Feature = "feature",
+    Norm = "norm",
+    Nll = "nll",
+    Nothing = "nothing"
+);
+words!(
+    SortBy,
+    "`id`, `density`, `mean_act`, `max_act` or `decoder_norm`",
+    Id = "id",
+    Density = "density",
+    MeanAct = "mean_act",
+    MaxAct = "max_act",
+    DecoderNorm = "decoder_norm"
+);
 
 /// The selection: what is looked at, in which table, which document, which token.
 ///

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
-use data::features::{ACT_BINS, DEFAULT_SORT_MEMORY, Example, FeatureStats, FeatureTableInfo, FeatureTableWriter, act_bin};
+use data::features::{
+    ACT_BINS, DEFAULT_SORT_MEMORY, Example, FeatureStats, FeatureTableInfo, FeatureTableWriter, act_bin,
+};
 use data::manifest::{Corpus, Counts, HookPointEntry, Manifest, Model};
 use data::metrics::Metrics;
 use data::tables::{DocumentRow, TokenColumns};
@@ -40,25 +42,95 @@ const CONTEXT: (u64, u64) = (16, 12);
 const FIRST_DEAD: u32 = 400;
 
 const DOCUMENTS: [(&str, &str); 12] = [
-    ("news/0001.txt", "Hundreds of people have been forced to leave their homes in the Southern Highlands of New South Wales as strong winds pushed a huge bushfire towards the town of Hill Top.\nA new blaze near Goulburn, south-west of Sydney, has closed the Hume Highway. The State Emergency Service says heavy rain and hail are expected before midnight, and warns of flash flood in the valley."),
-    ("news/0002.txt", "The Prime Minister, Mr Howard, told parliament on Tuesday that the government would not change its border policy before the election. The opposition leader said the minister had \"nothing left to say\", and the President of the Senate called for order 3 times in 20 minutes."),
-    ("news/0003.txt", "A tropical storm has brought rain to the coast of Queensland: 240 millimetres fell in 6 hours, rivers rose above the flood level and the water reached the steps of the town hall. Residents filled 12,000 sandbags."),
-    ("fr/0004.txt", "La pluie a cessé pendant la nuit, mais le fleuve reste au-dessus de son niveau normal. Le ministre de l'Intérieur s'est rendu à Orléans, où l'eau a envahi près de 300 maisons."),
-    ("ru/0005.txt", "Президент России заявил, что правительство выделит 15 миллиардов рублей на помощь регионам, пострадавшим от наводнения. Дождь продолжался три дня."),
-    ("zh/0006.txt", "昨天夜里，北京下了一场大雨，多条道路积水。市政府表示，已有两千名工作人员参加排水。总理强调要保证人民安全。"),
+    (
+        "news/0001.txt",
+        "Hundreds of people have been forced to leave their homes in the Southern Highlands of New South Wales as strong winds pushed a huge bushfire towards the town of Hill Top.\nA new blaze near Goulburn, south-west of Sydney, has closed the Hume Highway. The State Emergency Service says heavy rain and hail are expected before midnight, and warns of flash flood in the valley.",
+    ),
+    (
+        "news/0002.txt",
+        "The Prime Minister, Mr Howard, told parliament on Tuesday that the government would not change its border policy before the election. The opposition leader said the minister had \"nothing left to say\", and the President of the Senate called for order 3 times in 20 minutes.",
+    ),
+    (
+        "news/0003.txt",
+        "A tropical storm has brought rain to the coast of Queensland: 240 millimetres fell in 6 hours, rivers rose above the flood level and the water reached the steps of the town hall. Residents filled 12,000 sandbags.",
+    ),
+    (
+        "fr/0004.txt",
+        "La pluie a cessé pendant la nuit, mais le fleuve reste au-dessus de son niveau normal. Le ministre de l'Intérieur s'est rendu à Orléans, où l'eau a envahi près de 300 maisons.",
+    ),
+    (
+        "ru/0005.txt",
+        "Президент России заявил, что правительство выделит 15 миллиардов рублей на помощь регионам, пострадавшим от наводнения. Дождь продолжался три дня.",
+    ),
+    (
+        "zh/0006.txt",
+        "昨天夜里，北京下了一场大雨，多条道路积水。市政府表示，已有两千名工作人员参加排水。总理强调要保证人民安全。",
+    ),
     ("ar/0007.txt", "قال رئيس الوزراء إن الحكومة ستدعم المتضررين من الفيضانات، وإن المطر استمر يومين متتاليين."),
     ("hi/0008.txt", "प्रधानमंत्री ने कहा कि बारिश से प्रभावित लोगों को मदद दी जाएगी।"),
-    ("src/rain.rs", "fn total_rain(days: &[f32]) -> f32 {\n    let mut sum = 0.0;\n    for day in days {\n        sum += day;\n    }\n    sum // millimetres\n}\n"),
+    (
+        "src/rain.rs",
+        "fn total_rain(days: &[f32]) -> f32 {\n    let mut sum = 0.0;\n    for day in days {\n        sum += day;\n    }\n    sum // millimetres\n}\n",
+    ),
     ("log/weather.log", ""),
-    ("chat/0011.txt", "is it going to rain today? ☔ i left my umbrella at the office 😅 and the minister of good weather is on holiday"),
-    ("news/0012.txt", "The president of the football club has resigned after 4 defeats in 5 matches. \"The storm is over\", he said, \"and the water is calm again.\""),
+    (
+        "chat/0011.txt",
+        "is it going to rain today? ☔ i left my umbrella at the office 😅 and the minister of good weather is on holiday",
+    ),
+    (
+        "news/0012.txt",
+        "The president of the football club has resigned after 4 defeats in 5 matches. \"The storm is over\", he said, \"and the water is calm again.\"",
+    ),
 ];
 
 /// Features with a meaning: which word pieces, in lower case, activate them.
 const MEANINGS: [(u32, f32, &[&str]); 9] = [
-    (WEATHER, 21.0, &["rain", "storm", "flood", "hail", "wind", "bushfire", "pluie", "дождь", "雨", "المطر", "बारिश", "weather", "umbrella", "☔"]),
-    (WATER, 14.0, &["water", "river", "rivers", "flood", "fleuve", "l'eau", "水", "наводнения", "الفيضانات", "coast", "valley"]),
-    (OFFICE, 17.0, &["minister", "president", "parliament", "government", "opposition", "leader", "election", "ministre", "президент", "правительство", "总", "رئيس", "الحكومة", "प्रधानमंत्री", "senate"]),
+    (
+        WEATHER,
+        21.0,
+        &[
+            "rain",
+            "storm",
+            "flood",
+            "hail",
+            "wind",
+            "bushfire",
+            "pluie",
+            "дождь",
+            "雨",
+            "المطر",
+            "बारिश",
+            "weather",
+            "umbrella",
+            "☔",
+        ],
+    ),
+    (
+        WATER,
+        14.0,
+        &["water", "river", "rivers", "flood", "fleuve", "l'eau", "水", "наводнения", "الفيضانات", "coast", "valley"],
+    ),
+    (
+        OFFICE,
+        17.0,
+        &[
+            "minister",
+            "president",
+            "parliament",
+            "government",
+            "opposition",
+            "leader",
+            "election",
+            "ministre",
+            "президент",
+            "правительство",
+            "总",
+            "رئيس",
+            "الحكومة",
+            "प्रधानमंत्री",
+            "senate",
+        ],
+    ),
     (31, 9.0, &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]),
     (44, 6.0, &["la", "le", "de", "son", "mais", "pendant", "où", "à"]),
     (58, 5.5, &["о", "и", "а", "е"]),
@@ -135,7 +207,8 @@ fn document_text(doc: u64) -> String {
     if doc != LONG_DOCUMENT {
         return text.to_owned();
     }
-    let (places, sky) = (["Goulburn", "Sydney", "Hill Top", "Orléans", "Wales"], ["rain", "wind", "hail", "calm", "storm"]);
+    let (places, sky) =
+        (["Goulburn", "Sydney", "Hill Top", "Orléans", "Wales"], ["rain", "wind", "hail", "calm", "storm"]);
     (0..240)
         .map(|day| {
             let pick = |salt: u64, n: usize| (noise(&[day, salt]) * n as f32) as usize;
@@ -172,7 +245,9 @@ fn write_recording(dir: &Path) -> Result<Vec<Tok>> {
     let manifest = Manifest {
         created_at: "2026-11-24T03:00:00Z".to_owned(),
         created_by: "polariscope 0.1.0".to_owned(),
-        command: ["polariscope", "record", "models/tiny", "--corpus", "texts/*.txt", "--nll"].map(str::to_owned).to_vec(),
+        command: ["polariscope", "record", "models/tiny", "--corpus", "texts/*.txt", "--nll"]
+            .map(str::to_owned)
+            .to_vec(),
         ..Manifest::new(model, corpus, entries)
     };
     let writer = RunWriter::create(dir, manifest)?;
@@ -251,7 +326,7 @@ fn write_coder(run: &Run) -> Result<()> {
         "metadata": { "hook_name": "blocks.1.hook_resid_post" },
     });
     data::files::write_atomic(&dir.join("cfg.json"), cfg.to_string().as_bytes())?;
-    let mut metrics = Metrics::new(&["step", "tokens", "loss", "explained_variance", "l0", "dead", "lr", "tokens_per_second"]);
+    let mut metrics = Metrics::new(&["step", "tokens", "loss", "explained_variance", "l0", "dead", "lr", "threshold"]);
     for i in 0..300_u64 {
         let t = i as f64 / 299.0;
         let jitter = |salt: u64| f64::from(noise(&[i, salt]) - 0.5);
@@ -263,7 +338,7 @@ fn write_coder(run: &Run) -> Result<()> {
             8.0 + 0.2 * jitter(3),
             (f64::from(N_FEATURES) * 0.6 * (-t * 5.0).exp() + 80.0 + 4.0 * jitter(4)).round(),
             4e-4 * (t * 20.0).min(1.0) * (1.0 - t * 0.9),
-            6_800.0 + 400.0 * jitter(5),
+            0.9 * t.sqrt() + 0.01 * jitter(5),
         ])?;
     }
     Ok(metrics.write(&dir.join("metrics.parquet"))?)
@@ -313,7 +388,8 @@ fn write_features(run: &Run, toks: &[Tok]) -> Result<()> {
         }
     }
     let columns = run.tokens(0..run.n_tokens())?;
-    let mut words: Vec<(u32, &str)> = columns.token_id.iter().copied().zip(columns.token.iter().map(String::as_str)).collect();
+    let mut words: Vec<(u32, &str)> =
+        columns.token_id.iter().copied().zip(columns.token.iter().map(String::as_str)).collect();
     words.sort_unstable();
     words.dedup();
     let mut sorted = writer.sort()?;
@@ -342,7 +418,12 @@ fn stats(feature: u32, rows: &[(u64, f32)], ordinary: u64, words: &[(u32, &str)]
         list.into_iter().take(10).enumerate().map(|(i, (id, _))| (*id, sign * (4.2 - 0.31 * i as f32))).collect()
     };
     let mut neighbours: Vec<(u32, f32)> = (1..8_u32)
-        .map(|i| ((feature + i * 37) % N_FEATURES, 0.52 - 0.05 * i as f32 + 0.04 * noise(&[u64::from(feature), u64::from(i)])))
+        .map(|i| {
+            (
+                (feature + i * 37) % N_FEATURES,
+                0.52 - 0.05 * i as f32 + 0.04 * noise(&[u64::from(feature), u64::from(i)]),
+            )
+        })
         .collect();
     match feature {
         WEATHER => neighbours.insert(0, (WATER, 0.81)),

@@ -6,10 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use egui::epaint::Shadow;
-use egui::{
-    Color32, CornerRadius, FontDefinitions, FontFamily, FontId, Margin, Stroke, TextStyle,
-    Visuals, vec2,
-};
+use egui::{Color32, CornerRadius, FontDefinitions, FontFamily, FontId, Margin, Stroke, TextStyle, Visuals, vec2};
 
 use crate::error::Error;
 
@@ -50,6 +47,8 @@ pub(crate) struct Theme {
     pub(crate) series: [Color32; 7],
     /// The part of the sequential map that stands out from the background, from low to high.
     heat: (f64, f64),
+    /// How strong the lowest color is: below 1 it is mixed with the background, so that text stays pleasant to read.
+    heat_floor: f32,
     gradient: Gradient,
 }
 
@@ -90,6 +89,7 @@ const DARK: Theme = Theme {
         hex(0xb0_b8_c2),
     ],
     heat: (0.22, 1.0),
+    heat_floor: 0.75,
     gradient: viridis,
 };
 
@@ -122,6 +122,7 @@ const LIGHT: Theme = Theme {
         hex(0x5a_64_71),
     ],
     heat: (0.02, 0.92),
+    heat_floor: 0.35,
     gradient: cividis_reversed,
 };
 
@@ -150,9 +151,10 @@ impl Theme {
     /// The colour of a non-negative value, 0 (lowest) to 1 (highest).
     pub(crate) fn heat(&self, t: f32) -> Color32 {
         let (low, high) = self.heat;
-        let t = f64::from(t.clamp(0.0, 1.0));
-        let c = (self.gradient)(low + (high - low) * t);
-        Color32::from_rgb(c.r, c.g, c.b)
+        let t = t.clamp(0.0, 1.0);
+        let c = (self.gradient)(low + (high - low) * f64::from(t));
+        let strength = self.heat_floor + (1.0 - self.heat_floor) * t;
+        self.bg.lerp_to_gamma(Color32::from_rgb(c.r, c.g, c.b), strength)
     }
 
     /// Text that can be read on `background`.
@@ -193,8 +195,7 @@ impl Theme {
         v.window_stroke = Stroke::new(1.0, self.line_strong);
         v.window_corner_radius = CornerRadius::same(8);
         v.menu_corner_radius = CornerRadius::same(6);
-        let shadow =
-            Shadow { offset: [0, 6], blur: 24, spread: 0, color: Color32::from_black_alpha(90) };
+        let shadow = Shadow { offset: [0, 6], blur: 24, spread: 0, color: Color32::from_black_alpha(90) };
         v.window_shadow = shadow;
         v.popup_shadow = shadow;
         v.extreme_bg_color = self.inset;
@@ -294,10 +295,7 @@ impl FromStr for ThemeChoice {
         [Self::System, Self::Dark, Self::Light, Self::Paper]
             .into_iter()
             .find(|choice| choice.to_string() == name)
-            .ok_or_else(|| Error::Name {
-                name: name.to_owned(),
-                expected: "`system`, `dark`, `light`, `paper`",
-            })
+            .ok_or_else(|| Error::Name { name: name.to_owned(), expected: "`system`, `dark`, `light`, `paper`" })
     }
 }
 
@@ -374,9 +372,7 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for choice in
-            [ThemeChoice::System, ThemeChoice::Dark, ThemeChoice::Light, ThemeChoice::Paper]
-        {
+        for choice in [ThemeChoice::System, ThemeChoice::Dark, ThemeChoice::Light, ThemeChoice::Paper] {
             assert_eq!(choice.to_string().parse::<ThemeChoice>().unwrap(), choice);
         }
         assert!("sepia".parse::<ThemeChoice>().is_err());

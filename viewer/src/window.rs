@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 
 use eframe::egui_wgpu::{WgpuSetup, WgpuSetupCreateNew, wgpu};
 use egui_kittest::Harness;
@@ -129,6 +129,8 @@ pub fn shot(run: &Path, options: &ShotOptions) -> Result<()> {
     let start = Start { run: Some(run.to_owned()), link: options.link.clone(), theme: options.theme, threads: 0 };
     let size = egui::vec2(options.width as f32, options.height as f32);
     let mut harness = harness(start, size, Pixels::Drawn)?;
+    // Scripts that the bundled fonts lack, as in the window; tests do without, to look the same everywhere.
+    harness.ctx.add_font_provider(Arc::new(egui_system_font_provider::SystemFontProvider::new()));
     // Questions are answered within the pass, but one answer can lead to the next question.
     for _ in 0..16 {
         harness.run_steps(2);
@@ -149,7 +151,7 @@ pub fn shot(run: &Path, options: &ShotOptions) -> Result<()> {
 
 /// Whether anything here can draw a picture: a graphics card, or a software driver such as Mesa's.
 pub fn has_adapter() -> bool {
-    [wgpu::Backends::PRIMARY, wgpu::Backends::GL].into_iter().any(|backends| !adapters(backends).is_empty())
+    best_backends().is_some()
 }
 
 /// Whether a harness will be asked for its picture.
@@ -184,21 +186,24 @@ pub(crate) fn harness(start: Start, size: egui::Vec2, pixels: Pixels) -> Result<
 /// without looking at OpenGL where there is something better: its loader talks to the window system.
 fn drawing_setup() -> WgpuSetup {
     let mut setup = egui_kittest::wgpu::default_wgpu_setup();
-    if let WgpuSetup::CreateNew(new) = &mut setup
-        && !adapters(wgpu::Backends::PRIMARY).is_empty()
-    {
-        new.instance_descriptor.backends = wgpu::Backends::PRIMARY;
+    if let (WgpuSetup::CreateNew(new), Some(backends)) = (&mut setup, best_backends()) {
+        new.instance_descriptor.backends = backends;
     }
     setup
+}
+
+/// Where there is an adapter, looked for once.
+fn best_backends() -> Option<wgpu::Backends> {
+    static BEST: OnceLock<Option<wgpu::Backends>> = OnceLock::new();
+    *BEST.get_or_init(|| {
+        [wgpu::Backends::PRIMARY, wgpu::Backends::GL].into_iter().find(|backends| !adapters(*backends).is_empty())
+    })
 }
 
 fn has_graphics_card() -> bool {
     // A card that speaks only OpenGL is glow's anyway.
     adapters(wgpu::Backends::PRIMARY).iter().any(|kind| {
-        matches!(
-            kind,
-            wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::VirtualGpu
-        )
+        matches!(kind, wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::VirtualGpu)
     })
 }
 

@@ -12,6 +12,7 @@ mod write;
 use serde::{Deserialize, Serialize};
 
 use crate::hook_point::HookPoint;
+use crate::parquet_io::TableOptions;
 
 pub use read::{FeatureActs, FeatureTable, StatsColumns};
 pub use sort::{FeatureRows, SortedFeatures};
@@ -109,6 +110,11 @@ pub fn act_bin(act: f32) -> usize {
 /// The edges of the bins of [`act_bin`], rising.
 pub fn act_bin_edges() -> [f32; ACT_BINS + 1] {
     std::array::from_fn(|i| (i as f32 / ACT_BINS_PER_OCTAVE as f32 + LEAST_ACT_OCTAVE as f32).exp2())
+}
+
+/// How the columns of `acts` and `by_feature` are stored.
+pub(crate) fn acts_options() -> TableOptions<'static> {
+    TableOptions { delta: &["token_idx", "feature"], plain: &["act"], ..TableOptions::default() }
 }
 
 #[cfg(test)]

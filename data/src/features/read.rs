@@ -14,6 +14,9 @@ use crate::manifest::shard_file_name;
 use crate::parquet_io::TableFile;
 use crate::store::Run;
 
+/// Rows that [`FeatureTable::acts_of_feature`] reads at a time, so that the first few of a dense feature come at once.
+const STRETCH: usize = 65_536;
+
 /// A feature table, opened for reading; it may be shared between threads.
 #[derive(Clone, Debug)]
 pub struct FeatureTable {
@@ -151,7 +154,7 @@ impl FeatureTable {
     pub fn examples(&self, features: Range<u32>) -> Result<Vec<Example>> {
         self.check(&features)?;
         let keys = u64::from(features.start)..u64::from(features.end);
-        let rows = self.candidates(&self.examples, "feature", &keys)?;
+        let rows = candidates(&self.examples, "feature", &keys)?;
         let batch = self.examples.rows(&[], rows)?;
         let mut examples = tables::example_rows(&self.examples, &batch)?;
         examples.retain(|example| features.contains(&example.feature));
@@ -161,15 +164,13 @@ impl FeatureTable {
     /// Tokens and activations of a feature, falling, at most `limit`. Those of special tokens are among them.
     pub fn acts_of_feature(&self, feature: u32, limit: usize) -> Result<Vec<(u64, f32)>> {
         self.check(&(feature..feature.saturating_add(1)))?;
-        // Rows are read in stretches, so that the first few of a dense feature come at once.
-        const STRETCH: usize = 65_536;
         let key = u64::from(feature)..u64::from(feature) + 1;
         let mut found = Vec::new();
         for (table, range) in &self.by_feature {
             if !range.contains(&feature) {
                 continue;
             }
-            let candidates = self.candidates(table, "feature", &key)?;
+            let candidates = candidates(table, "feature", &key)?;
             let mut start = candidates.start;
             while start < candidates.end && found.len() < limit {
                 let end = candidates.end.min(start + STRETCH);
@@ -192,7 +193,7 @@ impl FeatureTable {
             let relative = format!("features/{}/acts/{}", self.name, shard.file_name());
             let table = self.run.table(&relative)?;
             let keys = shard.first_token_idx + rows.start as u64..shard.first_token_idx + rows.end as u64;
-            let candidates = self.candidates(&table, "token_idx", &keys)?;
+            let candidates = candidates(&table, "token_idx", &keys)?;
             let batch = table.rows(&["token_idx", "feature", "act"], candidates)?;
             let token_idx = table.primitive::<UInt64Type>(&batch, "token_idx")?;
             let feature = table.primitive::<UInt32Type>(&batch, "feature")?;
@@ -218,26 +219,25 @@ impl FeatureTable {
             path: self.dir(),
         })
     }
+}
 
-    /// The pages of a file that may hold keys of a rising column, as one stretch of rows.
-    fn candidates(&self, table: &TableFile, column: &str, keys: &Range<u64>) -> Result<Range<usize>> {
-        table.require(column)?;
-        let metadata = table.metadata().metadata();
-        let columns = metadata.file_metadata().schema_descr();
-        let column = (0..columns.num_columns()).find(|&i| columns.column(i).path().string() == column);
-        let mut found: Option<Range<usize>> = None;
-        for (i, group) in table.row_groups().into_iter().enumerate() {
-            let pages = column.and_then(|column| page_bounds(table, i, column, &group));
-            for (rows, bounds) in pages.unwrap_or_else(|| vec![(group, None)]) {
-                let may_hold = bounds.is_none_or(|(least, greatest)| least < keys.end && greatest >= keys.start);
-                if may_hold && !rows.is_empty() {
-                    found =
-                        Some(found.map_or(rows.clone(), |found| found.start.min(rows.start)..found.end.max(rows.end)));
-                }
+/// The pages of a file that may hold keys of a rising column, as one stretch of rows.
+fn candidates(table: &TableFile, column: &str, keys: &Range<u64>) -> Result<Range<usize>> {
+    table.require(column)?;
+    let metadata = table.metadata().metadata();
+    let columns = metadata.file_metadata().schema_descr();
+    let column = (0..columns.num_columns()).find(|&i| columns.column(i).path().string() == column);
+    let mut found: Option<Range<usize>> = None;
+    for (i, group) in table.row_groups().into_iter().enumerate() {
+        let pages = column.and_then(|column| page_bounds(table, i, column, &group));
+        for (rows, bounds) in pages.unwrap_or_else(|| vec![(group, None)]) {
+            let may_hold = bounds.is_none_or(|(least, greatest)| least < keys.end && greatest >= keys.start);
+            if may_hold && !rows.is_empty() {
+                found = Some(found.map_or(rows.clone(), |found| found.start.min(rows.start)..found.end.max(rows.end)));
             }
         }
-        Ok(found.unwrap_or(0..0))
     }
+    Ok(found.unwrap_or(0..0))
 }
 
 /// The rows of a page and, where it is known, its least and greatest key.

@@ -77,15 +77,15 @@ pub(super) fn sort(
     folder: BuildFolder,
     info: FeatureTableInfo,
     memory: usize,
-    acts: Vec<PathBuf>,
-    counts: Vec<u64>,
+    acts: &[PathBuf],
+    counts: &[u64],
 ) -> Result<SortedFeatures> {
     let budget = (memory / MEMORY_PER_ROW).max(1);
-    let buckets = buckets(&counts, budget);
+    let buckets = buckets(counts, budget);
     let mut output = Output::new(&folder);
     if buckets.len() <= 1 && counts.iter().sum::<u64>() <= budget as u64 {
         let mut rows = Vec::new();
-        for path in &acts {
+        for path in acts {
             read_acts(path, |row| {
                 rows.push(row);
                 Ok(())
@@ -94,7 +94,7 @@ pub(super) fn sort(
         rows.par_sort_unstable_by(order);
         rows.into_iter().try_for_each(|row| output.push(row))?;
     } else {
-        let spills = spill(&folder.building, &acts, &buckets, counts.len())?;
+        let spills = spill(&folder.building, acts, &buckets, counts.len())?;
         for spill in spills {
             sort_bucket(&folder.building, &spill, budget, &mut output)?;
             fs::remove_file(&spill)?;
@@ -104,7 +104,7 @@ pub(super) fn sort(
     files::sync_dir(&folder.building.join("by_feature"))?;
     let mut starts = Vec::with_capacity(counts.len() + 1);
     let mut start = 0;
-    for count in &counts {
+    for count in counts {
         starts.push(start);
         start += count;
     }
@@ -352,7 +352,7 @@ fn decode(bytes: [u8; ROW_BYTES]) -> Row {
 fn read_acts(path: &Path, mut each: impl FnMut(Row) -> Result<()>) -> Result<()> {
     let table = TableFile::open(path)?;
     for batch in table.reader(&["token_idx", "feature", "act"], None, None, READ_ROWS)? {
-        let batch = batch.map_err(|cause| Error::damaged(path, cause))?;
+        let batch = batch?;
         let token_idx = table.primitive::<UInt64Type>(&batch, "token_idx")?;
         let feature = table.primitive::<UInt32Type>(&batch, "feature")?;
         let act = table.primitive::<Float32Type>(&batch, "act")?;
@@ -386,15 +386,13 @@ impl<'a> Output<'a> {
     }
 
     fn write_group(&mut self) -> Result<()> {
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            None => {
-                let path = self.folder.by_feature(self.paths.len());
-                let options = TableOptions { delta: &["feature"], ..TableOptions::default() };
-                let writer = TableWriter::create(&path, &schema::feature_acts(), options)?;
-                self.paths.push(path);
-                self.writer.insert(writer)
-            }
+        let writer = if let Some(writer) = &mut self.writer {
+            writer
+        } else {
+            let path = self.folder.by_feature(self.paths.len());
+            let writer = TableWriter::create(&path, &schema::feature_acts(), super::acts_options())?;
+            self.paths.push(path);
+            self.writer.insert(writer)
         };
         let token_idx = std::mem::take(&mut self.token_idx);
         let feature = std::mem::take(&mut self.feature);

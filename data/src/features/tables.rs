@@ -37,8 +37,8 @@ pub(super) fn stats_batch(rows: &[FeatureStats]) -> RecordBatch {
         Arc::new(pairs(schema::logit_fields(), &bottom)),
         Arc::new(Float32Array::from_iter_values(rows.iter().map(|row| row.decoder_norm))),
         Arc::new(pairs(schema::neighbour_fields(), &neighbours)),
-        Arc::new(UInt64Array::from_iter(rows.iter().map(|row| row.first_fired))),
-        Arc::new(UInt64Array::from_iter(rows.iter().map(|row| row.last_fired))),
+        Arc::new(rows.iter().map(|row| row.first_fired).collect::<UInt64Array>()),
+        Arc::new(rows.iter().map(|row| row.last_fired).collect::<UInt64Array>()),
     ];
     RecordBatch::try_new(schema::feature_stats(), columns).expect("the columns are those of the schema")
 }

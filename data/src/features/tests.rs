@@ -50,8 +50,8 @@ fn stats(feature: u32) -> FeatureStats {
         bottom_logits: vec![(feature, -1.0)],
         decoder_norm: 1.0,
         neighbours: vec![((feature + 1) % D_SAE, 0.5)],
-        first_fired: (feature % 3 > 0).then_some(5),
-        last_fired: (feature % 3 > 0).then_some(995),
+        first_fired: (!feature.is_multiple_of(3)).then_some(5),
+        last_fired: (!feature.is_multiple_of(3)).then_some(995),
     }
 }
 

@@ -9,7 +9,7 @@ use super::{FeatureTableInfo, GROUP_ROWS, tables};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::manifest::{Shard, shard_file_name};
-use crate::parquet_io::{TableOptions, TableWriter};
+use crate::parquet_io::TableWriter;
 use crate::schema;
 use crate::store::Run;
 
@@ -115,15 +115,15 @@ impl FeatureTableWriter {
             self.end_shard()?;
         }
         files::sync_dir(&self.folder.building.join("acts"))?;
-        let acts = self.shards.iter().map(|shard| self.folder.building.join("acts").join(shard.file_name())).collect();
-        sort::sort(self.folder, self.info, self.sort_memory, acts, self.counts)
+        let acts: Vec<PathBuf> =
+            self.shards.iter().map(|shard| self.folder.building.join("acts").join(shard.file_name())).collect();
+        sort::sort(self.folder, self.info, self.sort_memory, &acts, &self.counts)
     }
 
     fn open_shard(&mut self) -> Result<()> {
         if let Some(shard) = self.shards.get(self.shard) {
             let path = self.folder.building.join("acts").join(shard.file_name());
-            let options = TableOptions { delta: &["token_idx"], ..TableOptions::default() };
-            self.writer = Some(TableWriter::create(&path, &schema::feature_acts(), options)?);
+            self.writer = Some(TableWriter::create(&path, &schema::feature_acts(), super::acts_options())?);
         }
         Ok(())
     }

@@ -107,7 +107,9 @@ fn a_killed_run_resumes_to_the_same_manifest() {
         dir.path().join("tokens/shard-00001.parquet"),
         dir.path().join("journal/.shard-00001.json.tmp"),
     ];
-    leftovers.iter().for_each(|path| fs::write(path, "half").unwrap());
+    for path in &leftovers {
+        fs::write(path, "half").unwrap();
+    }
 
     let seen = Run::open(dir.path()).unwrap();
     assert_eq!((seen.n_tokens(), seen.manifest().complete), (500, false));
@@ -147,7 +149,7 @@ fn a_run_is_not_overwritten_or_written_twice() {
     check(&|m| m.model.id = "other".to_owned(), "`model.id` `\"other\"`, found `\"tiny\"`");
     check(&|m| m.corpus.options = json!({"context": 128}), "`corpus.options`");
     check(&|m| m.hook_points[0].dtype = Dtype::Bf16, "`hook_points`");
-    check(&|m| drop(m.seeds.insert("corpus".to_owned(), 1)), "`seeds`");
+    check(&|m| m.seeds = BTreeMap::from([("corpus".to_owned(), 1)]), "`seeds`");
     // Where and when it is written does not matter.
     let moved = Manifest { created_at: "later".to_owned(), command: vec!["again".to_owned()], ..wanted };
     RunWriter::resume(&path, &moved).unwrap();
@@ -272,7 +274,9 @@ fn rewrite(path: &Path, compression: Compression, dictionary: bool) {
         WriterProperties::builder().set_compression(compression).set_dictionary_enabled(dictionary).build();
     let file = fs::File::create(path).unwrap();
     let mut writer = ArrowWriter::try_new(file, batches[0].schema(), Some(properties)).unwrap();
-    batches.iter().for_each(|batch| writer.write(batch).unwrap());
+    for batch in &batches {
+        writer.write(batch).unwrap();
+    }
     writer.close().unwrap();
 }
 
@@ -343,6 +347,28 @@ fn every_prefix_of_a_footer_is_an_error_and_no_panic() {
         fs::write(&path, &whole).unwrap();
     }
     assert_eq!(number(0, 0, 0), -100.0);
+}
+
+#[test]
+fn no_flipped_byte_is_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    testing::run(dir.path(), 4, Dtype::I8, &[200]);
+    let acts = format!("acts/hook_point={RESID}/shard-00000.parquet");
+    for relative in ["tokens/shard-00000.parquet", "documents/shard-00000.parquet", &acts] {
+        let path = dir.path().join(relative);
+        let whole = fs::read(&path).unwrap();
+        let mut noticed = 0;
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&path, bytes).unwrap();
+            let run = Run::open(dir.path()).unwrap();
+            let read = run.tokens(0..200).and(run.documents(0..20)).and(run.acts(hook(), 0..200));
+            noticed += usize::from(read.is_err());
+        }
+        assert!(noticed > 0, "{relative}");
+        fs::write(&path, &whole).unwrap();
+    }
 }
 
 #[test]

@@ -18,6 +18,9 @@ impl Config {
     pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
         let arch = metadata.text("general.architecture")?.unwrap_or("nothing");
         let architecture = Architecture::from_gguf(arch)?;
+        if let Some(parts) = metadata.usize("split.count")?.filter(|&parts| parts > 1) {
+            return Err(bad("split.count", "one file that holds the whole model", &format!("{parts} parts")));
+        }
         let required = |name: &str| metadata.required_usize(&format!("{arch}.{name}"));
         let optional = |name: &str| metadata.f64(&format!("{arch}.{name}"));
 

@@ -242,6 +242,10 @@ fn gguf_metadata_that_cannot_be_run() {
         "expected a count for `gemma3.block_count`, found -1 in `x.gguf`"
     );
     assert_eq!(
+        message("split.count", Some(Value::Int(3))),
+        "expected one file that holds the whole model for `split.count`, found 3 parts"
+    );
+    assert_eq!(
         message("gemma3.rope.scaling.type", text("yarn")),
         "expected `none` or `linear` for `gemma3.rope.scaling.type`, found `yarn`"
     );

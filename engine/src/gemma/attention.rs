@@ -3,15 +3,17 @@
 //! The tokens of all sequences lie end to end, and attention runs on each sequence by itself:
 //! nothing is padded, and no sequence can see another.
 
+use std::ops::Range;
+
 use data::hook_point::{HookPoint, Site};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::linear;
 use super::norm::Norm;
 use super::rope::Rotation;
 use crate::config::Config;
 use crate::error::Result;
-use crate::gemma::model::Attend;
+use crate::gemma::model::{Attend, Pass};
 use crate::hook::{Hooks, Place};
 use crate::kv_cache::LayerCache;
 use crate::weights::Weights;
@@ -32,6 +34,7 @@ pub(crate) struct Attention {
     window: Option<i64>,
     /// EmbeddingGemma looks both ways.
     bidirectional: bool,
+    layer: usize,
 }
 
 /// A linear map, with a bias where the checkpoint has one.
@@ -75,51 +78,49 @@ impl Attention {
             scale: config.attention_scale(),
             window: window(config, layer),
             bidirectional: config.use_bidirectional_attention,
+            layer,
         })
     }
 
-    /// `[tok, d_model]` to `[tok, d_model]`. `lengths` are the new tokens of each sequence.
+    /// `[tok, d_model]` to `[tok, d_model]`.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
-        lengths: &[i64],
         rotation: &Rotation,
         mut cache: Option<&mut LayerCache>,
-        layer: usize,
-        attend: Attend,
-        hooks: &mut Hooks<'_>,
+        pass: &mut Pass<'_, '_>,
     ) -> Tensor {
-        let at = |site| HookPoint::block(site, layer);
+        let at = |site| HookPoint::block(site, self.layer);
         let split = |x: Tensor, heads| x.view([-1, heads, self.d_head]);
 
-        let q = hooks.at(at(Site::QProj), split(self.q_proj.forward(x), self.n_heads)); // [tok, n_heads, d_head]
-        let k = hooks.at(at(Site::KProj), split(self.k_proj.forward(x), self.n_kv_heads)); // [tok, n_kv_heads, d_head]
-        let v = hooks.at(at(Site::VProj), split(self.v_proj.forward(x), self.n_kv_heads)); // [tok, n_kv_heads, d_head]
+        let q = pass.hooks.at(at(Site::QProj), split(self.q_proj.forward(x), self.n_heads)); // [tok, n_heads, d_head]
+        let k = pass.hooks.at(at(Site::KProj), split(self.k_proj.forward(x), self.n_kv_heads)); // [tok, n_kv_heads, d_head]
+        let v = pass.hooks.at(at(Site::VProj), split(self.v_proj.forward(x), self.n_kv_heads)); // [tok, n_kv_heads, d_head]
 
-        let q = hooks.at(at(Site::Q), self.q_norm.forward(&q));
-        let k = hooks.at(at(Site::K), self.k_norm.forward(&k));
-        let v = hooks.at(at(Site::V), v);
+        let q = pass.hooks.at(at(Site::Q), self.q_norm.forward(&q));
+        let k = pass.hooks.at(at(Site::K), self.k_norm.forward(&k));
+        let v = pass.hooks.at(at(Site::V), v);
 
-        let q = hooks.at(at(Site::RotQ), rotation.apply(&q));
-        let k = hooks.at(at(Site::RotK), rotation.apply(&k));
+        let q = pass.hooks.at(at(Site::RotQ), rotation.apply(&q));
+        let k = pass.hooks.at(at(Site::RotK), rotation.apply(&k));
 
-        let mut mixed = Vec::with_capacity(lengths.len());
+        let mut mixed = Vec::with_capacity(pass.lengths.len());
         let mut start = 0;
-        for (sequence, &length) in lengths.iter().enumerate() {
+        for (sequence, &length) in pass.lengths.iter().enumerate() {
             let of = |x: &Tensor| x.narrow(0, start, length).transpose(0, 1); // [heads, pos, d_head]
             let (q, mut k, mut v) = (of(&q), of(&k), of(&v));
             if let Some(cache) = cache.as_deref_mut() {
                 (k, v) = cache.update(sequence, k, v, self.window);
             }
-            let z = self.mix(&q, &k, &v, sequence, layer, attend, hooks); // [n_heads, pos, d_head]
+            let z = self.mix(&q, &k, &v, sequence, pass); // [n_heads, pos, d_head]
             mixed.push(z.transpose(0, 1)); // [pos, n_heads, d_head]
             start += length;
         }
         let z = if mixed.len() == 1 { mixed.remove(0) } else { Tensor::cat(&mixed, 0) };
-        let z = hooks.at(at(Site::Z), z.contiguous()); // [tok, n_heads, d_head]
+        let z = pass.hooks.at(at(Site::Z), z.contiguous()); // [tok, n_heads, d_head]
 
         let out = self.o_proj.forward(&z.view([-1, self.n_heads * self.d_head])); // [tok, d_model]
-        match hooks.run_if_wanted(at(Site::Result), || self.result(&z)) {
+        match pass.hooks.run_if_wanted(at(Site::Result), || self.result(&z)) {
             // Somebody changed what a head contributes: the sum is taken anew.
             Some(result) => result.sum_dim_intlist(1, false, out.kind()),
             None => out,
@@ -128,29 +129,20 @@ impl Attention {
 
     /// Queries of one sequence against its keys.
     /// `q`: `[n_heads, pos, d_head]`; `k`, `v`: `[n_kv_heads, key, d_head]`, where the last `pos` keys are those of the queries.
-    fn mix(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        sequence: usize,
-        layer: usize,
-        attend: Attend,
-        hooks: &mut Hooks<'_>,
-    ) -> Tensor {
-        let scores_at = Place { point: HookPoint::block(Site::AttnScores, layer), sequence: Some(sequence) };
-        let pattern_at = Place { point: HookPoint::block(Site::Pattern, layer), sequence: Some(sequence) };
-        let hooked = hooks.wants(scores_at.point) || hooks.wants(pattern_at.point);
-        if attend == Attend::Fused {
-            // Looking at a pattern must not change a single bit of what follows, so it is computed beside the fused
-            // path, and takes its place only if a hook replaced something.
-            let replacement = hooked.then(|| self.reference(q, k, v, scores_at, pattern_at, hooks));
-            return match replacement {
-                Some((z, true)) => z,
-                _ => self.fused(q, k, v),
-            };
+    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor, sequence: usize, pass: &mut Pass<'_, '_>) -> Tensor {
+        let place = |site| Place { point: HookPoint::block(site, self.layer), sequence: Some(sequence) };
+        let (scores_at, pattern_at) = (place(Site::AttnScores), place(Site::Pattern));
+        let hooked = pass.hooks.wants(scores_at.point) || pass.hooks.wants(pattern_at.point);
+        if pass.attend == Attend::Reference {
+            return self.reference(q, k, v, scores_at, pattern_at, pass.hooks).0;
         }
-        self.reference(q, k, v, scores_at, pattern_at, hooks).0
+        // Looking at a pattern must not change a single bit of what follows, so it is computed beside the fused path, and
+        // takes its place only if a hook replaced something.
+        let beside = hooked.then(|| self.reference(q, k, v, scores_at, pattern_at, pass.hooks));
+        match beside {
+            Some((z, true)) => z,
+            _ => self.fused(q, k, v),
+        }
     }
 
     /// Scores, softmax and mixing one after the other, in the order and the dtypes of the reference implementation.
@@ -166,7 +158,7 @@ impl Attention {
     ) -> (Tensor, bool) {
         let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
         let share = |x: &Tensor| x.repeat_interleave_self_int(self.n_heads / self.n_kv_heads, 0, None);
-        let mask = self.mask(0, n_queries, 0, n_keys, n_keys - n_queries, q.kind(), q.device()); // [pos, key]
+        let mask = self.mask(0..n_queries, 0..n_keys, n_keys - n_queries, q); // [pos, key]
         let scores = q.matmul(&share(k).transpose(1, 2)) * self.scale + mask; // [n_heads, pos, key]
         let new_scores = hooks.run(scores_at, &scores);
         let replaced = new_scores.is_some();
@@ -182,8 +174,8 @@ impl Attention {
         let past = n_keys - n_queries;
         let Some(window) = self.window.filter(|&window| n_keys > window) else {
             let causal = !self.bidirectional && past == 0;
-            let mask = (!causal && !self.bidirectional && n_queries > 1)
-                .then(|| self.mask(0, n_queries, 0, n_keys, past, q.kind(), q.device()));
+            let mask =
+                (!causal && !self.bidirectional && n_queries > 1).then(|| self.mask(0..n_queries, 0..n_keys, past, q));
             return self.attend(q, k, v, mask.as_ref(), causal);
         };
         let mut blocks = Vec::new();
@@ -194,7 +186,7 @@ impl Attention {
             let low = (past + first - window + 1).max(0);
             let ahead = if self.bidirectional { window - 1 } else { 0 };
             let high = (past + first + n + ahead).min(n_keys);
-            let mask = self.mask(first, n, low, high - low, past, q.kind(), q.device());
+            let mask = self.mask(first..first + n, low..high, past, q);
             let of = |x: &Tensor| x.narrow(1, low, high - low);
             blocks.push(self.attend(&q.narrow(1, first, n), &of(k), &of(v), Some(&mask), false));
             first += n;
@@ -208,24 +200,28 @@ impl Attention {
         let n_queries = q.size()[1];
         let q = q.reshape([self.n_kv_heads, group, n_queries, self.d_head]);
         let share = |x: &Tensor| x.unsqueeze(1).expand([-1, group, -1, -1], false);
-        Tensor::scaled_dot_product_attention(&q, &share(k), &share(v), mask, 0.0, causal, self.scale, false)
-            .reshape([self.n_heads, n_queries, self.d_head])
+        Tensor::scaled_dot_product_attention(&q, &share(k), &share(v), mask, 0.0, causal, self.scale, false).reshape([
+            self.n_heads,
+            n_queries,
+            self.d_head,
+        ])
     }
 
     /// Zero where a query sees a key, the lowest number of the dtype where it does not. `[queries, keys]`
     ///
-    /// Query `i` stands at `past + first_query + i`, key `j` at `first_key + j`.
-    fn mask(&self, first_query: i64, queries: i64, first_key: i64, keys: i64, past: i64, kind: Kind, device: Device) -> Tensor {
-        let from = past + first_query;
-        let query = Tensor::arange_start(from, from + queries, (Kind::Int64, device)).unsqueeze(1);
-        let key = Tensor::arange_start(first_key, first_key + keys, (Kind::Int64, device)).unsqueeze(0);
+    /// Query `i` stands at `past + i`, key `j` at `j`.
+    fn mask(&self, queries: Range<i64>, keys: Range<i64>, past: i64, like: &Tensor) -> Tensor {
+        let (kind, device) = (like.kind(), like.device());
+        let positions = |from, to| Tensor::arange_start(from, to, (Kind::Int64, device));
+        let query = positions(past + queries.start, past + queries.end).unsqueeze(1);
+        let key = positions(keys.start, keys.end).unsqueeze(0);
         let back = query - key; // [queries, keys]; how far back the key lies
         let mut hidden = if self.bidirectional { back.zeros_like().to_kind(Kind::Bool) } else { back.lt(0) };
         if let Some(window) = self.window {
             let distance = if self.bidirectional { back.abs() } else { back };
             hidden = hidden.logical_or(&distance.ge(window));
         }
-        Tensor::zeros([queries, keys], (kind, device)).masked_fill(&hidden, lowest(kind))
+        Tensor::zeros(hidden.size(), (kind, device)).masked_fill(&hidden, lowest(kind))
     }
 
     /// What each head adds to the output projection. `[tok, n_heads, d_head]` to `[tok, n_heads, d_model]`

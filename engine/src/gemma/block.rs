@@ -8,8 +8,7 @@ use super::mlp::Mlp;
 use super::norm::{Norm, points_before_attention, points_before_mlp};
 use super::rope::Rotation;
 use crate::error::Result;
-use crate::gemma::model::Attend;
-use crate::hook::Hooks;
+use crate::gemma::model::Pass;
 use crate::kv_cache::LayerCache;
 use crate::weights::Weights;
 
@@ -46,27 +45,25 @@ impl Block {
     pub(crate) fn forward(
         &self,
         resid: Tensor,
-        lengths: &[i64],
         rotation: &Rotation,
         cache: Option<&mut LayerCache>,
-        attend: Attend,
-        hooks: &mut Hooks<'_>,
+        pass: &mut Pass<'_, '_>,
     ) -> Tensor {
         let at = |site| HookPoint::block(site, self.layer);
-        let resid = hooks.at(at(Site::ResidPre), resid); // [tok, d_model]
+        let resid = pass.hooks.at(at(Site::ResidPre), resid); // [tok, d_model]
 
         let (scale, normalized) = points_before_attention(self.layer);
-        let x = self.input_layernorm.forward_hooked(&resid, scale, normalized, hooks);
-        let x = hooks.at(at(Site::AttnIn), x);
-        let out = self.self_attn.forward(&x, lengths, rotation, cache, self.layer, attend, hooks);
-        let out = hooks.at(at(Site::AttnOut), self.post_attention_layernorm.forward(&out));
-        let resid = hooks.at(at(Site::ResidMid), resid + out);
+        let x = self.input_layernorm.forward_hooked(&resid, scale, normalized, pass.hooks);
+        let x = pass.hooks.at(at(Site::AttnIn), x);
+        let out = self.self_attn.forward(&x, rotation, cache, pass);
+        let out = pass.hooks.at(at(Site::AttnOut), self.post_attention_layernorm.forward(&out));
+        let resid = pass.hooks.at(at(Site::ResidMid), resid + out);
 
         let (scale, normalized) = points_before_mlp(self.layer);
-        let x = self.pre_feedforward_layernorm.forward_hooked(&resid, scale, normalized, hooks);
-        let x = hooks.at(at(Site::MlpIn), x);
-        let out = self.mlp.forward(&x, self.layer, hooks);
-        let out = hooks.at(at(Site::MlpOut), self.post_feedforward_layernorm.forward(&out));
-        hooks.at(at(Site::ResidPost), resid + out)
+        let x = self.pre_feedforward_layernorm.forward_hooked(&resid, scale, normalized, pass.hooks);
+        let x = pass.hooks.at(at(Site::MlpIn), x);
+        let out = self.mlp.forward(&x, self.layer, pass.hooks);
+        let out = pass.hooks.at(at(Site::MlpOut), self.post_feedforward_layernorm.forward(&out));
+        pass.hooks.at(at(Site::ResidPost), resid + out)
     }
 }

@@ -26,7 +26,7 @@ impl Mlp {
         let at = |site| HookPoint::block(site, layer);
         let pre = hooks.at(at(Site::MlpPre), linear(x, &self.gate)); // [tok, d_mlp]
         let pre_linear = hooks.at(at(Site::MlpPreLinear), linear(x, &self.up)); // [tok, d_mlp]
-        let post = hooks.at(at(Site::MlpPost), pre.gelu("tanh") * pre_linear); // [tok, d_mlp]
+        let post = hooks.at(at(Site::MlpPost), pre.gelu("tanh").g_mul_(&pre_linear)); // [tok, d_mlp]
         linear(&post, &self.down)
     }
 }

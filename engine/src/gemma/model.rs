@@ -87,6 +87,15 @@ pub struct Forward {
     pub attend: Attend,
 }
 
+/// What every part of the network needs to know of the pass that it is in.
+#[derive(Debug)]
+pub(crate) struct Pass<'a, 'h> {
+    /// The new tokens of each sequence.
+    pub(crate) lengths: &'a [i64],
+    pub(crate) attend: Attend,
+    pub(crate) hooks: &'a mut Hooks<'h>,
+}
+
 /// What a forward pass returns.
 #[derive(Debug)]
 pub struct Output {
@@ -197,7 +206,8 @@ impl Model {
                 LayerKind::Sliding => &sliding,
             };
             let remembered = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
-            resid = block.forward(resid, &lengths, rotation, remembered, options.attend, hooks);
+            let mut pass = Pass { lengths: &lengths, attend: options.attend, hooks };
+            resid = block.forward(resid, rotation, remembered, &mut pass);
             if options.stop_after == Some(layer) {
                 return Ok(Output { resid, logits: None });
             }
@@ -270,7 +280,10 @@ impl Model {
                 let of = row * top as usize..(row + 1) * top as usize;
                 ids[of.clone()].iter().map(|&id| id as u32).zip(values[of].iter().copied()).collect()
             };
-            effects.extend((0..logits.size()[0] as usize).map(|row| LogitEffects { top: pairs(&high, row), bottom: pairs(&low, row) }));
+            effects.extend(
+                (0..logits.size()[0] as usize)
+                    .map(|row| LogitEffects { top: pairs(&high, row), bottom: pairs(&low, row) }),
+            );
         }
         effects
     }
@@ -306,7 +319,13 @@ fn positions(lengths: &[i64], cache: Option<&KvCache>) -> Tensor {
 
 /// The row of the last token of each sequence. `[sequences]`
 fn last_of_each(lengths: &[i64]) -> Tensor {
-    let rows: Vec<i64> = lengths.iter().scan(-1, |last, &length| { *last += length; Some(*last) }).collect();
+    let rows: Vec<i64> = lengths
+        .iter()
+        .scan(-1, |last, &length| {
+            *last += length;
+            Some(*last)
+        })
+        .collect();
     Tensor::from_slice(&rows)
 }
 

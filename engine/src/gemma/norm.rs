@@ -23,11 +23,18 @@ impl Norm {
     /// `[…, d]` to `[…, d]`, in the dtype of `x`.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let x32 = x.to_kind(Kind::Float);
-        self.weighted(&(&x32 * self.rsqrt(&x32)), x.kind())
+        let mut normalized = &x32 * self.rsqrt(&x32);
+        normalized.g_mul_(&self.gain).to_kind(x.kind())
     }
 
     /// The same, with the two hook points that TransformerLens puts inside a norm.
-    pub(crate) fn forward_hooked(&self, x: &Tensor, scale: HookPoint, normalized: HookPoint, hooks: &mut Hooks<'_>) -> Tensor {
+    pub(crate) fn forward_hooked(
+        &self,
+        x: &Tensor,
+        scale: HookPoint,
+        normalized: HookPoint,
+        hooks: &mut Hooks<'_>,
+    ) -> Tensor {
         if !hooks.wants(scale) && !hooks.wants(normalized) {
             return self.forward(x);
         }
@@ -40,7 +47,7 @@ impl Norm {
             None => x32 * rsqrt,
         };
         let x32 = hooks.at(normalized, x32);
-        self.weighted(&x32, x.kind())
+        (x32 * &self.gain).to_kind(x.kind())
     }
 
     /// The weight of each coordinate, `1 + w` in f32. `[d]`
@@ -50,10 +57,6 @@ impl Norm {
 
     fn rsqrt(&self, x32: &Tensor) -> Tensor {
         (x32.square().mean_dim(-1, true, Kind::Float) + self.eps).rsqrt()
-    }
-
-    fn weighted(&self, normalized: &Tensor, kind: Kind) -> Tensor {
-        (normalized * &self.gain).to_kind(kind)
     }
 }
 

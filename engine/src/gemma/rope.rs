@@ -24,10 +24,16 @@ impl Rotation {
         Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
     }
 
+    /// `x·cos + turned(x)·sin`, where `turned(x)` is the second half negated, then the first.
+    /// The halves are added in place, which spares the turned copy and rounds the same.
+    ///
     /// `[tok, heads, d_head]` to the same.
     pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
         let half = x.size()[2] / 2;
-        let turned = Tensor::cat(&[&x.narrow(2, half, half).neg(), &x.narrow(2, 0, half)], 2);
-        x * &self.cos + turned * &self.sin
+        let (first, second) = (|x: &Tensor| x.narrow(2, 0, half), |x: &Tensor| x.narrow(2, half, half));
+        let rotated = x * &self.cos;
+        let _ = first(&rotated).g_sub_(&(second(x) * first(&self.sin)));
+        let _ = second(&rotated).g_add_(&(first(x) * second(&self.sin)));
+        rotated
     }
 }

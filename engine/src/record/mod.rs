@@ -11,12 +11,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use crossbeam_channel::{Receiver, bounded};
+use data::Dtype;
 use data::corpus::Corpus;
 use data::hook_point::{HookPoint, Site};
 use data::manifest::{self, Counts, HookPointEntry, Manifest};
 use data::shard::RunWriter;
 use data::tables::{DocumentRow, TokenColumns};
-use data::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::Tensor;
@@ -139,7 +139,12 @@ pub fn describe(id: &str, weights: &Weights, precision: Precision) -> Result<man
 }
 
 /// What one hook point records: its width and the dtype that it is stored in.
-pub fn hook_point_entry(model: &manifest::Model, point: HookPoint, store: Option<Dtype>, precision: Precision) -> Result<HookPointEntry> {
+pub fn hook_point_entry(
+    model: &manifest::Model,
+    point: HookPoint,
+    store: Option<Dtype>,
+    precision: Precision,
+) -> Result<HookPointEntry> {
     let shape = point.shape(&model.shape).ok_or(Error::NotRecordable { point })?;
     let computed = if is_f32_always(point.site) { Dtype::F32 } else { dtype(precision) };
     Ok(HookPointEntry { name: point, width: shape.iter().product(), dtype: store.unwrap_or(computed), shape })
@@ -165,7 +170,9 @@ pub fn record(
     let manifest = new_manifest(model, described, tokenizer, corpus, options, context, provenance)?;
     let run = if resume { Some(RunWriter::resume(out, &manifest)?) } else { None };
     let cursor = match run.as_ref().and_then(|run| run.journal().into_iter().next_back()) {
-        Some(entry) => Some(serde_json::from_value(entry.cursor).map_err(|_wrong| Error::Cursor { path: out.to_owned() })?),
+        Some(entry) => {
+            Some(serde_json::from_value(entry.cursor).map_err(|_wrong| Error::Cursor { path: out.to_owned() })?)
+        }
         None => None,
     };
     let reader = Reader {
@@ -196,17 +203,21 @@ pub fn record(
             None => RunWriter::create(out, manifest)?,
         };
         if let Some(tokenizer) = tokenizer {
-            let text = |id| tokenizer.token_text(id).unwrap_or_default().to_owned();
+            let text = |id| tokenizer.token_text(id).unwrap_or_default();
             run.write_vocab(&(0..tokenizer.vocab_size() as u32).map(text).collect::<Vec<_>>())?;
         }
 
-        let started = Started { next_shard: run.next_shard(), next_token_idx: run.next_token_idx(), tokens: planner.tokens_before };
+        let started = Started {
+            next_shard: run.next_shard(),
+            next_token_idx: run.next_token_idx(),
+            tokens: planner.tokens_before,
+        };
         let (jobs, jobs_out) = bounded(BATCHES_AHEAD);
         let writing = std::thread::Builder::new()
             .name("write shards".to_owned())
             .spawn_scoped(scope, move || write::write(run, &jobs_out))
             .map_err(Error::thread)?;
-        let mut recorder = Recorder::new(model, options, started, jobs);
+        let mut recorder = Recorder::new(model, options, &started, jobs);
         let ended = recorder.run(first, planner, &items, progress);
         let last = recorder.progress;
         drop(recorder);
@@ -316,7 +327,12 @@ struct Recorder<'a> {
 }
 
 impl<'a> Recorder<'a> {
-    fn new(model: &'a Model, options: &'a RecordOptions, started: Started, jobs: crossbeam_channel::Sender<Job>) -> Self {
+    fn new(
+        model: &'a Model,
+        options: &'a RecordOptions,
+        started: &Started,
+        jobs: crossbeam_channel::Sender<Job>,
+    ) -> Self {
         let progress = RecordProgress {
             tokens: started.tokens,
             resumed_tokens: started.tokens,
@@ -349,7 +365,8 @@ impl<'a> Recorder<'a> {
         let mut next = first;
         while let Some(sequence) = next {
             let length = sequence.tokens.len();
-            let shard_is_full = self.shard_tokens.is_some_and(|tokens| tokens + length as u64 > self.options.shard_tokens);
+            let shard_is_full =
+                self.shard_tokens.is_some_and(|tokens| tokens + length as u64 > self.options.shard_tokens);
             if shard_is_full || (self.batch_tokens > 0 && self.batch_tokens + length > self.options.batch_tokens) {
                 self.flush(&planner)?;
                 if progress(&self.progress).is_break() {
@@ -575,6 +592,11 @@ fn dtype(precision: Precision) -> Dtype {
 fn is_f32_always(site: Site) -> bool {
     matches!(
         site,
-        Site::Ln1Scale | Site::Ln1Normalized | Site::Ln2Scale | Site::Ln2Normalized | Site::LnFinalScale | Site::LnFinalNormalized
+        Site::Ln1Scale
+            | Site::Ln1Normalized
+            | Site::Ln2Scale
+            | Site::Ln2Normalized
+            | Site::LnFinalScale
+            | Site::LnFinalNormalized
     )
 }

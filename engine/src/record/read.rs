@@ -9,6 +9,7 @@ use super::Cursor;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
+use crate::weights::hex;
 
 /// One token of a sequence.
 #[derive(Clone, Debug)]
@@ -32,14 +33,26 @@ pub(super) struct Sequence {
 #[derive(Debug)]
 pub(super) enum Item {
     /// What an earlier recording has done.
-    Resumed { documents: u64, corpus_bytes: u64, tokens: u64 },
+    Resumed {
+        documents: u64,
+        corpus_bytes: u64,
+        tokens: u64,
+    },
     /// A document begins. Its first token's index is set where its first sequence is placed.
-    Document { row: DocumentRow, sha256_before: String, bytes: u64 },
+    Document {
+        row: DocumentRow,
+        sha256_before: String,
+        bytes: u64,
+    },
     /// A document goes on that an earlier recording began.
-    Going { sha256_before: String },
+    Going {
+        sha256_before: String,
+    },
     Sequence(Sequence),
     /// The corpus, or the number of tokens asked for, is at an end.
-    End { sha256: String },
+    End {
+        sha256: String,
+    },
 }
 
 pub(super) struct Reader<'a> {
@@ -135,11 +148,17 @@ impl Reader<'_> {
     fn sequences(&self, document: &Document, doc_id: u64) -> Result<Vec<Sequence>> {
         let (bos, tokens) = match &document.content {
             Content::Text(text) => {
-                let tokenizer = self.tokenizer.ok_or(Error::TextWithoutTokenizer { source_name: document.source.clone() })?;
-                (self.bos(tokenizer), text_tokens(tokenizer, text))
+                let tokenizer =
+                    self.tokenizer.ok_or(Error::TextWithoutTokenizer { source_name: document.source.clone() })?;
+                (bos(tokenizer), text_tokens(tokenizer, text))
             }
-            Content::Tokens(ids) => (None, self.given_tokens(ids, &document.source)?),
+            Content::Tokens(ids) => (None, self.given_tokens(ids)),
         };
+        // A tokenizer may know more than a text-only model: the image placeholder of Gemma 3 lies behind its embedding.
+        let vocab_size = self.config.d_vocab;
+        if let Some(&Token { id, .. }) = tokens.iter().find(|token| token.id as usize >= vocab_size) {
+            return Err(Error::TokenInCorpus { id, vocab_size, source_name: document.source.clone() });
+        }
         let room = self.context - usize::from(bos.is_some());
         Ok(tokens
             .chunks(room)
@@ -148,12 +167,7 @@ impl Reader<'_> {
             .collect())
     }
 
-    fn bos(&self, tokenizer: &Tokenizer) -> Option<Token> {
-        let id = tokenizer.bos_id()?;
-        Some(Token { id, text: tokenizer.token_text(id).unwrap_or_default().to_owned(), span: None, special: true })
-    }
-
-    fn given_tokens(&self, ids: &[u32], source: &str) -> Result<Vec<Token>> {
+    fn given_tokens(&self, ids: &[u32]) -> Vec<Token> {
         let special = |id| match self.tokenizer {
             Some(tokenizer) => tokenizer.is_special(id),
             None => {
@@ -162,19 +176,15 @@ impl Reader<'_> {
                     || self.config.eos_token_ids.contains(&id)
             }
         };
-        let text = |id| match self.tokenizer.and_then(|tokenizer| tokenizer.token_text(id)) {
-            Some(text) => text.to_owned(),
-            None => format!("[{id}]"),
-        };
-        ids.iter()
-            .map(|&id| {
-                if id as usize >= self.config.d_vocab {
-                    return Err(Error::TokenInCorpus { id, vocab_size: self.config.d_vocab, source_name: source.to_owned() });
-                }
-                Ok(Token { id, text: text(id), span: None, special: special(id) })
-            })
-            .collect()
+        let text =
+            |id| self.tokenizer.and_then(|tokenizer| tokenizer.token_text(id)).unwrap_or_else(|| format!("[{id}]"));
+        ids.iter().map(|&id| Token { id, text: text(id), span: None, special: special(id) }).collect()
     }
+}
+
+fn bos(tokenizer: &Tokenizer) -> Option<Token> {
+    let id = tokenizer.bos_id()?;
+    Some(Token { id, text: tokenizer.token_text(id).unwrap_or_default(), span: None, special: true })
 }
 
 fn text_tokens(tokenizer: &Tokenizer, text: &str) -> Vec<Token> {
@@ -183,7 +193,7 @@ fn text_tokens(tokenizer: &Tokenizer, text: &str) -> Vec<Token> {
         .into_iter()
         .map(|piece| Token {
             id: piece.id,
-            text: tokenizer.token_text(piece.id).unwrap_or_default().to_owned(),
+            text: tokenizer.token_text(piece.id).unwrap_or_default(),
             span: piece.span.filter(|_| !piece.special).map(|(start, end)| (start as u64, end as u64)),
             special: piece.special,
         })
@@ -208,8 +218,4 @@ fn sum(content: &Content) -> (u64, [u8; 32]) {
             (bytes.len() as u64, Sha256::digest(&bytes).into())
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

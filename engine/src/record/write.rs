@@ -47,7 +47,7 @@ pub(super) fn write(run: RunWriter, jobs: &Receiver<Job>) -> Result<Option<RunWr
 
 fn write_rows(shard: &mut ShardWriter, rows: Rows) -> Result<()> {
     shard.write_documents(&rows.documents)?;
-    if rows.tokens.len() == 0 {
+    if rows.tokens.is_empty() {
         return Ok(());
     }
     shard.write_tokens(&rows.tokens)?;

@@ -32,22 +32,18 @@ pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
         .with_truncation(None)
         .map_err(|error| Error::Tokenizer { what: error.to_string(), path: path.clone() })?;
 
-    let by_string = tokenizer.get_vocab(true);
-    let mut strings = vec![
-        String::new();
-        by_string.values().max().map_or(0, |&largest| largest as usize + 1).min(by_string.len() * 2)
-    ];
-    for (string, id) in by_string {
+    let mut tokens: Vec<(u32, String)> = tokenizer.get_vocab(true).into_iter().map(|(text, id)| (id, text)).collect();
+    tokens.sort_unstable();
+    // Ids may have holes. A largest id far beyond the number of tokens is a damaged file, not a reason to allocate.
+    let n = tokens.last().map_or(0, |(id, _)| *id as usize + 1).min(2 * tokens.len());
+    let mut strings = vec![String::new(); n];
+    for (id, text) in tokens {
         if let Some(place) = strings.get_mut(id as usize) {
-            *place = string;
+            *place = text;
         }
     }
-    let mut special = vec![false; strings.len()];
-    for (id, token) in tokenizer.get_added_tokens_decoder() {
-        if let Some(place) = special.get_mut(id as usize) {
-            *place = token.special;
-        }
-    }
+    let added = tokenizer.get_added_tokens_decoder();
+    let special = (0..n as u32).map(|id| added.get(&id).is_some_and(|token| token.special)).collect();
     let vocab = Vocab::new(strings.iter().map(String::as_str), |_| true);
     let roles = Roles::read(dir)?;
     let named = |role: &str, usual: &str| {

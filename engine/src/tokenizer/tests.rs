@@ -81,7 +81,7 @@ fn check_spans(tokenizer: &Tokenizer, text: &str, pieces: &[Piece]) {
             Some(byte) if end - start == 1 => assert_eq!(bytes, [byte]),
             // In the text, `▁` may be itself or a space.
             _ => {
-                assert_eq!(String::from_utf8_lossy(bytes).replace(SPACE, " "), tokenizer.token_text(piece.id).unwrap())
+                assert_eq!(String::from_utf8_lossy(bytes).replace(SPACE, " "), tokenizer.token_text(piece.id).unwrap());
             }
         }
         at = end;

@@ -21,7 +21,7 @@ const IGNORED_SUFFIXES: &[(&str, &str)] = &[("rotary_emb.inv_freq", "rotary freq
 
 /// What a name in a checkpoint stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Meaning {
+pub(super) enum Meaning {
     /// A tensor by its canonical name, which may still not be one of the model's.
     Text(String),
     /// A part that is left out, in words.
@@ -29,7 +29,7 @@ pub enum Meaning {
 }
 
 /// The meaning of a name in a safetensors file.
-pub fn from_hf(stored: &str, config: &Config) -> Meaning {
+pub(super) fn from_hf(stored: &str, config: &Config) -> Meaning {
     let prefix = IGNORED.iter().find(|(prefix, _)| stored.starts_with(prefix));
     let suffix = IGNORED_SUFFIXES.iter().find(|(suffix, _)| stored.ends_with(suffix));
     if let Some((_, part)) = prefix.or(suffix) {
@@ -70,7 +70,7 @@ const GGUF_LAYER: &[(&str, &str)] = &[
 ];
 
 /// The canonical name of a tensor in a GGUF file; one that is in no table keeps its own.
-pub fn from_gguf(stored: &str) -> Meaning {
+pub(super) fn from_gguf(stored: &str) -> Meaning {
     if let Some((_, name)) = GGUF_TOP.iter().find(|(gguf, _)| *gguf == stored) {
         return Meaning::Text((*name).to_owned());
     }
@@ -85,7 +85,7 @@ pub fn from_gguf(stored: &str) -> Meaning {
 }
 
 /// Whether GGUF stores this tensor as `1 + w`: Gemma 3's converter adds one to every norm.
-pub fn is_norm(name: &str) -> bool {
+pub(super) fn is_norm(name: &str) -> bool {
     name.ends_with("norm.weight")
 }
 

@@ -8,10 +8,10 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// The most values that a block of any format has.
-pub const MAX_BLOCK: usize = 256;
+pub(super) const MAX_BLOCK: usize = 256;
 
 /// The names of [`FORMATS`], for messages.
-pub const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
+pub(super) const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 
 /// A way to store numbers: `values` of them in `bytes` bytes.
 #[derive(Debug)]
@@ -66,12 +66,12 @@ const OTHER_NAMES: &[(u32, &str)] = &[
 ];
 
 /// The format with ggml's number `id`.
-pub fn block_format(id: u32) -> Option<&'static BlockFormat> {
+pub(super) fn block_format(id: u32) -> Option<&'static BlockFormat> {
     FORMATS.iter().find(|format| format.id == id)
 }
 
 /// ggml's name for a format, also for one that is not decoded here.
-pub fn ggml_type_name(id: u32) -> String {
+pub(super) fn ggml_type_name(id: u32) -> String {
     let other = OTHER_NAMES.iter().find(|(other, _)| *other == id).map(|(_, name)| *name);
     let name = block_format(id).map(|format| format.name).or(other);
     name.map_or_else(|| format!("type {id}"), str::to_owned)

@@ -35,7 +35,7 @@ const DTYPE_SIZES: &[(&str, usize)] = &[
 
 /// Where one tensor lies in its file.
 #[derive(Clone, Debug)]
-pub struct TensorEntry {
+pub(super) struct TensorEntry {
     /// The name in the file.
     pub name: String,
     pub shape: Vec<usize>,
@@ -49,7 +49,7 @@ pub struct TensorEntry {
 }
 
 /// The safetensors files of a checkpoint: those that the index names, or else every one in the folder. Sorted.
-pub fn checkpoint_files(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn checkpoint_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let index = dir.join(INDEX);
     if index.is_file() {
         return files_of_index(dir, &index);
@@ -98,7 +98,7 @@ struct Info {
 /// Reads the header of `file`, the whole file's bytes; `path` is for messages. In the order of the bytes.
 ///
 /// The `safetensors` crate reads the same header, but adds up the offsets without a check for overflow.
-pub fn parse(file: &[u8], path: &Path) -> Result<Vec<TensorEntry>> {
+pub(super) fn parse(file: &[u8], path: &Path) -> Result<Vec<TensorEntry>> {
     let malformed = |what: String| Error::Malformed { format: "safetensors", what, path: path.to_owned() };
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
         return Err(malformed(format!("expected 8 bytes of header length, found {}", file.len())));
@@ -159,7 +159,7 @@ pub fn parse(file: &[u8], path: &Path) -> Result<Vec<TensorEntry>> {
 }
 
 /// The format of a tensor that the model needs.
-pub fn required_format(entry: &TensorEntry, path: &Path) -> Result<&'static BlockFormat> {
+pub(super) fn required_format(entry: &TensorEntry, path: &Path) -> Result<&'static BlockFormat> {
     entry.format.ok_or_else(|| Error::UnknownDtype {
         name: entry.name.clone(),
         supported: SUPPORTED,

@@ -250,7 +250,9 @@ fn tiny_gguf(without: &str) -> Vec<u8> {
             return;
         }
         if shape.len() == 1 {
-            values.iter_mut().for_each(|value| *value += 1.0);
+            for value in &mut values {
+                *value += 1.0;
+            }
             tensors.push((name.to_owned(), shape, 0, bytes_in(Dtype::F32, &values)));
         } else {
             // Q8_0 with the scale 1/64 holds these numbers exactly, but for the range.

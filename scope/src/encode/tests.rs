@@ -1,3 +1,5 @@
+//! Is what is written about features what counting by hand gives?
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -227,7 +229,8 @@ fn a_coder_for_another_width_is_named() {
     narrow.activation = Activation::TopK { k: 2 };
     narrow.save(&dir).unwrap();
     let message = encode(&run, &dir, None, &options(), &mut go_on).unwrap_err().to_string();
-    let expected = "expected activations of width 8, for which the coder was made, found 16 at `blocks.0.hook_resid_post`";
+    let expected =
+        "expected activations of width 8, for which the coder was made, found 16 at `blocks.0.hook_resid_post`";
     assert!(message.starts_with(expected), "{message}");
 
     narrow.metadata.clear();

@@ -118,9 +118,7 @@ fn refuse_pickles(path: &Path) -> Result<()> {
         return Err(Error::Pickled { path: path.into() });
     }
     if path.is_dir() && !path.join(WEIGHTS_FILE).is_file() {
-        let mut files = fs::read_dir(path)?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<std::io::Result<Vec<_>>>()?;
+        let mut files = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
         files.sort();
         if let Some(path) = files.into_iter().find(|path| pickled(path)) {
             return Err(Error::Pickled { path });
@@ -202,3 +200,6 @@ impl Config {
         flat.collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,5 @@
+//! Does the fast step compute what the plain one does?
+
 use super::*;
 use crate::{
     loss::{Parameters, loss_and_gradients},
@@ -63,8 +65,7 @@ fn run(selection: Selection, aux: Option<AuxK<'_>>, threads: usize) -> (Outcome,
 fn check(selection: Selection, aux: Option<AuxK<'_>>) {
     let (outcome, fast, fired) = run(selection, aux, 2);
     let weights = weights(1);
-    let rows: Vec<f64> =
-        structured_rows(ROWS, D_IN, 20, 5).iter().map(|&x| f64::from(x) * f64::from(SCALE)).collect();
+    let rows: Vec<f64> = structured_rows(ROWS, D_IN, 20, 5).iter().map(|&x| f64::from(x) * f64::from(SCALE)).collect();
     let (loss, plain) = loss_and_gradients(&parameters(&weights), &rows, selection, aux, None).unwrap();
     assert!((outcome.loss - loss.reconstruction).abs() < 1e-5 * loss.reconstruction, "{outcome:?} {loss:?}");
     assert!((outcome.aux_loss - loss.aux).abs() <= 1e-5 * loss.aux, "{outcome:?} {loss:?}");

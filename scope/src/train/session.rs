@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Architecture, BETAS, DEAD_WINDOW, DEAD_WINDOW_FRACTION, EPSILON, MAX_GRADIENT_NORM, THRESHOLD_RATE, TrainConfig,
-    TrainProgress, WARMUP_FRACTION, WARMUP_STEPS, object,
+    Architecture, BETAS, DEAD_WINDOW, DEAD_WINDOW_FRACTION, EPSILON, MAX_GRADIENT_NORM, THRESHOLD_FRACTION,
+    THRESHOLD_RATE, TrainConfig, TrainProgress, WARMUP_FRACTION, WARMUP_STEPS, object,
 };
 use crate::{
     batch_topk::RunningThreshold,
@@ -23,6 +23,59 @@ use crate::{
 /// Batches over which [`TrainProgress::explained_variance`] and its neighbours are taken.
 const WINDOW: usize = 16;
 
+/// What follows from the settings, the width and the length of a training.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    width: usize,
+    schedule: Schedule,
+    dead_window: u64,
+    aux_k: usize,
+    threshold_rate: f64,
+}
+
+impl Plan {
+    /// For `tokens` rows of `width` values.
+    pub(super) fn new(width: usize, tokens: u64, config: &TrainConfig) -> Self {
+        let steps = tokens.div_ceil(config.batch as u64);
+        let part = |fraction: f64, of: u64| (fraction * of as f64) as u64;
+        let dead_window = part(DEAD_WINDOW_FRACTION, tokens).min(DEAD_WINDOW).max(config.batch as u64);
+        let warmup_steps = part(WARMUP_FRACTION, steps).min(WARMUP_STEPS);
+        Self {
+            width,
+            schedule: Schedule {
+                lr: config.learning_rate(),
+                warmup_steps: config.warmup_steps.unwrap_or(warmup_steps),
+                decay_steps: part(config.decay_fraction, steps),
+                steps,
+            },
+            dead_window: config.dead_window.unwrap_or(dead_window),
+            aux_k: config.aux_k.unwrap_or(width / 2),
+            threshold_rate: (1.0 / (THRESHOLD_FRACTION * steps as f64)).clamp(THRESHOLD_RATE, 1.0),
+        }
+    }
+
+    /// The settings that decide the result, with the defaults filled in.
+    pub(super) fn settings(&self, config: &TrainConfig) -> Map<String, Value> {
+        object(json!({
+            "architecture": config.architecture,
+            "d_in": self.width,
+            "d_sae": config.d_sae,
+            "k": config.k,
+            "lr": self.schedule.lr,
+            "batch": config.batch,
+            "steps": self.schedule.steps,
+            "warmup_steps": self.schedule.warmup_steps,
+            "decay_steps": self.schedule.decay_steps,
+            "seed": config.seed,
+            "normalize": config.normalize,
+            "aux_weight": config.aux_weight,
+            "aux_k": self.aux_k,
+            "dead_window": self.dead_window,
+            "threshold_rate": self.threshold_rate,
+        }))
+    }
+}
+
 /// A training that is given its rows batch by batch: what [`super::train`] runs on the shards of a run.
 pub struct Session {
     workers: Workers,
@@ -30,7 +83,7 @@ pub struct Session {
     pub(super) adam: Adam,
     work: Step,
     selector: Selector,
-    schedule: Schedule,
+    plan: Plan,
     pub(super) threshold: RunningThreshold,
     /// For each latent, rows since it last fired.
     pub(super) silent: Vec<u64>,
@@ -38,8 +91,6 @@ pub struct Session {
     pub(super) scale: f32,
     pub(super) step: u64,
     pub(super) tokens: u64,
-    dead_window: u64,
-    aux_k: usize,
     aux_weight: f64,
     architecture: Architecture,
     k: usize,
@@ -52,23 +103,25 @@ impl Session {
         config.check()?;
         let none = || Error::NoActivations { hook: "the sample".into() };
         let estimate = init::estimate(std::iter::once(Ok(sample.to_vec())), width, config.normalize)?;
-        Self::from_estimate(estimate.ok_or_else(none)?, width, tokens, config)
+        Self::from_estimate(&estimate.ok_or_else(none)?, Plan::new(width, tokens, config), config)
     }
 
-    pub(super) fn from_estimate(estimate: Estimate, width: usize, tokens: u64, config: &TrainConfig) -> Result<Self> {
-        let weights = init::weights(config.d_sae, estimate.center, config.seed);
-        let adam = Adam::new(width, config.d_sae);
-        Self::with(weights, adam, estimate.scale, tokens, config)
+    pub(super) fn from_estimate(estimate: &Estimate, plan: Plan, config: &TrainConfig) -> Result<Self> {
+        let workers = Workers::new(config.threads)?;
+        let weights = init::weights(estimate, config.d_sae, config.k, config.seed, &workers);
+        let adam = Adam::new(weights.d_in(), config.d_sae);
+        Ok(Self::with(workers, weights, adam, estimate.scale, plan, config))
     }
 
     pub(super) fn from_state(
         state: &State,
         weights: Weights,
         adam: Adam,
-        tokens: u64,
+        plan: Plan,
         config: &TrainConfig,
     ) -> Result<Self> {
-        let mut session = Self::with(weights, adam, state.scale, tokens, config)?;
+        let workers = Workers::new(config.threads)?;
+        let mut session = Self::with(workers, weights, adam, state.scale, plan, config);
         session.step = state.step;
         session.tokens = state.tokens;
         session.threshold = state.threshold;
@@ -76,66 +129,49 @@ impl Session {
         Ok(session)
     }
 
-    fn with(weights: Weights, adam: Adam, scale: f32, tokens: u64, config: &TrainConfig) -> Result<Self> {
-        let steps = tokens.div_ceil(config.batch as u64);
-        let part = |fraction: f64, of: u64| (fraction * of as f64) as u64;
-        let dead_window = part(DEAD_WINDOW_FRACTION, tokens).min(DEAD_WINDOW).max(config.batch as u64);
-        let warmup_steps = part(WARMUP_FRACTION, steps).min(WARMUP_STEPS);
-        let workers = Workers::new(config.threads)?;
-        let (d_in, d_sae) = (weights.d_in(), weights.d_sae());
-        Ok(Self {
-            work: Step::new(d_in, d_sae, &workers),
+    fn with(workers: Workers, weights: Weights, adam: Adam, scale: f32, plan: Plan, config: &TrainConfig) -> Self {
+        Self {
+            work: Step::new(weights.d_in(), weights.d_sae(), &workers),
             workers,
-            weights,
             adam,
             selector: Selector::new(config.selection()),
-            schedule: Schedule {
-                lr: config.learning_rate(),
-                warmup_steps: config.warmup_steps.unwrap_or(warmup_steps),
-                decay_steps: part(config.decay_fraction, steps),
-                steps,
-            },
+            plan,
             threshold: RunningThreshold::default(),
-            silent: vec![0; d_sae],
+            silent: vec![0; weights.d_sae()],
+            weights,
             window: VecDeque::with_capacity(WINDOW),
             scale,
             step: 0,
             tokens: 0,
-            dead_window: config.dead_window.unwrap_or(dead_window),
-            aux_k: config.aux_k.unwrap_or(d_in / 2),
             aux_weight: config.aux_weight,
             architecture: config.architecture,
             k: config.k,
-        })
+        }
     }
 
     /// Steps that there will be.
     pub fn steps(&self) -> u64 {
-        self.schedule.steps
+        self.plan.schedule.steps
     }
 
     /// One step on `rows` (`[n, width]`, all finite).
     pub fn step(&mut self, rows: &[f32]) -> Result<TrainProgress> {
         let dead: Vec<u32> = (0_u32..)
             .zip(&self.silent)
-            .filter(|&(_, &silent)| silent >= self.dead_window)
+            .filter(|&(_, &silent)| silent >= self.plan.dead_window)
             .map(|(latent, _)| latent)
             .collect();
-        let aux = (self.aux_weight > 0.0).then_some(AuxK { dead: &dead, k: self.aux_k, weight: self.aux_weight });
-        let lr = self.schedule.lr(self.step);
+        let aux = (self.aux_weight > 0.0).then_some(AuxK { dead: &dead, k: self.plan.aux_k, weight: self.aux_weight });
+        let lr = self.plan.schedule.lr(self.step);
         let input = Input { rows, scale: self.scale, aux };
         let outcome = self.work.run(&self.workers, &self.weights, &mut self.selector, input);
         if !(outcome.loss.is_finite() && outcome.gradient_norm.is_finite()) {
             return Err(Error::Diverged { step: self.step + 1, lr });
         }
-        let adam = AdamSettings {
-            beta1: BETAS.0,
-            beta2: BETAS.1,
-            epsilon: EPSILON,
-            max_gradient_norm: MAX_GRADIENT_NORM,
-        };
+        let adam =
+            AdamSettings { beta1: BETAS.0, beta2: BETAS.1, epsilon: EPSILON, max_gradient_norm: MAX_GRADIENT_NORM };
         self.adam.step(&self.workers, &mut self.weights, &self.work, outcome.gradient_norm, lr, adam);
-        self.threshold.update(outcome.smallest, THRESHOLD_RATE);
+        self.threshold.update(outcome.smallest, self.plan.threshold_rate);
         for (silent, &fired) in self.silent.iter_mut().zip(self.work.fired().0) {
             *silent = if fired > 0 { 0 } else { *silent + outcome.n_rows as u64 };
         }
@@ -163,37 +199,17 @@ impl Session {
         let aux_loss = total(|outcome| outcome.aux_loss) / batches;
         TrainProgress {
             step: self.step,
-            steps: self.schedule.steps,
+            steps: self.plan.schedule.steps,
             tokens: self.tokens,
             loss: total(|outcome| outcome.loss) / batches + aux_loss,
             aux_loss,
             explained_variance: 1.0 - total(|outcome| outcome.sum_square_error) / variance,
             l0: total(|outcome| outcome.n_kept as f64) / n,
-            dead: self.silent.iter().filter(|&&silent| silent >= self.dead_window).count(),
+            dead: self.silent.iter().filter(|&&silent| silent >= self.plan.dead_window).count(),
             lr,
             threshold: self.threshold.get(),
             gradient_norm: self.window.back().map_or(0.0, |outcome| outcome.gradient_norm),
         }
-    }
-
-    /// The settings that decide the result, with the defaults filled in.
-    pub(super) fn settings(&self, config: &TrainConfig) -> Map<String, Value> {
-        object(json!({
-            "architecture": config.architecture,
-            "d_in": self.weights.d_in(),
-            "d_sae": config.d_sae,
-            "k": config.k,
-            "lr": self.schedule.lr,
-            "batch": config.batch,
-            "steps": self.schedule.steps,
-            "warmup_steps": self.schedule.warmup_steps,
-            "decay_steps": self.schedule.decay_steps,
-            "seed": config.seed,
-            "normalize": config.normalize,
-            "aux_weight": config.aux_weight,
-            "aux_k": self.aux_k,
-            "dead_window": self.dead_window,
-        }))
     }
 
     /// The coder as it stands, for activations that are not scaled: the scale is folded into its weights.

@@ -1,9 +1,11 @@
+//! Does training learn, resume exactly, and refuse what it cannot do?
+
 use super::*;
 use crate::{
-    SparseCoder,
+    Sae, SparseCoder,
     metrics::{EvaluateOptions, evaluate},
     sae::norm,
-    testing::{DOC_TOKENS, WIDTH, hook, write_run},
+    testing::{DOC_TOKENS, WIDTH, hook, structured_rows, write_run},
 };
 
 fn config(architecture: Architecture) -> TrainConfig {
@@ -41,7 +43,6 @@ fn training_explains_the_variance_and_keeps_norms() {
         assert!(summary.complete);
         assert_eq!(seen.len(), 60);
         assert_eq!(summary.last.as_ref(), seen.last());
-        assert!(summary.not_finite > 0, "the damaged row came by, and was counted");
         let (first, last) = (&seen[0], &seen[59]);
         assert!(last.explained_variance > 0.6 && last.explained_variance > first.explained_variance, "{last:?}");
         assert!(last.loss < first.loss);
@@ -59,7 +60,7 @@ fn training_explains_the_variance_and_keeps_norms() {
         // Of 80 documents, without special tokens, the outlier and the row that is not finite.
         assert_eq!(measured.n_tokens, 80 * (DOC_TOKENS - 1) - 2);
         assert!((measured.explained_variance - last.explained_variance).abs() < 0.1, "{measured:?} {last:?}");
-        assert!((measured.l0 - 4.0).abs() < 1.0, "{measured:?}");
+        assert!((measured.l0 - 4.0).abs() < 0.6, "{measured:?}");
 
         let metrics = Metrics::read(&out.join("metrics.parquet")).unwrap();
         assert_eq!(metrics.n_rows(), 12);
@@ -112,15 +113,33 @@ fn resuming_continues_exactly() {
 
 #[test]
 fn dead_latents_come_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let run = write_run(&folder.path().join("run"), 40, false);
-    let dead_at_the_end = |name: &str, aux_weight: f64| {
-        let config = TrainConfig { aux_weight, d_sae: 96, tokens: Some(128 * 100), ..config(Architecture::TopK) };
-        let summary = train(&run, hook(), &config, &run.sae_dir(name).unwrap(), &mut go_on).unwrap();
-        summary.last.unwrap().dead
+    let rows = structured_rows(1024, WIDTH, 24, 11);
+    let after_training = |aux_weight: f64| {
+        let config = TrainConfig { aux_weight, d_sae: 32, ..config(Architecture::TopK) };
+        let mut session = Session::new(WIDTH, 128 * 400, &rows, &config).unwrap();
+        // Half of the latents answer so weakly that they are never among the largest.
+        for latent in 16..32 {
+            session.weights.encoder.row_mut(latent).iter_mut().for_each(|x| *x *= 1e-3);
+        }
+        let batches = rows.chunks_exact(128 * WIDTH).cycle();
+        batches.take(400).map(|batch| session.step(batch).unwrap()).last().unwrap()
     };
-    let (without, with) = (dead_at_the_end("without", 0.0), dead_at_the_end("with", AUX_WEIGHT));
-    assert!(with * 2 < without, "{with} of 96 are dead with AuxK, {without} without");
+    let (without, with) = (after_training(0.0), after_training(AUX_WEIGHT));
+    assert!(without.dead >= 16, "no gradient reaches them: {without:?}");
+    assert_eq!(without.aux_loss, 0.0);
+    assert!(with.dead <= 4, "{with:?}");
+    assert!(with.explained_variance > without.explained_variance, "{with:?} {without:?}");
+}
+
+#[test]
+fn rows_that_are_not_finite_are_counted_and_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 20, true);
+    let config = TrainConfig { max_norm_multiple: None, tokens: Some(1280), ..config(Architecture::TopK) };
+    let summary = train(&run, hook(), &config, &run.sae_dir("sae").unwrap(), &mut go_on).unwrap();
+    assert!(summary.complete && summary.last.unwrap().loss.is_finite());
+    // 479 rows an epoch: the damaged one came by two or three times.
+    assert!((2..=3).contains(&summary.not_finite), "{}", summary.not_finite);
 }
 
 #[test]
@@ -142,15 +161,16 @@ fn the_seed_decides() {
 fn epochs_count_tokens_that_are_not_special() {
     let folder = tempfile::tempdir().unwrap();
     let run = write_run(&folder.path().join("run"), 20, false);
-    let config = TrainConfig { tokens: None, epochs: 3, ..config(Architecture::TopK) };
+    let config = TrainConfig { tokens: None, epochs: 3, batch: 48, ..config(Architecture::TopK) };
     let mut last = None;
     train(&run, hook(), &config, &run.sae_dir("sae").unwrap(), &mut |progress| {
         last = Some(progress.clone());
         ControlFlow::Continue(())
     })
     .unwrap();
+    let last = last.unwrap();
     let tokens = 3 * 20 * (DOC_TOKENS - 1);
-    assert_eq!(last.unwrap().steps, tokens.div_ceil(128));
+    assert_eq!((last.tokens, last.steps), (tokens, tokens / 48));
 }
 
 #[test]
@@ -186,6 +206,9 @@ fn a_rate_that_is_far_too_high_is_named() {
     let error = train(&run, hook(), &config, &run.sae_dir("sae").unwrap(), &mut go_on).unwrap_err();
     assert!(matches!(error, Error::Diverged { .. }), "{error}");
     assert_eq!(Architecture::TopK, "topk".parse().unwrap());
-    assert_eq!("gated".parse::<Architecture>().unwrap_err().to_string(), "expected `topk` or `batchtopk`, found `architecture` = gated");
+    assert_eq!(
+        "gated".parse::<Architecture>().unwrap_err().to_string(),
+        "expected `topk` or `batchtopk`, found `architecture` = gated"
+    );
     assert_eq!(WIDTH, run.hook_point(hook()).unwrap().width);
 }

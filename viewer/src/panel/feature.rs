@@ -11,6 +11,8 @@ use crate::widget::{self, Axis, Chart, Mark, Series, TokenText, grouped, number,
 /// A feature that fires on more tokens than this is called dense.
 const DENSE: f64 = 0.1;
 const LEFT_WIDTH: f32 = 380.0;
+/// Tokens before and after the peak when the context is short.
+const SHORT: (usize, usize) = (20, 12);
 
 pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     let Some(order_query) = order_query(cx.focus, cx.loader) else {
@@ -20,7 +22,13 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     // Kept loaded for the way to the next feature and for the place in the list.
     let order = cx.loader.get(&order_query);
     let Some(feature) = cx.focus.feature else {
-        widget::empty(ui, cx.theme, "No feature chosen", "Choose one in the table (Ctrl+2), or type its number (Ctrl+K).", None);
+        widget::empty(
+            ui,
+            cx.theme,
+            "No feature chosen",
+            "Choose one in the table (Ctrl+2), or type its number (Ctrl+K).",
+            None,
+        );
         return;
     };
     let place = order
@@ -31,6 +39,12 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     header(ui, cx, feature, place);
     let query = FeatureQuery { table: order_query.table, feature };
     let got = cx.loader.get(&query);
+    if let (Some(order), Some((row, _)), false) = (&order.value, place, got.stale) {
+        // The next one in the list is there before it is asked for.
+        if let Some(next) = order.features.get(row as usize) {
+            cx.loader.prefetch(&FeatureQuery { feature: *next, ..query }, 0);
+        }
+    }
     widget::answered(ui, cx, "feature page", got, page);
 }
 
@@ -39,10 +53,9 @@ fn header(ui: &mut Ui, cx: &mut Cx<'_>, feature: u32, place: Option<(u64, u64)>)
     ui.horizontal(|ui| {
         ui.label(RichText::new(format!("Feature {feature}")).size(22.0));
         ui.add_space(6.0);
-        for (text, title, command) in [
-            ("←", "Previous feature", Command::PreviousFeature),
-            ("→", "Next feature", Command::NextFeature),
-        ] {
+        for (text, title, command) in
+            [("←", "Previous feature", Command::PreviousFeature), ("→", "Next feature", Command::NextFeature)]
+        {
             let button = ui.button(text).accessible_name(title);
             if button.on_hover_text(super::shell::with_keys(ui, title, &command)).clicked() {
                 cx.emit(command);
@@ -74,7 +87,7 @@ fn page(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
     ui.horizontal_top(|ui| {
         ui.spacing_mut().item_spacing.x = 14.0;
         let height = ui.available_height();
-        ui.allocate_ui(vec2(LEFT_WIDTH, height), |ui| {
+        ui.allocate_ui_with_layout(vec2(LEFT_WIDTH, height), egui::Layout::top_down(egui::Align::Min), |ui| {
             ScrollArea::vertical().id_salt(("about", answer.feature)).auto_shrink(false).show(ui, |ui| {
                 ui.set_width(LEFT_WIDTH - 14.0);
                 about(ui, cx, answer);
@@ -103,11 +116,12 @@ fn chips(ui: &mut Ui, cx: &Cx<'_>, answer: &FeatureAnswer) {
             ("at", answer.hook_point.clone()),
             ("coder", answer.coder.clone()),
         ] {
-            ui.horizontal(|ui| {
-                ui.spacing_mut().item_spacing.x = 5.0;
-                ui.label(RichText::new(name).color(theme.text_dim));
-                ui.label(value);
-            });
+            let mut job = egui::text::LayoutJob::default();
+            let font = egui::TextStyle::Body.resolve(ui.style());
+            for (text, color) in [(name, theme.text_dim), ("  ", theme.text_dim), (value.as_str(), theme.text)] {
+                job.append(text, 0.0, egui::text::TextFormat::simple(font.clone(), color));
+            }
+            ui.add(egui::Label::new(job).extend());
         }
     });
     let mut documents: Vec<u64> = answer.examples.iter().map(|example| example.doc).collect();
@@ -116,7 +130,10 @@ fn chips(ui: &mut Ui, cx: &Cx<'_>, answer: &FeatureAnswer) {
     let warning = if answer.n_active == 0 {
         Some("▲ Dead: it never fires in this run.".to_owned())
     } else if answer.frac_nonzero > DENSE {
-        Some(format!("▲ Dense: it fires on {} of all tokens, so its strongest examples say little about most of them.", percent(answer.frac_nonzero)))
+        Some(format!(
+            "▲ Dense: it fires on {} of all tokens, so its strongest examples say little about most of them.",
+            percent(answer.frac_nonzero)
+        ))
     } else if documents.len() == 1 && answer.examples.len() > 2 {
         Some(format!("▲ All its examples are from one document, {}.", documents[0]))
     } else {
@@ -157,7 +174,7 @@ fn about(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
             .chain(&answer.bottom_logits)
             .map(|(_, value)| value.abs())
             .fold(f32::MIN_POSITIVE, f32::max);
-        let width = (ui.available_width() - 16.0) / 2.0;
+        let width = ((ui.available_width() - 16.0) / 2.0).max(60.0);
         ui.horizontal_top(|ui| {
             ui.spacing_mut().item_spacing.x = 16.0;
             for (list, color) in [(&answer.top_logits, theme.positive), (&answer.bottom_logits, theme.negative)] {
@@ -191,9 +208,7 @@ fn histogram(answer: &FeatureAnswer) -> Vec<(f64, f64)> {
         return Vec::new();
     };
     let edge = |i: usize| answer.edges.get(i).map(|edge| f64::from(*edge).max(1e-6));
-    (first..=last + 1)
-        .filter_map(|i| Some((edge(i)?, if i <= last { counts[i] as f64 } else { 0.0 })))
-        .collect()
+    (first..=last + 1).filter_map(|i| Some((edge(i)?, if i <= last { counts[i] as f64 } else { 0.0 }))).collect()
 }
 
 fn logit(ui: &mut Ui, theme: &crate::theme::Theme, text: &str, value: f32, largest: f32, color: egui::Color32) {
@@ -206,7 +221,13 @@ fn logit(ui: &mut Ui, theme: &crate::theme::Theme, text: &str, value: f32, large
     let painter = ui.painter_at(rect);
     let words = painter.with_clip_rect(rect.with_max_x(rect.right() - value_width));
     words.text(rect.left_center() - vec2(0.0, 1.0), Align2::LEFT_CENTER, &text, FontId::monospace(12.5), theme.text);
-    painter.text(rect.right_center() - vec2(0.0, 1.0), Align2::RIGHT_CENTER, format!("{value:+.2}"), FontId::proportional(12.0), color);
+    painter.text(
+        rect.right_center() - vec2(0.0, 1.0),
+        Align2::RIGHT_CENTER,
+        format!("{value:+.2}"),
+        FontId::proportional(12.0),
+        color,
+    );
 }
 
 fn neighbour(ui: &mut Ui, cx: &mut Cx<'_>, other: &Neighbour) {
@@ -218,11 +239,35 @@ fn neighbour(ui: &mut Ui, cx: &mut Cx<'_>, other: &Neighbour) {
     }
     let font = FontId::proportional(13.0);
     let middle = rect.center().y;
-    ui.painter().text(pos2(rect.left(), middle), Align2::LEFT_CENTER, other.feature.to_string(), font.clone(), theme.accent);
-    ui.painter().text(pos2(rect.left() + 104.0, middle), Align2::RIGHT_CENTER, format!("cos {:.2}", other.cosine), font.clone(), theme.text);
+    ui.painter().text(
+        pos2(rect.left(), middle),
+        Align2::LEFT_CENTER,
+        other.feature.to_string(),
+        font.clone(),
+        theme.accent,
+    );
+    ui.painter().text(
+        pos2(rect.left() + 104.0, middle),
+        Align2::RIGHT_CENTER,
+        format!("cos {:.2}", other.cosine),
+        font.clone(),
+        theme.text,
+    );
     let words = ui.painter().with_clip_rect(rect.with_max_x(rect.right() - 62.0).intersect(ui.clip_rect()));
-    words.text(pos2(rect.left() + 118.0, middle), Align2::LEFT_CENTER, plain(&other.peak), FontId::monospace(12.5), theme.text_dim);
-    ui.painter().text(pos2(rect.right(), middle), Align2::RIGHT_CENTER, format!("max {}", number(f64::from(other.max_act))), font, theme.text_dim);
+    words.text(
+        pos2(rect.left() + 118.0, middle),
+        Align2::LEFT_CENTER,
+        plain(&other.peak),
+        FontId::monospace(12.5),
+        theme.text_dim,
+    );
+    ui.painter().text(
+        pos2(rect.right(), middle),
+        Align2::RIGHT_CENTER,
+        format!("max {}", number(f64::from(other.max_act))),
+        font,
+        theme.text_dim,
+    );
     let response = response.on_hover_cursor(egui::CursorIcon::PointingHand);
     if response.on_hover_text("The token at its strongest activation; click to open").clicked() {
         cx.emit(Command::OpenFeature(other.feature));
@@ -232,8 +277,24 @@ fn neighbour(ui: &mut Ui, cx: &mut Cx<'_>, other: &Neighbour) {
 fn examples(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
     let theme = cx.theme;
     ui.horizontal(|ui| {
-        widget::caption(ui, theme, "Examples, each token colored by this feature's activation");
-        ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| legend(ui, cx, answer.max_act));
+        widget::caption(
+            ui,
+            theme,
+            if ui.available_width() > 560.0 {
+                "Examples, each token colored by this feature's activation"
+            } else {
+                "Examples"
+            },
+        );
+        ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
+            gradient(ui, cx, "0", &number(f64::from(answer.max_act)));
+            ui.add_space(8.0);
+            let title = if cx.ui.long_context { "Shorter" } else { "Longer" };
+            let tip = super::shell::with_keys(ui, "How much context", &Command::ToggleContext);
+            if ui.small_button(title).on_hover_text(tip).clicked() {
+                cx.emit(Command::ToggleContext);
+            }
+        });
     });
     if answer.examples.is_empty() {
         widget::empty(ui, theme, "No examples", "Nothing in this run activates the feature.", None);
@@ -255,17 +316,13 @@ fn examples(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
 fn group_title(group: &str, examples: &[&FeatureExample]) -> String {
     let low = examples.iter().map(|e| e.act).fold(f32::INFINITY, f32::min);
     let high = examples.iter().map(|e| e.act).fold(0.0, f32::max);
-    let range = format!("{} to {}", number(f64::from(low)), number(f64::from(high)));
+    let (low, high) = (number(f64::from(low)), number(f64::from(high)));
+    let range = if low == high { low } else { format!("{low} to {high}") };
     match group.strip_prefix("interval-") {
         Some(n) => format!("Interval {n}: {range}"),
         None if group == "top" => format!("Strongest: {range}"),
         None => format!("{group}: {range}"),
     }
-}
-
-/// From 0 to the largest activation.
-pub(super) fn legend(ui: &mut Ui, cx: &Cx<'_>, max: f32) {
-    gradient(ui, cx, "0", &number(f64::from(max)));
 }
 
 /// The color scale, with its ends.
@@ -300,30 +357,49 @@ fn one_example(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer, example: &F
     ui.push_id(i, |ui| {
         ui.horizontal_top(|ui| {
             ui.spacing_mut().item_spacing.x = 12.0;
-            let (rect, _) = ui.allocate_exact_size(vec2(58.0, 20.0), Sense::hover());
-            ui.painter().text(rect.right_center(), Align2::RIGHT_CENTER, number(f64::from(example.act)), FontId::proportional(13.0), theme.text);
-            let width = ui.available_width() - 84.0;
-            ui.allocate_ui(vec2(width, 20.0), |ui| {
+            let (rect, _) = ui.allocate_exact_size(vec2(46.0, 20.0), Sense::hover());
+            ui.painter().text(
+                rect.right_center(),
+                Align2::RIGHT_CENTER,
+                number(f64::from(example.act)),
+                FontId::proportional(13.0),
+                theme.text,
+            );
+            let width = (ui.available_width() - 84.0).max(120.0);
+            ui.allocate_ui_with_layout(vec2(width, 20.0), egui::Layout::top_down(egui::Align::Min), |ui| {
                 ui.set_width(width);
+                // The part of the passage that is shown.
+                let (from, to) = if cx.ui.long_context {
+                    (0, example.toks.len())
+                } else {
+                    let from = example.peak.saturating_sub(SHORT.0);
+                    (from, (example.peak + SHORT.1).min(example.toks.len()).max(from))
+                };
                 let fill = |token: usize| {
-                    let act = example.acts.get(token).copied().unwrap_or(0.0);
+                    let act = example.acts.get(from + token).copied().unwrap_or(0.0);
                     (act > 0.0).then(|| theme.heat(act / answer.max_act.max(f32::MIN_POSITIVE)))
                 };
-                let label = format!("example {} of feature {}, activation {}", i + 1, answer.feature, number(f64::from(example.act)));
+                let label = format!(
+                    "example {} of feature {}, activation {}",
+                    i + 1,
+                    answer.feature,
+                    number(f64::from(example.act))
+                );
                 let shown = TokenText {
                     theme,
-                    toks: &example.toks,
+                    toks: &example.toks[from..to],
                     fill: &fill,
                     selected: None,
-                    marked: Some(example.peak),
+                    marked: Some(example.peak - from),
                     size: 12.5,
                     whitespace: cx.ui.whitespace,
                     breaks: false,
                     label: &label,
                 }
                 .show(ui);
-                let clicked = shown.response.clicked().then_some(shown.hovered.unwrap_or(example.peak));
-                if let Some(token) = shown.hovered {
+                let hovered = shown.hovered.map(|token| from + token);
+                let clicked = shown.response.clicked().then_some(hovered.unwrap_or(example.peak));
+                if let Some(token) = hovered {
                     let act = example.acts.get(token).copied().unwrap_or(0.0);
                     let text = example.toks.get(token).map(|tok| plain(&tok.text)).unwrap_or_default();
                     shown.response.on_hover_text_at_pointer(format!("{text}   {}", number(f64::from(act))));

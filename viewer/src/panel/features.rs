@@ -14,6 +14,8 @@ use crate::widget::{self, VirtualRows, grouped, number, percent, sparkline, visi
 /// Rows whose details are asked for together.
 const PAGE: u64 = 32;
 const ROW_HEIGHT: f32 = 26.0;
+/// Below this width of the example column, others are left out.
+const MIN_EXAMPLE: f32 = 260.0;
 
 /// A column: what it is, how wide, and whether its text stands at the right.
 #[derive(Clone, Copy, PartialEq)]
@@ -61,7 +63,13 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     widget::answered(ui, cx, "feature table", got, |ui, cx, order| {
         if order.features.is_empty() {
             let text = format!("No feature fits “{}”.", cx.focus.filter.trim());
-            widget::empty(ui, cx.theme, &text, "Text is looked for in the examples of each feature; density<0.001 max>5 and #12 are understood too.", None);
+            widget::empty(
+                ui,
+                cx.theme,
+                &text,
+                "Text is looked for in the examples of each feature; density<0.001 max>5 and #12 are understood too.",
+                None,
+            );
             return;
         }
         table(ui, cx, order);
@@ -126,7 +134,8 @@ fn table(ui: &mut Ui, cx: &mut Cx<'_>, order: &Order) {
     let total = order.features.len() as u64;
     let cursor = cx.focus.feature.and_then(|feature| order.row_of(feature));
     let Some(table) = cx.table() else { return };
-    let rows = VirtualRows { id: ui.scope_id().with("features"), name: "features", total, row_height: ROW_HEIGHT, cursor };
+    let rows =
+        VirtualRows { id: ui.scope_id().with("features"), name: "features", total, row_height: ROW_HEIGHT, cursor };
     let mut pages: Vec<(u64, Option<Arc<Vec<RowDetail>>>)> = Vec::new();
     rows.show(ui, theme, |ui, row, rect| {
         let Some(&feature) = order.features.get(row as usize) else { return };
@@ -189,10 +198,21 @@ fn header(ui: &mut Ui, cx: &mut Cx<'_>, head: Rect) {
 /// Where the columns stand in a row.
 fn layout(row: Rect) -> impl Iterator<Item = (Column, Rect)> {
     let gap = 14.0;
-    let fixed: f32 = COLUMNS.iter().map(|(_, width)| width + gap).sum();
+    // What a narrow window can do without, first to go first.
+    let optional =
+        [Column::Logits, Column::Sorted(SortBy::DecoderNorm), Column::Sorted(SortBy::MeanAct), Column::Histogram];
+    let mut left_out = 0;
+    let is_shown = move |column: Column, left_out: usize| !optional[..left_out].contains(&column);
+    let fixed = |left_out: usize| -> f32 {
+        COLUMNS.iter().filter(|(column, _)| is_shown(*column, left_out)).map(|(_, width)| width + gap).sum()
+    };
+    while left_out < optional.len() && row.width() - fixed(left_out) < MIN_EXAMPLE {
+        left_out += 1;
+    }
+    let fixed = fixed(left_out);
     let rest = (row.width() - fixed).max(120.0);
     let mut x = row.left() + 6.0;
-    COLUMNS.into_iter().map(move |(column, width)| {
+    COLUMNS.into_iter().filter(move |(column, _)| is_shown(*column, left_out)).map(move |(column, width)| {
         let width = if width == 0.0 { rest } else { width };
         let rect = Rect::from_min_max(pos2(x, row.top()), pos2(x + width, row.bottom()));
         x += width + gap;
@@ -210,7 +230,15 @@ fn text(ui: &Ui, rect: Rect, right: bool, text: &str, font: FontId, color: egui:
     painter.text(at, align, text, font, color);
 }
 
-fn draw_row(ui: &Ui, theme: &Theme, order: &Order, feature: u32, detail: Option<&RowDetail>, row: Rect, whitespace: bool) {
+fn draw_row(
+    ui: &Ui,
+    theme: &Theme,
+    order: &Order,
+    feature: u32,
+    detail: Option<&RowDetail>,
+    row: Rect,
+    whitespace: bool,
+) {
     let Some(i) = order.position(feature) else { return };
     let stats = &order.stats;
     let dead = stats.n_active[i] == 0;
@@ -250,7 +278,8 @@ fn draw_row(ui: &Ui, theme: &Theme, order: &Order, feature: u32, detail: Option<
             Column::Example => match detail {
                 Some(detail) => snippet(ui, theme, rect, detail, whitespace),
                 None => {
-                    let bar = Rect::from_min_size(pos2(rect.left(), rect.center().y - 4.0), vec2(rect.width() * 0.6, 8.0));
+                    let bar =
+                        Rect::from_min_size(pos2(rect.left(), rect.center().y - 4.0), vec2(rect.width() * 0.6, 8.0));
                     ui.painter().rect_filled(bar, 3.0, theme.raised);
                 }
             },
@@ -268,12 +297,20 @@ fn snippet(ui: &Ui, theme: &Theme, rect: Rect, detail: &RowDetail, whitespace: b
     let painter = ui.painter().with_clip_rect(rect.intersect(ui.clip_rect()));
     let font = FontId::monospace(12.0);
     let side = |range: std::ops::Range<usize>| -> String {
-        detail.snippet.get(range).unwrap_or_default().iter().filter(|tok| !tok.special).map(|tok| visible(tok, whitespace, false)).collect()
+        detail
+            .snippet
+            .get(range)
+            .unwrap_or_default()
+            .iter()
+            .filter(|tok| !tok.special)
+            .map(|tok| visible(tok, whitespace, false))
+            .collect()
     };
     let Some(peak) = detail.snippet.get(detail.peak) else { return };
     let before = painter.layout_no_wrap(side(0..detail.peak), font.clone(), theme.text_dim);
     let background = theme.heat(1.0);
-    let middle = painter.layout_no_wrap(visible(peak, true, false).into_owned(), font.clone(), theme.text_on(background));
+    let middle =
+        painter.layout_no_wrap(visible(peak, true, false).into_owned(), font.clone(), theme.text_on(background));
     let after = painter.layout_no_wrap(side(detail.peak + 1..detail.snippet.len()), font, theme.text_dim);
     // Peaks stand under each other, as in a concordance.
     let start = rect.left() + rect.width() * 0.55 - before.size().x - middle.size().x / 2.0;

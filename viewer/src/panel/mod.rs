@@ -68,6 +68,8 @@ pub(crate) struct UiState {
     pub(crate) filter: String,
     pub(crate) focus_filter: bool,
     pub(crate) whitespace: bool,
+    /// Examples with all of their context.
+    pub(crate) long_context: bool,
     /// The palette's text and chosen line, while it is open.
     pub(crate) palette: Option<palette::Palette>,
     pub(crate) cheat_sheet: bool,
@@ -115,22 +117,27 @@ pub(crate) fn scroll_by_step(ui: &egui::Ui, cx: &mut Cx<'_>) {
 fn no_features(ui: &mut egui::Ui, cx: &mut Cx<'_>) {
     let Some(source) = cx.source() else { return };
     let run = source.path.display().to_string();
-    let coders = source.run.saes().unwrap_or_default();
-    let (what, command) = match coders.first() {
+    let overview = cx.loader.get(&crate::query::OverviewQuery).value;
+    let (what, command) = match overview.as_ref().and_then(|overview| overview.coders.first()) {
         Some(coder) => (
             "This run has a coder, but no feature table yet. Encoding the run with it makes one: \
              which feature fires where, how strongly, and the passages that activate it most.",
-            format!("polariscope encode {run} --sae {run}/saes/{coder}"),
+            format!("polariscope encode {run} --sae {run}/saes/{}", coder.name),
         ),
         None => (
             "Features come from a sparse coder. Train one on a middle layer, then encode the run with it.",
-            format!("polariscope train {run} --hook-point {} --out {run}/saes/main", middle_hook(&source)),
+            train_command(&source),
         ),
     };
     crate::widget::empty(ui, cx.theme, "No features yet", what, Some(&command));
 }
 
-fn middle_hook(source: &Source) -> String {
+/// The command that trains a coder on a middle layer, on the residual stream where it was recorded.
+fn train_command(source: &Source) -> String {
     let hooks = source.run.hook_points();
-    hooks.get(hooks.len() / 2).map_or_else(|| "blocks.0.hook_resid_post".to_owned(), |hook| hook.name.to_string())
+    let stream: Vec<_> = hooks.iter().filter(|hook| hook.name.site == data::Site::ResidPost).collect();
+    let middle = stream.get(stream.len() / 2).copied().or_else(|| hooks.get(hooks.len() / 2));
+    let hook = middle.map_or_else(|| "HOOK_POINT".to_owned(), |hook| hook.name.to_string());
+    let run = source.path.display();
+    format!("polariscope train {run} --hook-point {hook} --out {run}/saes/main")
 }

@@ -15,14 +15,14 @@ const CURVES: [(&str, &str); 6] = [
     ("l0", "L0: active latents a token"),
     ("dead", "Dead latents"),
     ("lr", "Learning rate"),
-    ("tokens_per_second", "Tokens a second"),
+    ("threshold", "Threshold"),
 ];
 
 pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     let got = cx.loader.get(&OverviewQuery);
     ScrollArea::vertical().id_salt("overview").auto_shrink(false).show(ui, |ui| {
         scroll_by_step(ui, cx);
-        ui.set_max_width(1_480.0);
+        ui.set_max_width(ui.available_width().min(1_480.0));
         widget::answered(ui, cx, "overview", got, page);
         ui.add_space(16.0);
     });
@@ -96,7 +96,11 @@ fn tiles(ui: &mut Ui, cx: &Cx<'_>, run: &Overview) {
         }),
         ("Hook points", run.hooks.len().to_string(), sites),
         ("On disk", widget::bytes(run.bytes), "tokens and activations".to_owned()),
-        ("Features", grouped(features), if features > 0 { format!("{} alive", grouped(alive)) } else { "none yet".to_owned() }),
+        (
+            "Features",
+            grouped(features),
+            if features > 0 { format!("{} alive", grouped(alive)) } else { "none yet".to_owned() },
+        ),
     ];
     let gap = 12.0;
     let width = (ui.available_width() - gap * (tiles.len() - 1) as f32) / tiles.len() as f32;
@@ -105,7 +109,7 @@ fn tiles(ui: &mut Ui, cx: &Cx<'_>, run: &Overview) {
         for (name, value, note) in tiles {
             let frame = widget::card_frame(cx.theme);
             frame.show(ui, |ui| {
-                ui.set_width(width - 30.0);
+                ui.set_width((width - 30.0).max(60.0));
                 ui.vertical(|ui| {
                     ui.spacing_mut().item_spacing.y = 1.0;
                     widget::caption(ui, cx.theme, name);
@@ -180,7 +184,8 @@ fn recorded(ui: &mut Ui, cx: &Cx<'_>, run: &Overview) {
         ui.add_space(4.0);
         hook_table(ui, cx, &run.hooks);
         if let Some(hook) = run.hooks.first() {
-            let text = format!("Over {} tokens: special ones, whose norms are far larger, are left out.", grouped(hook.n));
+            let text =
+                format!("Over {} tokens: special ones, whose norms are far larger, are left out.", grouped(hook.n));
             ui.label(RichText::new(text).size(12.0).color(theme.text_dim));
         }
     });
@@ -188,14 +193,22 @@ fn recorded(ui: &mut Ui, cx: &Cx<'_>, run: &Overview) {
 }
 
 /// Titles and widths of the columns; the first takes what is left.
-const HOOK_COLUMNS: [(&str, f32); 7] =
-    [("Hook point", 0.0), ("Width", 64.0), ("Stored", 56.0), ("Median norm", 96.0), ("RMS norm", 84.0), ("Max |x|", 84.0), ("Bytes", 84.0)];
+const HOOK_COLUMNS: [(&str, f32); 7] = [
+    ("Hook point", 0.0),
+    ("Width", 64.0),
+    ("Stored", 56.0),
+    ("Median norm", 96.0),
+    ("RMS norm", 84.0),
+    ("Max |x|", 84.0),
+    ("Bytes", 84.0),
+];
 
 fn hook_table(ui: &mut Ui, cx: &Cx<'_>, hooks: &[HookRow]) {
     let theme = cx.theme;
     let row_height = 20.0;
     let shown = hooks.len().min(8) as f32;
-    let (outer, _) = ui.allocate_exact_size(vec2(ui.available_width(), row_height * (shown + 1.0) + 6.0), egui::Sense::hover());
+    let (outer, _) =
+        ui.allocate_exact_size(vec2(ui.available_width(), row_height * (shown + 1.0) + 6.0), egui::Sense::hover());
     let mut ui = ui.new_child(egui::UiBuilder::new().max_rect(outer));
     let (head, _) = ui.allocate_exact_size(vec2(outer.width() - 12.0, row_height), egui::Sense::hover());
     cells(&ui, head, &HOOK_COLUMNS.map(|(title, _)| title.to_owned()), theme.text_dim, theme.text_dim);
@@ -230,7 +243,9 @@ fn cells(ui: &Ui, rect: egui::Rect, texts: &[String; 7], first: egui::Color32, r
         ui.painter().text(egui::pos2(right, rect.center().y), Align2::RIGHT_CENTER, text, font.clone(), rest);
         right -= width;
     }
-    let clipped = ui.painter().with_clip_rect(egui::Rect::from_min_max(rect.min, egui::pos2(right, rect.bottom())).intersect(ui.clip_rect()));
+    let clipped = ui
+        .painter()
+        .with_clip_rect(egui::Rect::from_min_max(rect.min, egui::pos2(right, rect.bottom())).intersect(ui.clip_rect()));
     clipped.text(egui::pos2(rect.left(), rect.center().y), Align2::LEFT_CENTER, &texts[0], font, first);
 }
 
@@ -238,10 +253,15 @@ fn coders(ui: &mut Ui, cx: &mut Cx<'_>, run: &Overview) {
     let theme = cx.theme;
     widget::card(ui, theme, "Sparse coders", |ui| {
         if run.coders.is_empty() {
-            let hook = run.hooks.get(run.hooks.len() / 2).map_or("blocks.0.hook_resid_post", |hook| &hook.name);
-            let dir = run.facts.first().map_or("RUN", |(_, folder)| folder);
-            let command = format!("polariscope train {dir} --hook-point {hook} --out {dir}/saes/main");
-            widget::empty(ui, theme, "No coder yet", "A sparse coder turns activations into features. This trains one:", Some(&command));
+            let Some(source) = cx.source() else { return };
+            let command = super::train_command(&source);
+            widget::empty(
+                ui,
+                theme,
+                "No coder yet",
+                "A sparse coder turns activations into features. This trains one:",
+                Some(&command),
+            );
             return;
         }
         let chosen = cx.focus.coder.clone().unwrap_or_else(|| run.coders[0].name.clone());
@@ -281,7 +301,7 @@ fn coder_line(ui: &mut Ui, cx: &mut Cx<'_>, coder: &CoderRow, chosen: bool) {
             match name.as_str() {
                 "explained_variance" => parts.push(format!("explained variance {}", percent(*value))),
                 "l0" => parts.push(format!("L0 {}", number(*value))),
-                "dead" => parts.push(format!("{} dead", number(*value).trim_end_matches(".00"))),
+                "dead" => parts.push(format!("{value:.0} dead")),
                 _ => {}
             }
         }
@@ -300,7 +320,7 @@ fn training(ui: &mut Ui, cx: &Cx<'_>, curves: &[Curve]) {
         return;
     }
     let per_row = if ui.available_width() > 640.0 { 2 } else { 1 };
-    let width = (ui.available_width() - 14.0 * (per_row as f32 - 1.0)) / per_row as f32;
+    let width = ((ui.available_width() - 14.0 * (per_row as f32 - 1.0)) / per_row as f32).max(80.0);
     for row in known.chunks(per_row) {
         ui.horizontal_top(|ui| {
             ui.spacing_mut().item_spacing.x = 14.0;
@@ -329,7 +349,7 @@ fn tables(ui: &mut Ui, cx: &mut Cx<'_>, run: &Overview) {
             ui.label(RichText::new("None yet. `polariscope encode` makes one from a coder.").color(theme.text_dim));
             if let Some(coder) = run.coders.first() {
                 let dir = run.facts.first().map_or("RUN", |(_, folder)| folder);
-                ui.label(RichText::new(format!("polariscope encode {dir} --sae {dir}/saes/{}", coder.name)).monospace());
+                widget::command_line(ui, theme, &format!("polariscope encode {dir} --sae {dir}/saes/{}", coder.name));
             }
             return;
         }

@@ -46,8 +46,10 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>, allowed: impl Fn(When) -> bool)
         palette.chosen = palette.chosen.saturating_sub(1);
     }
     let mut run = enter.then_some(palette.chosen);
-    let response = Modal::new(Id::unique("palette")).show(ui.ctx(), |ui| {
-        ui.set_width(ui.ctx().content_rect().width().min(620.0) - 40.0);
+    // Under the top bar, so that it does not move while lines come and go.
+    let area = Modal::default_area(Id::unique("palette")).anchor(egui::Align2::CENTER_TOP, [0.0, 64.0]);
+    let response = Modal::new(Id::unique("palette")).area(area).show(ui.ctx(), |ui| {
+        ui.set_width((ui.ctx().content_rect().width() - 60.0).clamp(200.0, 620.0));
         let field = ui.add(
             TextEdit::singleline(&mut palette.text)
                 .hint_text("A command, a feature number, d 12 for a document, a link, a folder")

@@ -25,7 +25,11 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
         return;
     }
     let frame = egui::Frame::NONE;
-    let list = Panel::left("documents").frame(frame).default_size(270.0).size_range(160.0..=460.0);
+    let width = ui.available_width();
+    let list = Panel::left("documents")
+        .frame(frame)
+        .default_size((width * 0.21).clamp(140.0, 270.0))
+        .size_range(120.0..=460.0);
     list.show(ui, |ui| documents(ui, cx, source.run.n_documents()));
 
     let doc = doc(cx.focus);
@@ -39,7 +43,10 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     if let (Some(passage), false) = (&passage.value, passage.stale) {
         let passage = Arc::clone(passage);
         let features = features.clone();
-        let inspector = Panel::right("inspector").frame(frame).default_size(320.0).size_range(220.0..=560.0);
+        let inspector = Panel::right("inspector")
+            .frame(frame)
+            .default_size((width * 0.25).clamp(180.0, 320.0))
+            .size_range(160.0..=560.0);
         inspector.show(ui, |ui| {
             ui.add_space(2.0);
             inside(ui, |ui| match &failure {
@@ -98,19 +105,23 @@ fn documents(ui: &mut Ui, cx: &mut Cx<'_>, total: u64) {
         if let Some(fill) = fill {
             ui.painter().rect_filled(rect.shrink2(vec2(0.0, 1.0)), 4.0, fill);
         }
-        let painter = ui.painter().with_clip_rect(rect.shrink2(vec2(8.0, 0.0)).intersect(ui.clip_rect()));
-        let (left, right) = (rect.left() + 8.0, rect.right() - 8.0);
+        let painter = ui.painter();
+        let line_at = |y: f32| {
+            egui::Rect::from_center_size(pos2(rect.center().x, rect.top() + y), vec2(rect.width() - 16.0, 18.0))
+        };
         match (line, &got.failure) {
             (Some(line), _) => {
-                painter.text(pos2(left, rect.top() + 14.0), Align2::LEFT_CENTER, &line.beginning, FontId::proportional(13.0), theme.text);
+                widget::one_line(ui, line_at(14.0), &line.beginning, FontId::proportional(13.0), theme.text);
                 let note = format!("doc {} · {} tokens", line.doc, grouped(line.n_tokens));
-                painter.text(pos2(left, rect.top() + 31.0), Align2::LEFT_CENTER, note, FontId::proportional(11.5), theme.text_dim);
+                widget::one_line(ui, line_at(31.0), &note, FontId::proportional(11.5), theme.text_dim);
             }
             (None, Some(failure)) => {
-                painter.text(pos2(left, rect.center().y), Align2::LEFT_CENTER, format!("▲ {}", failure.message), FontId::proportional(12.0), theme.error);
+                let text = format!("▲ {}", failure.message);
+                widget::one_line(ui, line_at(22.0), &text, FontId::proportional(12.0), theme.error);
             }
             (None, None) => {
-                painter.rect_filled(egui::Rect::from_min_max(pos2(left, rect.top() + 9.0), pos2(right - 40.0, rect.top() + 19.0)), 3.0, theme.raised);
+                let bar = line_at(14.0);
+                painter.rect_filled(bar.with_max_x(bar.right() - 40.0).shrink2(vec2(0.0, 4.0)), 3.0, theme.raised);
             }
         }
         let tip = line.map(|line| line.source.clone()).unwrap_or_default();
@@ -138,16 +149,16 @@ impl Coloring {
 
 fn text(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&PassageFeatures>) {
     let theme = cx.theme;
-    let coloring = coloring(ui, cx, passage, features);
+    let (coloring, note) = coloring(ui, cx, passage, features);
     if cx.ui.step.is_some_and(|step| matches!(step, Step::PageDown | Step::PageUp)) {
         turn_page(cx, passage);
     }
-    pager(ui, cx, passage);
+    pager(ui, cx, passage, coloring.as_ref(), &note);
     ui.add_space(2.0);
     ui.separator();
     let selected = cx.focus.token.and_then(|token| token.checked_sub(passage.first)).map(|token| token as usize);
     ScrollArea::vertical().id_salt(("text", passage.doc, passage.first)).auto_shrink(false).show(ui, |ui| {
-        ui.set_max_width(TEXT_WIDTH);
+        ui.set_max_width(ui.available_width().min(TEXT_WIDTH));
         ui.add_space(4.0);
         let fill = |token: usize| coloring.as_ref().and_then(|coloring| coloring.fill(theme, token));
         let label = format!("text of document {}, {} tokens", passage.doc, passage.toks.len());
@@ -224,32 +235,54 @@ fn turn_page(cx: &mut Cx<'_>, passage: &Passage) {
     }
 }
 
-fn pager(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage) {
+fn pager(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, coloring: Option<&Coloring>, note: &str) {
     let theme = cx.theme;
     ui.horizontal(|ui| {
         let source = ui.label(RichText::new(&passage.source).color(theme.text_dim));
         source.on_hover_text("Where the document came from");
         if passage.n_tokens > TOKENS_PER_PAGE {
             let end = passage.first + passage.toks.len() as u64;
-            let pages = [("←", "Earlier part", passage.first.checked_sub(TOKENS_PER_PAGE)), ("→", "Later part", (end < passage.n_tokens).then_some(end))];
+            let pages = [
+                ("←", "Earlier part", passage.first.checked_sub(TOKENS_PER_PAGE)),
+                ("→", "Later part", (end < passage.n_tokens).then_some(end)),
+            ];
             for (sign, title, target) in pages {
                 let button = ui.add_enabled(target.is_some(), egui::Button::new(sign)).accessible_name(title);
                 if let (true, Some(target)) = (button.clicked(), target) {
                     cx.emit(Command::SelectToken(target));
                 }
             }
-            let text = format!("tokens {} to {} of {}", grouped(passage.first), grouped(end.saturating_sub(1)), grouped(passage.n_tokens));
+            let text = format!(
+                "tokens {} to {} of {}",
+                grouped(passage.first),
+                grouped(end.saturating_sub(1)),
+                grouped(passage.n_tokens)
+            );
             ui.label(RichText::new(text).color(theme.text_dim));
         } else {
             ui.label(RichText::new(format!("{} tokens", grouped(passage.n_tokens))).color(theme.text_dim));
         }
+        ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
+            if let Some(coloring) = coloring {
+                let ends = [coloring.low, coloring.high].map(|end| number(f64::from(end)));
+                super::feature::gradient(ui, cx, &ends[0], &ends[1]);
+                ui.add_space(6.0);
+            }
+            ui.add(egui::Label::new(RichText::new(note).color(theme.text_dim)).truncate());
+        });
     });
 }
 
-/// The choice of what colors the tokens; draws it and gives the values.
-fn coloring(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&PassageFeatures>) -> Option<Coloring> {
+/// The choice of what colors the tokens; draws it, and gives the values and a word about them.
+fn coloring(
+    ui: &mut Ui,
+    cx: &mut Cx<'_>,
+    passage: &Passage,
+    features: Option<&PassageFeatures>,
+) -> (Option<Coloring>, String) {
     let theme = cx.theme;
     let mut coloring = None;
+    let mut note = String::new();
     ui.horizontal_wrapped(|ui| {
         ui.label(RichText::new("Color by").color(theme.text_dim));
         for color in ColorBy::ALL {
@@ -261,27 +294,23 @@ fn coloring(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&P
         }
         ui.add_space(8.0);
         coloring = match cx.focus.color {
-            ColorBy::Feature => by_feature(ui, cx, features),
-            ColorBy::Norm => by_norm(ui, cx, passage),
-            ColorBy::Nll => by_nll(ui, cx, passage),
+            ColorBy::Feature => by_feature(ui, cx, features, &mut note),
+            ColorBy::Norm => by_norm(ui, cx, passage, &mut note),
+            ColorBy::Nll => by_nll(passage, &mut note),
             ColorBy::Nothing => None,
         };
-        if let Some(coloring) = &coloring {
-            super::feature::gradient(ui, cx, &number(f64::from(coloring.low)), &number(f64::from(coloring.high)));
-        }
     });
-    coloring
+    (coloring, note)
 }
 
-fn by_feature(ui: &mut Ui, cx: &mut Cx<'_>, features: Option<&PassageFeatures>) -> Option<Coloring> {
+fn by_feature(ui: &mut Ui, cx: &mut Cx<'_>, features: Option<&PassageFeatures>, note: &mut String) -> Option<Coloring> {
     let theme = cx.theme;
     let Some(feature) = cx.focus.feature else {
-        let hint = if cx.table().is_some() {
-            "no feature chosen: click a token, then one of its features"
+        *note = if cx.table().is_some() {
+            "no feature chosen: click a token, then one of its features".to_owned()
         } else {
-            "the run has no features yet"
+            "the run has no features yet".to_owned()
         };
-        ui.label(RichText::new(hint).color(theme.text_dim));
         return None;
     };
     if widget::link(ui, theme, &format!("feature {feature}")).on_hover_text("Open its page").clicked() {
@@ -290,13 +319,13 @@ fn by_feature(ui: &mut Ui, cx: &mut Cx<'_>, features: Option<&PassageFeatures>) 
     let values = features?.of(feature);
     let high = values.iter().copied().fold(0.0, f32::max);
     if high <= 0.0 {
-        ui.label(RichText::new("is silent here").color(theme.text_dim));
+        *note = "the feature is silent here".to_owned();
         return None;
     }
     Some(Coloring { values, low: 0.0, high })
 }
 
-fn by_norm(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage) -> Option<Coloring> {
+fn by_norm(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, note: &mut String) -> Option<Coloring> {
     let theme = cx.theme;
     let source = cx.source()?;
     let hooks: Vec<String> = source.run.hook_points().iter().map(|hook| hook.name.to_string()).collect();
@@ -319,18 +348,18 @@ fn by_norm(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage) -> Option<Coloring> 
     let ordinary: Vec<f32> =
         norms.norms.iter().zip(&passage.toks).filter(|(_, tok)| !tok.special).map(|(norm, _)| *norm).collect();
     let (low, high) = range(&ordinary)?;
-    ui.label(RichText::new(format!("median of the run {}", number(norms.median))).color(theme.text_dim));
+    *note = format!("median of the run {}", number(norms.median));
     Some(Coloring { values: norms.norms.clone(), low: low * 0.98, high })
 }
 
-fn by_nll(ui: &mut Ui, cx: &Cx<'_>, passage: &Passage) -> Option<Coloring> {
+fn by_nll(passage: &Passage, note: &mut String) -> Option<Coloring> {
     let finite: Vec<f32> = passage.nll.iter().copied().filter(|nll| nll.is_finite()).collect();
     if finite.is_empty() {
-        ui.label(RichText::new("not recorded: `polariscope record … --nll` writes it").color(cx.theme.text_dim));
+        *note = "not recorded: `polariscope record … --nll` writes it".to_owned();
         return None;
     }
     let mean = finite.iter().map(|x| f64::from(*x)).sum::<f64>() / finite.len() as f64;
-    ui.label(RichText::new(format!("mean here {} nats", number(mean))).color(cx.theme.text_dim));
+    *note = format!("mean here {} nats", number(mean));
     let (_, high) = range(&finite)?;
     Some(Coloring { values: passage.nll.clone(), low: 0.0, high })
 }
@@ -343,7 +372,12 @@ fn range(values: &[f32]) -> Option<(f32, f32)> {
     Some((at(0.0)?, at(0.99)?))
 }
 
-fn tooltip(passage: &Passage, features: Option<&PassageFeatures>, coloring: Option<&Coloring>, token: usize) -> Vec<String> {
+fn tooltip(
+    passage: &Passage,
+    features: Option<&PassageFeatures>,
+    coloring: Option<&Coloring>,
+    token: usize,
+) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(tok) = passage.toks.get(token) {
         lines.push(plain(&tok.text));
@@ -352,7 +386,8 @@ fn tooltip(passage: &Passage, features: Option<&PassageFeatures>, coloring: Opti
         lines.push(format!("value {}", number(f64::from(*value))));
     }
     let active = features.map(|features| features.at(token)).unwrap_or_default();
-    let strongest: Vec<String> = active.iter().take(5).map(|a| format!("{} ({})", a.feature, number(f64::from(a.act)))).collect();
+    let strongest: Vec<String> =
+        active.iter().take(5).map(|a| format!("{} ({})", a.feature, number(f64::from(a.act)))).collect();
     if !strongest.is_empty() {
         lines.push(format!("features {}", strongest.join(", ")));
     }
@@ -365,16 +400,18 @@ fn inspect(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Pa
     let selected = cx.focus.token.and_then(|token| token.checked_sub(passage.first)).map(|token| token as usize);
     let Some((token, tok)) = selected.and_then(|token| Some((token, passage.toks.get(token)?))) else {
         widget::caption(ui, theme, "Token");
-        ui.label(RichText::new("Click a token, or press →, to see which features are active on it.").color(theme.text_dim));
+        ui.label(
+            RichText::new("Click a token, or press →, to see which features are active on it.").color(theme.text_dim),
+        );
         return;
     };
     widget::caption(ui, theme, "Token");
     ui.label(RichText::new(visible(tok, true, false)).monospace().size(20.0));
     let mut rows = vec![
         ("Token id", passage.ids.get(token).map(u32::to_string).unwrap_or_default()),
-        ("In document", (passage.first + token as u64).to_string()),
-        ("In sequence", passage.pos.get(token).map(u32::to_string).unwrap_or_default()),
-        ("In run", grouped(passage.first_token_idx + token as u64)),
+        ("In document", format!("token {}", passage.first + token as u64)),
+        ("In sequence", format!("position {}", passage.pos.get(token).map(u32::to_string).unwrap_or_default())),
+        ("In run", format!("token {}", grouped(passage.first_token_idx + token as u64))),
     ];
     if let Some(nll) = passage.nll.get(token).filter(|nll| nll.is_finite()) {
         rows.push(("Surprise", format!("{} nats (p = {})", number(f64::from(*nll)), number(f64::from(-nll).exp()))));
@@ -401,7 +438,8 @@ fn inspect(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Pa
         return;
     }
     let listed = &active[..active.len().min(LISTED)];
-    let query = RowsQuery { table: table.to_owned(), features: listed.iter().map(|a| a.feature).collect(), page: u64::MAX };
+    let query =
+        RowsQuery { table: table.to_owned(), features: listed.iter().map(|a| a.feature).collect(), page: u64::MAX };
     let got = cx.loader.get(&query);
     let details = got.value.filter(|_| !got.stale);
     let largest = listed.first().map_or(1.0, |a| a.act);
@@ -443,9 +481,8 @@ fn active_line(ui: &mut Ui, cx: &mut Cx<'_>, active: Active, largest: f32, words
     let theme = cx.theme;
     let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 24.0), Sense::click());
     let chosen = cx.focus.feature == Some(active.feature);
-    response.widget_info(|| {
-        WidgetInfo::selected(Role::Button, true, chosen, format!("active feature {}", active.feature))
-    });
+    response
+        .widget_info(|| WidgetInfo::selected(Role::Button, true, chosen, format!("active feature {}", active.feature)));
     if chosen || response.hovered() {
         ui.painter().rect_filled(rect, 3.0, if chosen { theme.selection } else { theme.hover });
     }
@@ -454,9 +491,27 @@ fn active_line(ui: &mut Ui, cx: &mut Cx<'_>, active: Active, largest: f32, words
     let middle = rect.center().y - 1.0;
     let font = FontId::proportional(13.0);
     let painter = ui.painter().with_clip_rect(rect.intersect(ui.clip_rect()));
-    painter.text(pos2(rect.left() + 4.0, middle), Align2::LEFT_CENTER, active.feature.to_string(), font.clone(), theme.accent);
-    painter.text(pos2(rect.left() + 96.0, middle), Align2::RIGHT_CENTER, number(f64::from(active.act)), font, theme.text);
-    painter.text(pos2(rect.left() + 108.0, middle), Align2::LEFT_CENTER, words, FontId::monospace(12.0), theme.text_dim);
+    painter.text(
+        pos2(rect.left() + 4.0, middle),
+        Align2::LEFT_CENTER,
+        active.feature.to_string(),
+        font.clone(),
+        theme.accent,
+    );
+    painter.text(
+        pos2(rect.left() + 96.0, middle),
+        Align2::RIGHT_CENTER,
+        number(f64::from(active.act)),
+        font,
+        theme.text,
+    );
+    painter.text(
+        pos2(rect.left() + 108.0, middle),
+        Align2::LEFT_CENTER,
+        words,
+        FontId::monospace(12.0),
+        theme.text_dim,
+    );
     let response = response.on_hover_cursor(egui::CursorIcon::PointingHand);
     let response = response.on_hover_text("Click to color the text by it, again or twice to open its page");
     if response.double_clicked() || (response.clicked() && chosen) {

@@ -1,6 +1,6 @@
 //! What stands above and below every view?
 
-use egui::{Frame, Margin, Panel, RichText, Stroke, Ui};
+use egui::{Frame, Key, KeyboardShortcut, Margin, ModifierNames, Panel, RichText, Stroke, Ui};
 
 use super::Cx;
 use crate::command::{Command, TABLE};
@@ -44,11 +44,13 @@ pub(crate) fn top_bar(ui: &mut Ui, cx: &mut Cx<'_>, history: &History) {
                 }
             }
             ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-                let keys = ui.button("?").accessible_name("Keys").on_hover_text(with_keys(ui, "Keys", &Command::CheatSheet));
+                let keys =
+                    ui.button("?").accessible_name("Keys").on_hover_text(with_keys(ui, "Keys", &Command::CheatSheet));
                 if keys.clicked() {
                     cx.emit(Command::CheatSheet);
                 }
-                if ui.button("Theme").on_hover_text(with_keys(ui, "Dark, light, paper", &Command::NextTheme)).clicked() {
+                if ui.button("Theme").on_hover_text(with_keys(ui, "Dark, light, paper", &Command::NextTheme)).clicked()
+                {
                     cx.emit(Command::NextTheme);
                 }
                 if run.is_some()
@@ -59,7 +61,11 @@ pub(crate) fn top_bar(ui: &mut Ui, cx: &mut Cx<'_>, history: &History) {
                 {
                     cx.emit(Command::CopyLink);
                 }
-                if ui.button("Find…").on_hover_text(with_keys(ui, "Commands, features, links", &Command::Palette)).clicked() {
+                if ui
+                    .button("Find…")
+                    .on_hover_text(with_keys(ui, "Commands, features, links", &Command::Palette))
+                    .clicked()
+                {
                     cx.emit(Command::Palette);
                 }
             });
@@ -87,25 +93,7 @@ pub(crate) fn status_bar(ui: &mut Ui, cx: &mut Cx<'_>, choice: ThemeChoice) {
     Panel::bottom("status_bar").frame(frame).show(ui, |ui| {
         ui.horizontal(|ui| {
             ui.spacing_mut().interact_size.y = 18.0;
-            let small = |text: String| RichText::new(text).size(12.0);
-            if let Some(notice) = cx.ui.notice.clone() {
-                let (color, sign) = if notice.warning { (theme.warning, "▲ ") } else { (theme.text, "") };
-                ui.label(small(format!("{sign}{}", notice.text)).color(color));
-                if ui.small_button("Dismiss").clicked() {
-                    cx.ui.notice = None;
-                }
-            } else {
-                let busy = cx.loader.busy();
-                let text = if busy.is_empty() { "Ready".to_owned() } else { format!("Loading {}…", busy.join(", ")) };
-                ui.label(small(text).color(theme.text_dim));
-            }
-            let failed = cx.loader.n_failed();
-            if failed > 0 {
-                ui.label(small(format!("▲ {failed} could not be read")).color(theme.error));
-                if ui.small_button("Try again").clicked() {
-                    cx.emit(Command::Retry);
-                }
-            }
+            // From the right, so that a long sentence at the left takes what is left, and no more.
             ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
                 let cache = format!("{choice} · cache {}", widget::bytes(cx.loader.cached_bytes() as u64));
                 ui.label(small(cache).color(theme.text_dim));
@@ -113,9 +101,37 @@ pub(crate) fn status_bar(ui: &mut Ui, cx: &mut Cx<'_>, choice: ThemeChoice) {
                     ui.separator();
                     ui.label(small(place));
                 }
+                ui.with_layout(egui::Layout::left_to_right(egui::Align::Center), |ui| what_goes_on(ui, cx));
             });
         });
     });
+}
+
+fn small(text: String) -> RichText {
+    RichText::new(text).size(12.0)
+}
+
+fn what_goes_on(ui: &mut Ui, cx: &mut Cx<'_>) {
+    let theme = cx.theme;
+    let failed = cx.loader.n_failed();
+    if failed > 0 {
+        ui.label(small(format!("▲ {failed} could not be read")).color(theme.error));
+        if ui.small_button("Try again").clicked() {
+            cx.emit(Command::Reload);
+        }
+    }
+    if let Some(notice) = cx.ui.notice.clone() {
+        if ui.small_button("Dismiss").clicked() {
+            cx.ui.notice = None;
+        }
+        let (color, sign) = if notice.warning { (theme.warning, "▲ ") } else { (theme.text, "") };
+        let text = format!("{sign}{}", notice.text);
+        ui.add(egui::Label::new(small(text).color(color)).truncate()).on_hover_text(&notice.text);
+    } else if failed == 0 {
+        let busy = cx.loader.busy();
+        let text = if busy.is_empty() { "Ready".to_owned() } else { format!("Loading {}…", busy.join(", ")) };
+        ui.label(small(text).color(theme.text_dim));
+    }
 }
 
 /// Where one is, in words.
@@ -152,5 +168,23 @@ pub(crate) fn with_keys(ctx: &egui::Context, title: &str, command: &Command) -> 
 /// The first shortcut of a command, as the platform writes it.
 pub(crate) fn keys(ctx: &egui::Context, command: &Command) -> Option<String> {
     let entry = TABLE.iter().find(|entry| entry.command == *command)?;
-    entry.keys.first().map(|shortcut| ctx.format_shortcut(shortcut))
+    entry.keys.first().map(|shortcut| shortcut_text(ctx, *shortcut))
+}
+
+/// As on the keys themselves, with signs that the bundled fonts have.
+pub(crate) fn shortcut_text(ctx: &egui::Context, shortcut: KeyboardShortcut) -> String {
+    let mac = ctx.os().is_mac();
+    let names = if mac { ModifierNames::SYMBOLS } else { ModifierNames::NAMES };
+    let mut text = names.format(&shortcut.modifiers, mac);
+    if !text.is_empty() {
+        text.push_str(names.concat);
+    }
+    text.push_str(match shortcut.logical_key {
+        Key::ArrowDown => "↓",
+        Key::ArrowUp => "↑",
+        Key::ArrowLeft => "←",
+        Key::ArrowRight => "→",
+        key => key.symbol_or_name(),
+    });
+    text
 }

@@ -43,13 +43,7 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
             ui.add_space(20.0);
             widget::card(ui, theme, "No run yet?", |ui| {
                 ui.label("This records a real Gemma over news text, trains a coder and opens the result here:");
-                ui.horizontal(|ui| {
-                    let command = "cargo xtask demo";
-                    ui.label(RichText::new(command).monospace());
-                    if ui.small_button("Copy").clicked() {
-                        ui.copy_text(command.to_owned());
-                    }
-                });
+                widget::command_line(ui, theme, "cargo xtask demo");
             });
         });
     });
@@ -59,7 +53,7 @@ fn open_field(ui: &mut Ui, cx: &mut Cx<'_>) {
     ui.horizontal(|ui| {
         let field = TextEdit::singleline(&mut cx.ui.path)
             .hint_text("runs/demo")
-            .desired_width(ui.available_width() - 84.0)
+            .desired_width((ui.available_width() - 84.0).max(60.0))
             .margin(egui::Margin::symmetric(8, 5));
         let field = ui.add(field).accessible_name("Folder of a run");
         let entered = field.lost_focus() && ui.input(|input| input.key_pressed(egui::Key::Enter));

@@ -73,7 +73,8 @@ impl Ask for FeatureQuery {
         let table = source.table(&self.table)?;
         let feature = self.feature;
         let one = feature..feature.saturating_add(1);
-        let stats = table.stats(one.clone())?.pop().ok_or_else(|| {
+        let rows = if feature < table.n_features() { table.stats(one.clone())? } else { Vec::new() };
+        let stats = rows.into_iter().next().ok_or_else(|| {
             Failure::new(
                 format!("feature {feature} is not in `{}`, which has {}", self.table, table.n_features()),
                 "open the table with Ctrl+2 and choose another",

@@ -26,6 +26,9 @@ pub(crate) struct OrderQuery {
     pub(crate) filter: String,
 }
 
+/// Stands for a feature that the filter leaves out.
+const NO_ROW: u32 = u32::MAX;
+
 /// The rows of the feature table.
 #[derive(Debug)]
 pub(crate) struct Order {
@@ -35,6 +38,8 @@ pub(crate) struct Order {
     pub(crate) stats: std::sync::Arc<data::features::StatsColumns>,
     /// Feature to position in `stats`, where features are not simply numbered through.
     at: Option<std::collections::BTreeMap<u32, u32>>,
+    /// Position in `stats` to row, [`NO_ROW`] where the filter leaves it out.
+    rows: Vec<u32>,
     /// The largest density and activation, for bars.
     pub(crate) max_density: f64,
     pub(crate) max_act: f32,
@@ -51,7 +56,8 @@ impl Order {
 
     /// The row on which a feature stands.
     pub(crate) fn row_of(&self, feature: u32) -> Option<u64> {
-        self.features.iter().position(|f| *f == feature).map(|row| row as u64)
+        let row = *self.rows.get(self.position(feature)?)?;
+        (row != NO_ROW).then_some(u64::from(row))
     }
 }
 
@@ -100,9 +106,13 @@ impl Ask for OrderQuery {
             by_value.then(a.cmp(b))
         });
         let numbered = stats.feature.iter().enumerate().all(|(i, f)| *f as usize == i);
-        let at = (!numbered)
-            .then(|| stats.feature.iter().enumerate().map(|(i, f)| (*f, i as u32)).collect());
+        let at = (!numbered).then(|| stats.feature.iter().enumerate().map(|(i, f)| (*f, i as u32)).collect());
+        let mut row_of = vec![NO_ROW; n];
+        for (row, position) in rows.iter().enumerate() {
+            row_of[*position as usize] = row as u32;
+        }
         Ok(Order {
+            rows: row_of,
             features: rows.into_iter().map(|row| stats.feature[row as usize]).collect(),
             max_density: stats.frac_nonzero.iter().copied().fold(0.0, f64::max),
             max_act: stats.max_act.iter().copied().fold(0.0, f32::max),
@@ -112,7 +122,7 @@ impl Ask for OrderQuery {
     }
 
     fn bytes(answer: &Order) -> usize {
-        answer.features.len() * 4 + 256
+        (answer.features.len() + answer.rows.len()) * 4 + 256
     }
 }
 

@@ -141,7 +141,7 @@ fn from_manifest(source: &Source) -> Overview {
         out.facts.push(("Command", manifest.command.join(" ")));
     }
     out.model = vec![
-        ("Model", model.id.clone()),
+        ("Id", model.id.clone()),
         ("Architecture", model.architecture.clone()),
         ("Computed in", model.dtype.clone()),
         ("Layers", shape.n_layers.to_string()),

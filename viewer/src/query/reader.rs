@@ -59,8 +59,7 @@ impl Ask for DocumentsQuery {
             cancel.check()?;
             let start = row.first_token_idx;
             let toks = source.toks(start..start + row.n_tokens.min(FIRST_TOKENS))?;
-            let text: String =
-                toks.iter().filter(|tok| !tok.special).map(|tok| tok.text.as_ref()).collect();
+            let text: String = toks.iter().filter(|tok| !tok.special).map(|tok| tok.text.as_ref()).collect();
             lines.push(DocumentLine {
                 doc: row.doc_id,
                 n_tokens: row.n_tokens,
@@ -174,9 +173,7 @@ impl PassageFeatures {
     /// The activation of one feature at every token of the page.
     pub(crate) fn of(&self, feature: u32) -> Vec<f32> {
         (0..self.starts.len().saturating_sub(1))
-            .map(|token| {
-                self.at(token).iter().find(|active| active.feature == feature).map_or(0.0, |a| a.act)
-            })
+            .map(|token| self.at(token).iter().find(|active| active.feature == feature).map_or(0.0, |a| a.act))
             .collect()
     }
 

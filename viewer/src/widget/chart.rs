@@ -71,19 +71,14 @@ impl Chart<'_> {
             ui.painter().text(outer.center(), Align2::CENTER_CENTER, "No values", font, theme.text_dim);
             return;
         };
-        let y_ticks = y.ticks((self.height / 36.0) as usize);
+        let y_ticks = y.ticks((self.height / 26.0) as usize);
         let tick_width = y_ticks
             .iter()
-            .map(|tick| {
-                ui.painter().layout_no_wrap(number_tick(*tick), font.clone(), theme.text_dim).size().x
-            })
+            .map(|tick| ui.painter().layout_no_wrap(number_tick(*tick), font.clone(), theme.text_dim).size().x)
             .fold(0.0, f32::max);
         let legend = if self.series.len() > 1 { 18.0 } else { 0.0 };
         // The name of the y axis stands on top of it, upright, so that it can be read.
-        let plot = Rect::from_min_max(
-            outer.min + vec2(tick_width + 8.0, 16.0 + legend),
-            outer.max - vec2(8.0, 32.0),
-        );
+        let plot = Rect::from_min_max(outer.min + vec2(tick_width + 8.0, 16.0 + legend), outer.max - vec2(8.0, 32.0));
         let at = |p: (f64, f64)| {
             pos2(plot.left() + x.share(p.0) * plot.width(), plot.bottom() - y.share(p.1) * plot.height())
         };
@@ -91,7 +86,13 @@ impl Chart<'_> {
         for tick in y_ticks {
             let at = plot.bottom() - y.share(tick) * plot.height();
             painter.hline(plot.x_range(), at, Stroke::new(1.0, theme.line));
-            painter.text(pos2(plot.left() - 6.0, at), Align2::RIGHT_CENTER, number_tick(tick), font.clone(), theme.text_dim);
+            painter.text(
+                pos2(plot.left() - 6.0, at),
+                Align2::RIGHT_CENTER,
+                number_tick(tick),
+                font.clone(),
+                theme.text_dim,
+            );
         }
         let mut free = f32::NEG_INFINITY;
         for tick in x.ticks((plot.width() / 64.0) as usize) {
@@ -105,8 +106,20 @@ impl Chart<'_> {
             }
         }
         painter.hline(plot.x_range(), plot.bottom(), Stroke::new(1.0, theme.line_strong));
-        painter.text(pos2(plot.right(), outer.bottom()), Align2::RIGHT_BOTTOM, self.x.label, font.clone(), theme.text_dim);
-        painter.text(pos2(plot.left(), outer.top() + legend), Align2::LEFT_TOP, self.y.label, font.clone(), theme.text_dim);
+        painter.text(
+            pos2(plot.right(), outer.bottom()),
+            Align2::RIGHT_BOTTOM,
+            self.x.label,
+            font.clone(),
+            theme.text_dim,
+        );
+        painter.text(
+            pos2(plot.left(), outer.top() + legend),
+            Align2::LEFT_TOP,
+            self.y.label,
+            font.clone(),
+            theme.text_dim,
+        );
         if self.series.len() > 1 {
             self.legend(&painter, outer, &font);
         }
@@ -136,7 +149,14 @@ impl Chart<'_> {
     }
 
     /// The values nearest to the pointer.
-    fn readout(&self, painter: &egui::Painter, plot: Rect, pointer: Pos2, at: &impl Fn((f64, f64)) -> Pos2, font: &FontId) {
+    fn readout(
+        &self,
+        painter: &egui::Painter,
+        plot: Rect,
+        pointer: Pos2,
+        at: &impl Fn((f64, f64)) -> Pos2,
+        font: &FontId,
+    ) {
         let mut lines: Vec<(String, Color32)> = Vec::new();
         for series in self.series {
             let bars = series.mark == Mark::Bars;
@@ -177,7 +197,8 @@ impl Chart<'_> {
 fn draw(painter: &egui::Painter, series: &Series<'_>, at: &impl Fn((f64, f64)) -> Pos2, plot: Rect) {
     match series.mark {
         Mark::Line | Mark::Dots => {
-            let line: Vec<Pos2> = series.points.iter().map(|p| at(*p)).filter(|p| p.x.is_finite() && p.y.is_finite()).collect();
+            let line: Vec<Pos2> =
+                series.points.iter().map(|p| at(*p)).filter(|p| p.x.is_finite() && p.y.is_finite()).collect();
             if series.mark == Mark::Dots && line.len() <= 128 {
                 for point in &line {
                     painter.circle_filled(*point, 2.5, series.color);
@@ -193,7 +214,10 @@ fn draw(painter: &egui::Painter, series: &Series<'_>, at: &impl Fn((f64, f64)) -
                     let gap = if to.x - from.x > 4.0 { 1.0 } else { 0.0 };
                     // One occurrence must be seen, however tall the others are.
                     let top = from.y.min(plot.bottom() - 1.5);
-                    mesh.add_colored_rect(Rect::from_min_max(pos2(from.x, top), pos2(to.x - gap, plot.bottom())), series.color);
+                    mesh.add_colored_rect(
+                        Rect::from_min_max(pos2(from.x, top), pos2(to.x - gap, plot.bottom())),
+                        series.color,
+                    );
                 }
             }
             painter.add(Shape::mesh(mesh));
@@ -280,7 +304,8 @@ impl Scale {
         if self.log {
             let (first, last) = (self.low.log10().ceil() as i32, self.high.log10().floor() as i32);
             let every = (f64::from((last - first).max(0) + 1) / about).ceil().max(1.0) as i32;
-            let decades: Vec<f64> = (first..=last).filter(|e| (e - first) % every == 0).map(|e| 10_f64.powi(e)).collect();
+            let decades: Vec<f64> =
+                (first..=last).filter(|e| (e - first) % every == 0).map(|e| 10_f64.powi(e)).collect();
             if decades.len() >= 2 {
                 return decades;
             }
@@ -315,7 +340,10 @@ pub(crate) fn sparkline(ui: &Ui, rect: Rect, counts: &[u64], color: Color32) {
             let height = (*count as f32 / max * rect.height()).max(1.0);
             let left = rect.left() + i as f32 * width;
             mesh.add_colored_rect(
-                Rect::from_min_max(pos2(left, rect.bottom() - height), pos2(left + (width - 0.5).max(0.5), rect.bottom())),
+                Rect::from_min_max(
+                    pos2(left, rect.bottom() - height),
+                    pos2(left + (width - 0.5).max(0.5), rect.bottom()),
+                ),
                 color,
             );
         }
@@ -344,7 +372,8 @@ mod tests {
 
     #[test]
     fn hard_ranges_do_not_panic() {
-        for values in [&[1.0][..], &[0.0, 0.0], &[f64::NAN, 2.0], &[1e-300, 1e300], &[-5.0, 5.0], &[f64::MAX, f64::MIN]] {
+        for values in [&[1.0][..], &[0.0, 0.0], &[f64::NAN, 2.0], &[1e-300, 1e300], &[-5.0, 5.0], &[f64::MAX, f64::MIN]]
+        {
             for log in [false, true] {
                 if let Some(scale) = Scale::new(Axis { log, ..Axis::default() }, values.iter().copied()) {
                     assert!(scale.ticks(6).len() <= 25);

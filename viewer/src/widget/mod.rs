@@ -1,6 +1,7 @@
 //! Small things that several panels draw.
 
 mod chart;
+mod flow;
 mod rows;
 mod tokens;
 
@@ -60,7 +61,7 @@ pub(crate) fn failed(ui: &mut Ui, cx: &mut Cx<'_>, name: &str, failure: &Failure
             }
             ui.horizontal(|ui| {
                 if ui.button("Try again").clicked() {
-                    cx.emit(Command::Retry);
+                    cx.emit(Command::Reload);
                 }
                 if ui.button("Copy details").clicked() {
                     let hint = failure.hint.as_deref().unwrap_or_default();
@@ -85,27 +86,38 @@ fn loading(ui: &mut Ui, cx: &Cx<'_>, name: &str) {
 pub(crate) fn empty(ui: &mut Ui, theme: &Theme, title: &str, what: &str, command: Option<&str>) {
     ui.add_space(24.0);
     ui.vertical_centered(|ui| {
-        ui.set_max_width(640.0);
+        let width = ui.available_width().min(680.0);
+        ui.set_max_width(width);
         ui.label(RichText::new(title).size(17.0).strong());
         ui.add_space(2.0);
         ui.label(RichText::new(what).color(theme.text_dim));
         if let Some(command) = command {
             ui.add_space(6.0);
-            Frame::NONE
-                .fill(theme.inset)
-                .stroke(Stroke::new(1.0, theme.line))
-                .corner_radius(4)
-                .inner_margin(Margin::symmetric(12, 8))
-                .show(ui, |ui| {
-                    ui.horizontal(|ui| {
-                        ui.label(RichText::new(command).monospace());
-                        if ui.small_button("Copy").on_hover_text("Copy the command").clicked() {
-                            ui.copy_text(command.to_owned());
-                        }
-                    });
-                });
+            ui.allocate_ui(vec2(width, 30.0), |ui| command_line(ui, theme, command));
         }
     });
+}
+
+/// A command that one may copy; long ones wrap.
+pub(crate) fn command_line(ui: &mut Ui, theme: &Theme, command: &str) {
+    Frame::NONE
+        .fill(theme.inset)
+        .stroke(Stroke::new(1.0, theme.line))
+        .corner_radius(4)
+        .inner_margin(Margin::symmetric(12, 8))
+        .show(ui, |ui| {
+            ui.horizontal(|ui| {
+                let width = ui.available_width() - 60.0;
+                let text = egui::Label::new(RichText::new(command).monospace()).wrap();
+                ui.scope(|ui| {
+                    ui.set_max_width(width.max(80.0));
+                    ui.add(text);
+                });
+                if ui.small_button("Copy").on_hover_text("Copy the command").clicked() {
+                    ui.copy_text(command.to_owned());
+                }
+            });
+        });
 }
 
 /// A titled surface that fills the width it is given.
@@ -162,6 +174,15 @@ pub(crate) fn link(ui: &mut Ui, theme: &Theme, text: &str) -> Response {
     let response = ui.add(label).on_hover_cursor(egui::CursorIcon::PointingHand);
     response.widget_info(|| WidgetInfo::labeled(Role::Link, true, text));
     response
+}
+
+/// Text on one line from the left of `rect`, cut with an ellipsis where it does not fit.
+pub(crate) fn one_line(ui: &Ui, rect: egui::Rect, text: &str, font: egui::FontId, color: Color32) {
+    let mut job = egui::text::LayoutJob::simple_singleline(text.to_owned(), font, color);
+    job.wrap = egui::text::TextWrapping::truncate_at_width(rect.width());
+    let galley = ui.painter().layout_job(job);
+    let at = egui::pos2(rect.left(), rect.center().y - galley.size().y / 2.0);
+    ui.painter().with_clip_rect(rect.intersect(ui.clip_rect())).galley(at, galley, color);
 }
 
 /// A filled bar from the left of `rect`, as long as `share` of it.

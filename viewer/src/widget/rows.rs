@@ -50,12 +50,7 @@ struct Extent {
 impl VirtualRows {
     /// Fills the space that is left, and calls `draw` for each row that is seen, with its rectangle.
     /// Returns the rows that were drawn.
-    pub(crate) fn show(
-        self,
-        ui: &mut Ui,
-        theme: &Theme,
-        mut draw: impl FnMut(&mut Ui, u64, Rect),
-    ) -> Range<u64> {
+    pub(crate) fn show(self, ui: &mut Ui, theme: &Theme, mut draw: impl FnMut(&mut Ui, u64, Rect)) -> Range<u64> {
         let outer = ui.available_rect_before_wrap();
         let response = ui.allocate_rect(outer, Sense::hover());
         response.widget_info(|| {

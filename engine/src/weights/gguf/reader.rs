@@ -60,12 +60,12 @@ impl Scalar {
         low[..bytes.len()].copy_from_slice(bytes);
         let bits = u64::from_le_bytes(low);
         match self {
-            Self::U8 | Self::U16 | Self::U32 => Value::Int(bits as i64),
+            // The narrow ones cannot reach the sign.
+            Self::U8 | Self::U16 | Self::U32 | Self::I64 => Value::Int(bits as i64),
             Self::I8 => Value::Int(i64::from(bits as i8)),
             Self::I16 => Value::Int(i64::from(bits as i16)),
             Self::I32 => Value::Int(i64::from(bits as i32)),
             Self::U64 => i64::try_from(bits).map_or(Value::Uint(bits), Value::Int),
-            Self::I64 => Value::Int(bits as i64),
             Self::F32 => Value::Float(f64::from(f32::from_bits(bits as u32))),
             Self::F64 => Value::Float(f64::from_bits(bits)),
             Self::Bool => Value::Bool(bits != 0),

@@ -1,0 +1,188 @@
+//! Do we compute what SAELens computes, and is what is damaged named?
+
+use super::*;
+use crate::{SparseRows, sae::Scratch};
+
+/// What SAELens computed, see `tests/fixtures/make_sae_fixtures.py`.
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/sae");
+const D_IN: usize = 12;
+const D_SAE: usize = 40;
+const ROWS: usize = 9;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(FIXTURES).join(name)
+}
+
+/// Encodes and decodes the fixture's rows, and compares with what SAELens found.
+fn check(sae: &Sae, name: &str) {
+    let path = fixture(name).join("expected.safetensors");
+    let expected = TensorFile::open(&path).unwrap();
+    let x = expected.f32("x", &[ROWS, D_IN]).unwrap();
+    let mut acts = SparseRows::new();
+    sae.encode(&x, &mut Scratch::default(), &mut acts);
+    let dense: Vec<f32> = (0..ROWS).flat_map(|row| acts.dense_row(row, D_SAE)).collect();
+    let mut out = vec![0.0; ROWS * D_IN];
+    sae.decode(&acts, &mut out);
+    let largest =
+        |ours: &[f32], theirs: &[f32]| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+    let acts_off = largest(&dense, &expected.f32("acts", &[ROWS, D_SAE]).unwrap());
+    let out_off = largest(&out, &expected.f32("out", &[ROWS, D_IN]).unwrap());
+    assert!(acts_off <= 1e-5 && out_off <= 1e-5, "{name}: {acts_off} {out_off}");
+    assert!(acts.n_entries() >= ROWS, "something fires");
+}
+
+#[test]
+fn coders_that_saelens_saved_give_what_saelens_computes() {
+    for (name, architecture) in [
+        ("topk", "topk"),
+        ("topk_rescaled", "topk"),
+        ("topk_trained", "topk"),
+        ("topk_flat", "topk"),
+        ("batchtopk", "jumprelu"),
+        ("jumprelu", "jumprelu"),
+        ("jumprelu_bf16", "jumprelu"),
+    ] {
+        let sae = Sae::load(fixture(name)).unwrap();
+        assert_eq!((sae.d_in(), sae.d_sae(), sae.architecture()), (D_IN, D_SAE, architecture), "{name}");
+        assert_eq!(sae.hook_name(), Some("blocks.9.hook_resid_post"), "{name}");
+        check(&sae, name);
+    }
+    let trained = Sae::load(fixture("batchtopk")).unwrap();
+    assert_eq!(trained.metadata["training_architecture"], "batchtopk");
+    let Activation::JumpRelu { threshold } = trained.activation else { panic!("a BatchTopK is saved as a JumpReLU") };
+    // Folded with scale 0.5 while ranking by decoder norm: 1.1 / 0.5.
+    assert!(threshold.iter().all(|&threshold| (threshold - 2.2).abs() < 1e-6));
+}
+
+#[test]
+fn saving_and_loading_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["topk", "batchtopk", "jumprelu"] {
+        let sae = Sae::load(fixture(name)).unwrap();
+        let dir = folder.path().join(name);
+        sae.save(&dir).unwrap();
+        let again = Sae::load(&dir).unwrap();
+        assert_eq!(sae, again);
+        check(&again, name);
+        let mut files: Vec<_> =
+            fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        files.sort();
+        assert_eq!(files, [CONFIG_FILE, WEIGHTS_FILE], "no temporary file is left");
+    }
+}
+
+#[test]
+fn folding_the_scale_keeps_activations_and_scales_reconstructions() {
+    const SCALE: f32 = 0.125;
+    for name in ["topk", "batchtopk", "jumprelu"] {
+        let mut sae = Sae::load(fixture(name)).unwrap();
+        sae.apply_b_dec_to_input = true;
+        let scaled: Vec<f32> = (0..ROWS * D_IN).map(|i| ((i * 37) % 23) as f32 / 6.0 - 1.5).collect();
+        let raw: Vec<f32> = scaled.iter().map(|x| x / SCALE).collect();
+        let run = |sae: &Sae, x: &[f32]| {
+            let (mut acts, mut out) = (SparseRows::new(), vec![0.0; ROWS * D_IN]);
+            sae.encode(x, &mut Scratch::default(), &mut acts);
+            sae.decode(&acts, &mut out);
+            (acts, out)
+        };
+        let before = run(&sae, &scaled);
+        sae.fold_input_scale(SCALE);
+        let after = run(&sae, &raw);
+        // The scale is a power of two, so nothing is rounded.
+        assert_eq!(before.0, after.0, "{name}");
+        for (before, after) in before.1.iter().zip(&after.1) {
+            assert!((before - after * SCALE).abs() < 1e-6, "{name}");
+        }
+        sae.fold_input_scale(1.0 / SCALE);
+        assert_eq!(run(&sae, &scaled), before, "and back");
+    }
+}
+
+#[test]
+fn the_old_logarithmic_threshold() {
+    let folder = tempfile::tempdir().unwrap();
+    let sae = Sae::load(fixture("jumprelu")).unwrap();
+    sae.save(folder.path()).unwrap();
+    let logs = vec![0.5_f32.ln(); D_SAE];
+    let named = [
+        Named { name: "W_enc", shape: vec![D_IN, D_SAE], values: sae.w_enc.as_slice() },
+        Named { name: "W_dec", shape: vec![D_SAE, D_IN], values: sae.w_dec.as_slice() },
+        Named { name: "b_enc", shape: vec![D_SAE], values: &sae.b_enc },
+        Named { name: "b_dec", shape: vec![D_IN], values: &sae.b_dec },
+        Named { name: "log_threshold", shape: vec![D_SAE], values: &logs },
+    ];
+    tensors::write(&folder.path().join(WEIGHTS_FILE), &named, None).unwrap();
+    let Activation::JumpRelu { threshold } = Sae::load(folder.path()).unwrap().activation else { panic!() };
+    assert!(threshold.iter().all(|&threshold| (threshold - 0.5).abs() < 1e-6));
+}
+
+/// A copy of a fixture with its configuration changed, and the message with which it is refused.
+fn refused(change: impl FnOnce(&mut Value)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    Sae::load(fixture("topk")).unwrap().save(folder.path()).unwrap();
+    let path = folder.path().join(CONFIG_FILE);
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(&path, config.to_string()).unwrap();
+    let message = Sae::load(folder.path()).unwrap_err().to_string();
+    message.replace(&folder.path().display().to_string(), "DIR")
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_named() {
+    assert_eq!(
+        refused(|config| config["d_in"] = json!(13)),
+        "expected `W_enc` of shape [13, 40], found [12, 40] in `DIR/sae_weights.safetensors`"
+    );
+    assert_eq!(
+        refused(|config| config["d_sae"] = json!("many")),
+        "expected `d_sae` as a positive number, found `\"many\"` in `DIR/cfg.json`"
+    );
+    assert_eq!(
+        refused(|config| config["architecture"] = json!("gated")),
+        "expected an architecture `topk` or `jumprelu`, found `gated` in `DIR/cfg.json`"
+    );
+    assert_eq!(
+        refused(|config| config["architecture"] = json!("jumprelu")),
+        "expected a tensor `threshold`, found [\"W_dec\", \"W_enc\", \"b_dec\", \"b_enc\"] in `DIR/sae_weights.safetensors`"
+    );
+    assert_eq!(
+        refused(|config| config["k"] = json!(41)),
+        "expected `k` between 0 and `d_sae` = 40, found `41` in `DIR/cfg.json`"
+    );
+    let normalized = refused(|config| config["normalize_activations"] = json!("layer_norm"));
+    assert!(normalized.starts_with("expected `normalize_activations` = `none`"), "{normalized}");
+    let array = refused(|config| *config = json!([1]));
+    assert_eq!(array, "expected a JSON object, found another value in `DIR/cfg.json`");
+}
+
+#[test]
+fn a_folder_that_is_not_a_coder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = |path: &Path| Sae::load(path).unwrap_err().to_string();
+    assert!(message(&folder.path().join("nowhere")).starts_with("no sparse coder: `cfg.json` is missing in `"));
+    assert!(message(folder.path()).contains("\nhint: "));
+
+    fs::write(folder.path().join("ae.pt"), b"PK").unwrap();
+    let pickled = message(folder.path());
+    assert!(pickled.contains("a pickled file") && pickled.contains("\nhint: convert it in Python"), "{pickled}");
+    assert_eq!(pickled, message(&folder.path().join("ae.pt")));
+}
+
+#[test]
+fn weights_that_are_cut_short_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    Sae::load(fixture("topk")).unwrap().save(folder.path()).unwrap();
+    let path = folder.path().join(WEIGHTS_FILE);
+    let whole = fs::read(&path).unwrap();
+    let mut huge = whole.clone();
+    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    for damaged in [&whole[..whole.len() - 4], &whole[..100], &whole[..3], &[], &huge[..]] {
+        fs::write(&path, damaged).unwrap();
+        let message = Sae::load(folder.path()).unwrap_err().to_string();
+        assert!(message.starts_with("not a whole safetensors file: ") && message.contains("\nhint: "), "{message}");
+    }
+    fs::remove_file(&path).unwrap();
+    let message = Sae::load(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("sae_weights.safetensors"), "{message}");
+}
