@@ -1,5 +1,4 @@
 //! Which commit is this built from? `record` writes it into the manifest of a run.
-#![expect(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
 
 use std::process::Command;
 

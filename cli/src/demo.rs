@@ -91,9 +91,9 @@ impl Demo {
         let run = self.record(&model, &text, invocation)?;
         let sae = run.sae_dir(CODER)?;
         self.train(&run, &sae, invocation)?;
-        let (table, model) = self.encode(&run, &sae, &model)?;
+        let table = self.encode(&run, &sae, &model)?;
         let picks = passages::interesting(&run, &table, FEATURES)?;
-        self.print(&picks, &model)?;
+        self.print(&picks, &run.vocab()?.unwrap_or_default())?;
         output::note(&format!("done in {:.0} s", started.elapsed().as_secs_f64()));
         self.look(picks.first())
     }
@@ -151,9 +151,8 @@ impl Demo {
         Ok(())
     }
 
-    /// Encodes, unless that has been done, and gives back the table with the model, whose vocabulary is needed.
-    fn encode(&self, run: &Run, sae: &Path, model: &Path) -> Result<(FeatureTable, Words)> {
-        let words = Words { tokenizer: Weights::open(model)?.tokenizer()? };
+    /// Encodes, unless that has been done.
+    fn encode(&self, run: &Run, sae: &Path, model: &Path) -> Result<FeatureTable> {
         if run.feature_tables()?.iter().any(|name| name == CODER) {
             stage("encode", "its features are there already");
         } else {
@@ -162,37 +161,23 @@ impl Demo {
             let options = EncodeOptions { threads: self.threads, ..EncodeOptions::default() };
             output::note(&encode::words(&encode::encode(run, sae, Some(&model), &options)?));
         }
-        Ok((run.feature_table(CODER)?, words))
+        Ok(run.feature_table(CODER)?)
     }
 
-    fn print(&self, picks: &[Pick], words: &Words) -> Result<()> {
+    fn print(&self, picks: &[Pick], vocab: &[String]) -> Result<()> {
         if self.json {
             for pick in picks {
                 output::json(&json!({
                     "feature": pick.feature, "frac_nonzero": pick.frac_nonzero, "mean_act": pick.mean_act,
                     "max_act": pick.max_act, "words": pick.words, "before": pick.passage.before, "peak": pick.passage.peak,
-                    "after": pick.passage.after, "raises": words.raised(pick),
+                    "after": pick.passage.after, "raises": raised(pick, vocab),
                 }))?;
             }
             return Ok(());
         }
-        let mut text = format!("\n{} features, chosen so: {}.\n", picks.len(), passages::CRITERION);
-        for pick in picks {
-            let Pick { feature, frac_nonzero, mean_act, max_act, words: peaks, passage, .. } = pick;
-            text.push_str(&format!(
-                "\nfeature {feature}: on {:.2} % of tokens, mean {mean_act:.2}, most {max_act:.2}; peaks on {}\n  \
-                 … {} »{}«{} …\n",
-                frac_nonzero * 100.0,
-                peaks.join(", "),
-                passage.before.trim(),
-                passage.peak.trim(),
-                passage.after.trim_end(),
-            ));
-            let raised = words.raised(pick);
-            if !raised.is_empty() {
-                text.push_str(&format!("  raises {}\n", raised.join(", ")));
-            }
-        }
+        let heading = format!("\n{} features, chosen so: {}.\n", picks.len(), passages::CRITERION);
+        let words: Vec<String> = picks.iter().map(|pick| words(pick, vocab)).collect();
+        let text = heading + &words.concat();
         output::text(&text)
     }
 
@@ -214,18 +199,26 @@ impl Demo {
     }
 }
 
-/// The vocabulary, for printing tokens.
-struct Words {
-    tokenizer: engine::tokenizer::Tokenizer,
+/// A feature for a person.
+fn words(pick: &Pick, vocab: &[String]) -> String {
+    let Pick { feature, frac_nonzero, mean_act, max_act, words, passage, .. } = pick;
+    let raised = raised(pick, vocab);
+    let raises = if raised.is_empty() { String::new() } else { format!("  raises {}\n", raised.join(", ")) };
+    format!(
+        "\nfeature {feature}: on {:.2} % of tokens, mean {mean_act:.2}, most {max_act:.2}; peaks on {}\n  \
+         … {} »{}«{} …\n{raises}",
+        frac_nonzero * 100.0,
+        words.join(", "),
+        passage.before.trim(),
+        passage.peak.trim(),
+        passage.after.trim_end(),
+    )
 }
 
-impl Words {
-    /// The five tokens that a feature raises most.
-    fn raised(&self, pick: &Pick) -> Vec<String> {
-        let ids = pick.top_logits.iter().take(5).map(|&(id, _)| id);
-        let texts = ids.filter_map(|id| self.tokenizer.token_text(id));
-        texts.map(|text| format!("“{}”", passages::readable(std::iter::once(text.as_str())))).collect()
-    }
+/// The five tokens that a feature raises most.
+fn raised(pick: &Pick, vocab: &[String]) -> Vec<String> {
+    let texts = pick.top_logits.iter().take(5).filter_map(|&(id, _)| vocab.get(id as usize));
+    texts.map(|text| format!("“{}”", passages::readable(std::iter::once(text.as_str())))).collect()
 }
 
 fn stage(name: &str, what: &str) {

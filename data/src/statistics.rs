@@ -1,6 +1,6 @@
 //! How large are the activations of a hook point?
 //!
-//! Sums are float64 and do not grow with the corpus. Special tokens are kept apart:
+//! Sums over rows are float64 and do not grow with the corpus. Special tokens are kept apart:
 //! the norm of a beginning-of-sequence token is often a thousand times that of the others, and would be all that a sum shows.
 
 use serde::{Deserialize, Serialize};
@@ -171,35 +171,38 @@ impl Accumulator {
     }
 }
 
-/// ‖x‖² in float32, which is exact enough to tell outliers and twice as fast; infinite above 10³⁸ and for NaN.
+/// ‖x‖² in float32, for the reader that leaves out outliers; infinite above 10³⁸ and for NaN.
 pub(crate) fn sq_norm(row: &[f32]) -> f32 {
+    let (sum, _) = fast_sq_norm_and_max(row);
+    if sum.is_nan() { f32::INFINITY } else { sum }
+}
+
+/// ‖x‖², to a few parts in 10⁷, and max|x|. A NaN or an infinity anywhere makes the first one NaN or infinite.
+fn sq_norm_and_max(row: &[f32]) -> (f64, f32) {
+    // Where no square of a number that matters leaves the range of float32.
+    const SAFE: std::ops::Range<f32> = 1e-20..1e36;
+    let (sum, max) = fast_sq_norm_and_max(row);
+    if SAFE.contains(&sum) { (f64::from(sum), max) } else { (exact_sq_norm(row), max) }
+}
+
+fn exact_sq_norm(row: &[f32]) -> f64 {
+    row.iter().map(|&x| f64::from(x) * f64::from(x)).sum()
+}
+
+/// In float32 and sixteen lanes, so that the compiler can use vectors.
+fn fast_sq_norm_and_max(row: &[f32]) -> (f32, f32) {
     let mut sums = [0.0f32; 16];
+    let mut maxima = [0.0f32; 16];
     let (chunks, rest) = row.as_chunks::<16>();
     for chunk in chunks {
         for lane in 0..16 {
             sums[lane] += chunk[lane] * chunk[lane];
-        }
-    }
-    let sum = sums.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>();
-    // A NaN may have either sign.
-    if sum.is_nan() { f32::INFINITY } else { sum }
-}
-
-/// ‖x‖² and max|x|; eight lanes, so that the compiler can use vectors. A NaN anywhere makes the first one NaN.
-fn sq_norm_and_max(row: &[f32]) -> (f64, f32) {
-    let mut sums = [0.0f64; 8];
-    let mut maxima = [0.0f32; 8];
-    let (chunks, rest) = row.as_chunks::<8>();
-    for chunk in chunks {
-        for lane in 0..8 {
-            let x = f64::from(chunk[lane]);
-            sums[lane] += x * x;
             let magnitude = chunk[lane].abs();
             maxima[lane] = if magnitude > maxima[lane] { magnitude } else { maxima[lane] };
         }
     }
     for (lane, &x) in rest.iter().enumerate() {
-        sums[lane] += f64::from(x) * f64::from(x);
+        sums[lane] += x * x;
         maxima[lane] = maxima[lane].max(x.abs());
     }
     (sums.iter().sum(), maxima.iter().fold(0.0, |max, &x| max.max(x)))
@@ -271,6 +274,17 @@ mod tests {
         assert!(error <= 1.0 / NORM_BINS_PER_OCTAVE as f64, "{} {}", stats.median_norm, sorted[500]);
         assert_eq!(finish(&ShardStatistics::new(3)).median_norm, 0.0);
         assert!(finish(&accumulate(&[&[0.0, 0.0]], &[false])).median_norm < 1e-11);
+    }
+
+    #[test]
+    fn norms_are_exact_enough_at_every_scale() {
+        for exponent in (-44..=37).step_by(3) {
+            let row: Vec<f32> = (0..643).map(|i| (i * 37 % 101) as f32 * 0.02 * 10f32.powi(exponent)).collect();
+            let exact = exact_sq_norm(&row);
+            assert!((sq_norm_and_max(&row).0 / exact - 1.0).abs() < 1e-6, "1e{exponent}");
+        }
+        assert_eq!(sq_norm_and_max(&[0.0; 5]), (0.0, 0.0));
+        assert!(sq_norm(&[1.0, f32::NAN]).is_infinite() && sq_norm(&[3.0, 4.0]) == 25.0);
     }
 
     #[test]

@@ -286,3 +286,27 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     }
     found
 }
+
+#[test]
+fn every_recordable_hook_point_equals_the_reference() {
+    let mut bench = Bench::new(Precision::F32);
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3/text.f32.safetensors");
+    let reference: BTreeMap<String, tch::Tensor> =
+        tch::Tensor::read_safetensors(fixture).unwrap().into_iter().collect();
+    let ids = Vec::<i64>::try_from(&reference["one/ids"]).unwrap();
+    let path = bench.path("one.jsonl");
+    fs::write(&path, format!("{{\"tokens\": {ids:?}}}")).unwrap();
+    bench.corpus = Corpus::open(&[path.display().to_string()], false).unwrap();
+    let shape = bench.model.shape();
+    let points: Vec<HookPoint> = HookPoint::all(7).into_iter().filter(|point| point.shape(&shape).is_some()).collect();
+    let out = bench.path("run");
+    bench.complete(&out, &RecordOptions::new(points.clone()));
+    let run = Run::open(&out).unwrap();
+    for point in points {
+        let stored = run.acts(point, 0..ids.len() as u64).unwrap().to_f32();
+        let expected = reference[&format!("one/{point}")].reshape([-1]);
+        assert_eq!(stored.len(), expected.numel(), "{point}");
+        let difference = (tch::Tensor::from_slice(&stored) - expected).abs().max().double_value(&[]);
+        assert!(difference < 1e-4, "{point}: {difference}");
+    }
+}

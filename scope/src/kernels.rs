@@ -11,8 +11,8 @@ macro_rules! kernel {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
         $(#[$doc])*
         pub(crate) fn $name($($arg: $kind),*) $(-> $out)? {
+            // Compiled anew with the features of each caller.
             #[inline(always)]
-            #[expect(clippy::inline_always, reason = "the body must be compiled anew with the features of its caller")]
             fn body<const FMA: bool>($($arg: $kind),*) $(-> $out)? $body
 
             #[cfg(target_arch = "x86_64")]
@@ -97,8 +97,8 @@ kernel! {
     }
 }
 
+// Compiled anew with the features of each caller.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "must be compiled with the features of its caller")]
 fn dot_body<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     /// Independent partial sums: enough to hide the latency of an addition at any vector width.
     const SUMS: usize = 64;
@@ -245,6 +245,7 @@ kernel! {
 }
 
 /// Larger values first, and of equal values the one with the lower index.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that sorting wants")]
 pub(crate) fn by_value(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }

@@ -169,6 +169,9 @@ mod tests {
     use super::*;
     use crate::random::Random;
 
+    /// Picks one of the four.
+    type Part = fn(&mut Parameters) -> &mut Vec<f64>;
+
     const D_IN: usize = 4;
     const D_SAE: usize = 8;
     const ROWS: usize = 6;
@@ -198,7 +201,6 @@ mod tests {
         assert!(loss.reconstruction > 0.0);
         assert_eq!(loss.aux > 0.0, aux.is_some());
 
-        type Part = fn(&mut Parameters) -> &mut Vec<f64>;
         let parts: [(&str, Part); 4] = [
             ("w_enc", |p| &mut p.w_enc),
             ("w_dec", |p| &mut p.w_dec),

@@ -1,5 +1,7 @@
 //! How are weights and batches laid out in memory, and how do they reach libtorch's matrix product?
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 use tch::{Device, Kind, Tensor};
 
@@ -71,6 +73,7 @@ impl Matrix {
     }
 
     /// The transpose, `[cols, rows]`.
+    #[must_use]
     pub fn transposed(&self) -> Self {
         /// Squares of this side are copied at a time, so that both sides stay in the cache.
         const TILE: usize = 32;
@@ -136,24 +139,40 @@ pub(crate) fn matmul(a: &[f32], b: &[f32], right: Right, out: &mut [f32], [m, k,
     let _ = a.mm_out(&out, &b);
 }
 
-/// A tensor over borrowed memory: no copy. It must not leave [`matmul`], and is only read there.
-fn borrow(values: &[f32], shape: [usize; 2]) -> Tensor {
-    over(values.as_ptr(), shape)
+/// `out[m, n] = a[.., columns]ᵀ · b`, where `a` is `[k, width]`, `b` is `[k, n]`, and `m` is the number of columns.
+///
+/// # Panics
+/// If the lengths do not fit the shapes.
+pub(crate) fn matmul_columns(a: &[f32], width: usize, columns: Range<usize>, b: &[f32], out: &mut [f32]) {
+    assert!(columns.start < columns.end && columns.end <= width, "columns of the left factor");
+    let (k, m) = (a.len() / width, columns.len());
+    assert!(k > 0 && a.len() == k * width && b.len().is_multiple_of(k), "as many rows in both factors");
+    let n = b.len() / k;
+    assert_eq!(out.len(), m * n, "the product is [m, n]");
+    // The last value used is a[k - 1, columns.end - 1], which is within `a`.
+    let a = over(a[columns.start..].as_ptr(), [m, k], [1, width]);
+    let (b, out) = (borrow(b, [k, n]), borrow_mut(out, [m, n]));
+    let _ = a.mm_out(&out, &b);
 }
 
-/// A tensor over memory that is borrowed to be written. It must not leave [`matmul`].
-fn borrow_mut(values: &mut [f32], shape: [usize; 2]) -> Tensor {
-    over(values.as_mut_ptr(), shape)
+/// A tensor over borrowed memory: no copy. It must not leave this file, and is only read here.
+fn borrow(values: &[f32], [rows, cols]: [usize; 2]) -> Tensor {
+    over(values.as_ptr(), [rows, cols], [cols, 1])
+}
+
+/// A tensor over memory that is borrowed to be written. It must not leave this file.
+fn borrow_mut(values: &mut [f32], [rows, cols]: [usize; 2]) -> Tensor {
+    over(values.as_mut_ptr(), [rows, cols], [cols, 1])
 }
 
 #[expect(
     unsafe_code,
     reason = "copying weights and batches into tensors for every product costs as much as a tenth of it"
 )]
-fn over(values: *const f32, [rows, cols]: [usize; 2]) -> Tensor {
-    let (shape, strides) = ([rows as i64, cols as i64], [cols as i64, 1]);
-    // SAFETY: both callers pass a live slice of rows * cols values, and `matmul` drops the tensor before it
-    // gives the slice back. Only the tensor made from the exclusive slice is written.
+fn over(values: *const f32, shape: [usize; 2], strides: [usize; 2]) -> Tensor {
+    let [shape, strides] = [shape, strides].map(|sizes| sizes.map(|size| size as i64));
+    // SAFETY: every caller has checked that shape and strides stay within a live slice, and drops the tensor before it
+    // gives the slice back. Only tensors made from an exclusive slice are written.
     unsafe { Tensor::from_blob(values.cast(), &shape, &strides, Kind::Float, Device::Cpu) }
 }
 
@@ -173,6 +192,15 @@ mod tests {
         let b = b.transposed();
         matmul(a.as_slice(), b.as_slice(), Right::Transposed, out.as_mut_slice(), shape);
         assert_eq!(out.as_slice(), [4., 5., 10., 11.]);
+    }
+
+    #[test]
+    fn a_product_with_some_columns() {
+        // Columns 1 and 2 of a [3, 4], times a [3, 1].
+        let a: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let mut out = [0.0; 2];
+        matmul_columns(&a, 4, 1..3, &[1.0, 10.0, 100.0], &mut out);
+        assert_eq!(out, [1.0 + 50.0 + 900.0, 2.0 + 60.0 + 1000.0]);
     }
 
     #[test]

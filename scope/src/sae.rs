@@ -168,18 +168,11 @@ impl SparseCoder for Sae {
     fn encode(&self, rows: &[f32], scratch: &mut Scratch, out: &mut SparseRows) {
         let (d_in, d_sae) = (self.d_in(), self.d_sae());
         assert_eq!(rows.len() % d_in, 0, "rows are d_in values each");
-        let mut select: Box<dyn FnMut(&[f32], &mut Vec<(f32, u32)>, &mut SparseRows)> = match &self.activation {
-            Activation::TopK { k } => {
-                let mut top_k = TopK::new(*k);
-                Box::new(move |pre_acts, _, out| top_k.select(pre_acts, out))
-            }
-            Activation::JumpRelu { threshold } => {
-                let lowest = threshold.iter().copied().fold(f32::INFINITY, f32::min);
-                let floor = lowest.max(0.0);
-                Box::new(move |pre_acts, found, out| {
-                    jump_relu(pre_acts, threshold, floor, found, out);
-                })
-            }
+        let mut top_k = TopK::new(if let Activation::TopK { k } = self.activation { k } else { 0 });
+        let floor = match &self.activation {
+            Activation::TopK { .. } => 0.0,
+            // Nothing at or below the lowest threshold fires.
+            Activation::JumpRelu { threshold } => threshold.iter().copied().fold(f32::INFINITY, f32::min).max(0.0),
         };
         if scratch.centered.cols() != d_in || scratch.pre_acts.cols() != d_sae {
             scratch.centered = Matrix::zeros(BLOCK_ROWS, d_in);
@@ -201,7 +194,10 @@ impl SparseCoder for Sae {
             matmul(centered, w_enc, Right::Plain, pre_acts, [n, d_in, d_sae]);
             for row in pre_acts.chunks_exact_mut(d_sae) {
                 crate::kernels::add(&self.b_enc, row);
-                select(row, &mut scratch.found, out);
+                match &self.activation {
+                    Activation::TopK { .. } => top_k.select(row, out),
+                    Activation::JumpRelu { threshold } => jump_relu(row, threshold, floor, &mut scratch.found, out),
+                }
             }
         }
     }

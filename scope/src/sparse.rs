@@ -135,11 +135,13 @@ impl ByLatent {
         let mut first_row = 0;
         for (block, gradients) in blocks {
             for row in 0..block.n_rows() {
-                for entry in block.offsets[row]..block.offsets[row + 1] {
-                    let slot = &mut self.starts[block.latents[entry] as usize];
+                let (latents, values) = block.row(row);
+                let gradients = &gradients[block.offsets[row]..];
+                for ((&latent, value), gradient) in latents.iter().zip(values).zip(gradients) {
+                    let slot = &mut self.starts[latent as usize];
                     self.rows[*slot] = first_row + row as u32;
-                    self.values[*slot] = factor * block.values[entry];
-                    self.gradients[*slot] = factor * gradients[entry];
+                    self.values[*slot] = factor * value;
+                    self.gradients[*slot] = factor * gradient;
                     *slot += 1;
                 }
             }

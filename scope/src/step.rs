@@ -5,6 +5,8 @@
 //! what fires. Then entries are regrouped by latent, so that each thread owns latents and no two write the same gradient.
 //! Sums are in an order that does not depend on the number of threads.
 
+mod auxk;
+
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -19,6 +21,8 @@ use crate::{
     topk::TopK,
     workers::Workers,
 };
+
+use self::auxk::{Dense, DenseBlock};
 
 /// Rows of which the pre-activations show where the first batch's candidates begin.
 const GUESS_ROWS: usize = 64;
@@ -106,6 +110,8 @@ pub(crate) struct Step {
     threads: Vec<Mutex<Thread>>,
     by_latent: ByLatent,
     aux_by_latent: ByLatent,
+    /// AuxK of the last batch, if few were dead.
+    dense: Option<Dense>,
     /// Gradients of the last step; rows of latents that did not fire are stale, see [`Step::fired`].
     pub(crate) gradients: Weights,
     /// Squared norm of each latent's gradient.
@@ -166,6 +172,7 @@ impl Step {
             threads: (0..workers.threads()).map(|_| thread()).collect(),
             by_latent: ByLatent::default(),
             aux_by_latent: ByLatent::default(),
+            dense: None,
             gradients: Weights::zeros(d_in, d_sae),
             squares: vec![0.0; d_sae],
             fired: vec![0; d_sae],
@@ -194,6 +201,8 @@ impl Step {
         let aux = input.aux.filter(|aux| !aux.dead.is_empty() && aux.k > 0);
         workers.install(|| {
             let smallest = self.choose(weights, selector, input, aux);
+            self.dense =
+                aux.filter(|aux| Dense::suits(aux.dead.len(), aux.k)).map(|aux| Dense::new(aux.dead, weights, n));
             self.reconstruct(weights, aux.is_some());
             let mut outcome = self.totals(n, weights.d_in());
             outcome.smallest = smallest;
@@ -299,24 +308,20 @@ impl Step {
         if aux {
             self.aux_residual.resize_rows(self.residual.rows());
         }
-        let (aux_rows, aux_block) =
-            if aux { (self.aux_residual.as_mut_slice(), BLOCK_ROWS * d_in) } else { (&mut [][..], 1) };
-        // Without AuxK there are no chunks of it, so each block is given none.
-        let aux_chunks: Vec<Option<&mut [f32]>> = aux_rows
-            .chunks_mut(aux_block)
-            .map(Some)
-            .chain(std::iter::repeat_with(|| None))
-            .take(self.blocks.len())
-            .collect();
+        let n = self.blocks.len();
+        let aux_rows = if aux { self.aux_residual.as_mut_slice() } else { &mut [] };
+        let aux_chunks = one_each(n, aux_rows.chunks_mut(BLOCK_ROWS * d_in));
+        let dense = one_each(n, self.dense.as_mut().map(Dense::blocks).unwrap_or_default());
         self.blocks
             .par_iter_mut()
             .zip(self.centered.as_slice().par_chunks(BLOCK_ROWS * d_in))
             .zip(self.residual.as_mut_slice().par_chunks_mut(BLOCK_ROWS * d_in))
             .zip(aux_chunks)
-            .for_each(|(((block, centered), residual), aux)| {
+            .zip(dense)
+            .for_each(|((((block, centered), residual), aux), dense)| {
                 block.reconstruct(d_in, decoder, &weights.b_dec, centered, residual);
-                if let Some(aux_residual) = aux {
-                    block.reconstruct_aux(d_in, decoder, residual, aux_residual);
+                if let Some(missing) = aux {
+                    block.reconstruct_aux(d_in, decoder, residual, missing, dense);
                 }
             });
     }
@@ -374,6 +379,11 @@ impl Step {
             }
             None => self.aux_by_latent.clear(),
         }
+        if let Some(dense) = &mut self.dense {
+            dense.differentiate(self.centered.as_slice(), self.aux_residual.as_slice());
+        }
+        let dense = self.dense.as_ref();
+        let dense_factor = [aux_factor.unwrap_or(0.0) as f32];
         let (by_latent, aux_by_latent) = (&self.by_latent, &self.aux_by_latent);
         let (centered, residual) = (self.centered.as_slice(), self.residual.as_slice());
         let aux_residual = self.aux_residual.as_slice();
@@ -402,12 +412,17 @@ impl Step {
                         continue;
                     }
                     decoder.fill(0.0);
-                    weighted_sum(rows, values, residual, decoder);
-                    weighted_sum(aux_rows, aux_values, aux_residual, decoder);
-                    remove_parallel(weights.decoder.row(latent), decoder);
                     encoder.fill(0.0);
+                    weighted_sum(rows, values, residual, decoder);
                     weighted_sum(rows, dz, centered, encoder);
-                    weighted_sum(aux_rows, aux_dz, centered, encoder);
+                    if let Some((d_encoder, d_decoder)) = dense.and_then(|dense| dense.gradients(latent)) {
+                        weighted_sum(&[0], &dense_factor, d_decoder, decoder);
+                        weighted_sum(&[0], &dense_factor, d_encoder, encoder);
+                    } else {
+                        weighted_sum(aux_rows, aux_values, aux_residual, decoder);
+                        weighted_sum(aux_rows, aux_dz, centered, encoder);
+                    }
+                    remove_parallel(weights.decoder.row(latent), decoder);
                     let sum: f64 = dz.iter().chain(aux_dz).map(|&dz| f64::from(dz)).sum();
                     b_enc[i] = sum as f32;
                     let square = f64::from(dot(encoder, encoder)) + f64::from(dot(decoder, decoder));
@@ -479,12 +494,24 @@ impl Block {
         }
     }
 
-    fn reconstruct_aux(&mut self, d_in: usize, decoder: &[f32], residual: &[f32], aux_residual: &mut [f32]) {
+    /// `Ê − E = Ê + R` into `missing`, and the gradients of what fires.
+    fn reconstruct_aux(
+        &mut self,
+        d_in: usize,
+        decoder: &[f32],
+        residual: &[f32],
+        missing: &mut [f32],
+        dense: Option<DenseBlock<'_>>,
+    ) {
         self.aux_dz.resize(self.aux.n_entries(), 0.0);
+        if let Some(dense) = dense {
+            dense.reconstruct(&self.aux, residual, missing, &mut self.aux_dz);
+            self.sum_square_aux = missing.chunks_exact(d_in).map(|row| f64::from(dot(row, row))).sum();
+            return;
+        }
         let mut dz = &mut self.aux_dz[..];
-        let rows = residual.chunks_exact(d_in).zip(aux_residual.chunks_exact_mut(d_in));
+        let rows = residual.chunks_exact(d_in).zip(missing.chunks_exact_mut(d_in));
         for ((latents, values), (residual, missing)) in self.aux.iter().zip(rows) {
-            // Ê − E = Ê + R.
             missing.copy_from_slice(residual);
             weighted_sum(latents, values, decoder, missing);
             self.sum_square_aux += f64::from(dot(missing, missing));
@@ -493,6 +520,11 @@ impl Block {
             dz = rest;
         }
     }
+}
+
+/// The items as `n` options: the first ones are there, the rest, perhaps all, are not.
+fn one_each<T>(n: usize, items: impl IntoIterator<Item = T>) -> Vec<Option<T>> {
+    items.into_iter().map(Some).chain(std::iter::repeat_with(|| None)).take(n).collect()
 }
 
 /// Removes from a gradient what would only change the norm of its row, which the step takes away again.

@@ -24,14 +24,14 @@ pub(crate) fn text(path: &Path) -> String {
 
 /// A corpus of token ids: sequences with a rhythm, so that there is something to find in their activations.
 pub(crate) fn token_corpus(path: &Path, documents: usize) -> u64 {
-    let (mut lines, mut tokens) = (String::new(), 0);
+    let (mut lines, mut tokens) = (Vec::new(), 0);
     for document in 0..documents {
         let length = 24 + (document * 37) % 61;
         let ids: Vec<String> =
             (0..length).map(|pos| (5 + (document * 11 + pos * (1 + document % 7)) % 315).to_string()).collect();
-        lines.push_str(&format!("{{\"tokens\": [{}], \"number\": {document}}}\n", ids.join(",")));
+        lines.push(format!("{{\"tokens\": [{}], \"number\": {document}}}\n", ids.join(",")));
         tokens += length as u64;
     }
-    fs::write(path, lines).expect("a corpus is written");
+    fs::write(path, lines.concat()).expect("a corpus is written");
     tokens
 }

@@ -186,6 +186,10 @@ impl App {
                 next.view = View::Features;
             }
             Command::OpenFeature(feature) => {
+                if self.focus.view == View::Features {
+                    // The way back leads to the row from which it was opened.
+                    self.focus.feature = Some(feature);
+                }
                 next.feature = Some(feature);
                 next.view = View::Feature;
             }
@@ -225,15 +229,15 @@ impl App {
             Command::NextColor => next.color = next.color.next(),
             Command::UseHook(hook) => next.hook = Some(hook),
             Command::UseCoder(coder) => next.coder = Some(coder),
-            other => return self.apply_to_window(other),
+            other => return self.apply_to_window(&other),
         }
         self.history.visit(&mut self.focus, next);
     }
 
     /// The commands that leave the focus as it is.
-    fn apply_to_window(&mut self, command: Command) {
+    fn apply_to_window(&mut self, command: &Command) {
         match command {
-            Command::ToggleWhitespace => self.ui.whitespace = !self.ui.whitespace,
+            Command::ToggleWhitespace => self.ui.spaces = self.ui.spaces.other(),
             Command::ToggleContext => self.ui.long_context = !self.ui.long_context,
             Command::CopyLink => {
                 if let Some(link) = self.link() {
@@ -241,7 +245,7 @@ impl App {
                     self.ctx.copy_text(link);
                 }
             }
-            Command::UseTheme(choice) => self.choice = choice,
+            Command::UseTheme(choice) => self.choice = *choice,
             Command::NextTheme => self.choice = self.choice.next(),
             Command::ZoomIn => self.zoom(self.ctx.zoom_factor() * ZOOM_STEP),
             Command::ZoomOut => self.zoom(self.ctx.zoom_factor() / ZOOM_STEP),
@@ -402,7 +406,7 @@ impl App {
 
 impl eframe::App for App {
     fn logic(&mut self, _: &egui::Context, _: &mut eframe::Frame) {
-        App::logic(self);
+        Self::logic(self);
     }
 
     fn ui(&mut self, ui: &mut egui::Ui, _: &mut eframe::Frame) {

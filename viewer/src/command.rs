@@ -46,7 +46,7 @@ pub(crate) enum Command {
     FocusFilter,
     ColorBy(ColorBy),
     NextColor,
-    /// The hook point whose norms colour the tokens.
+    /// The hook point whose norms color the tokens.
     UseHook(String),
     /// The coder whose training curves the overview shows.
     UseCoder(String),
@@ -217,7 +217,7 @@ pub(crate) fn pressed(ctx: &egui::Context, keyboard: Keyboard, allowed: impl Fn(
             let hit = TABLE.iter().find(|entry| {
                 allowed(entry.when)
                     && entry.keys.iter().any(|shortcut| {
-                        shortcut.logical_key == *key && matches(shortcut, *modifiers) && works(entry, *shortcut)
+                        shortcut.logical_key == *key && matches(*shortcut, *modifiers) && works(entry, *shortcut)
                     })
             });
             if let Some(entry) = hit {
@@ -230,7 +230,7 @@ pub(crate) fn pressed(ctx: &egui::Context, keyboard: Keyboard, allowed: impl Fn(
 }
 
 /// Exactly these modifiers, but a key that is itself reached with Shift may carry it.
-fn matches(shortcut: &KeyboardShortcut, held: Modifiers) -> bool {
+fn matches(shortcut: KeyboardShortcut, held: Modifiers) -> bool {
     let wanted = shortcut.modifiers;
     let shifted_key =
         matches!(shortcut.logical_key, Key::Questionmark | Key::OpenCurlyBracket | Key::CloseCurlyBracket | Key::Plus);
@@ -266,11 +266,11 @@ mod tests {
     #[test]
     fn modifiers_must_match() {
         let plain = key(Key::C);
-        assert!(matches(&plain, Modifiers::NONE));
-        assert!(!matches(&plain, Modifiers::SHIFT));
-        assert!(!matches(&plain, Modifiers::COMMAND));
-        assert!(matches(&key(Key::Questionmark), Modifiers::SHIFT));
-        assert!(matches(&CTRL_SHIFT_C, Modifiers::COMMAND | Modifiers::SHIFT));
-        assert!(!matches(&ctrl(Key::C), Modifiers::COMMAND | Modifiers::SHIFT));
+        assert!(matches(plain, Modifiers::NONE));
+        assert!(!matches(plain, Modifiers::SHIFT));
+        assert!(!matches(plain, Modifiers::COMMAND));
+        assert!(matches(key(Key::Questionmark), Modifiers::SHIFT));
+        assert!(matches(CTRL_SHIFT_C, Modifiers::COMMAND | Modifiers::SHIFT));
+        assert!(!matches(ctrl(Key::C), Modifiers::COMMAND | Modifiers::SHIFT));
     }
 }

@@ -105,7 +105,7 @@ pub(crate) fn parse(link: &str) -> Result<Link> {
 }
 
 fn word<T: std::str::FromStr>(key: &str, value: &str, expected: &'static str) -> Result<T> {
-    value.parse().map_err(|_| wrong(key, value, expected))
+    value.parse().ok().ok_or_else(|| wrong(key, value, expected))
 }
 
 fn wrong(key: &str, value: &str, expected: &'static str) -> Error {

@@ -29,7 +29,7 @@ impl View {
     }
 }
 
-/// What colours the tokens of a document.
+/// What colors the tokens of a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) enum ColorBy {
     #[default]
@@ -151,7 +151,7 @@ pub(crate) struct Focus {
     /// The selected token, counted from the first token of the document.
     pub(crate) token: Option<u64>,
     pub(crate) color: ColorBy,
-    /// The hook point whose norms colour the tokens; the last recorded one where it is not set.
+    /// The hook point whose norms color the tokens; the last recorded one where it is not set.
     pub(crate) hook: Option<String>,
     pub(crate) sort: SortBy,
     pub(crate) ascending: bool,
@@ -162,7 +162,7 @@ pub(crate) struct Focus {
 
 impl Focus {
     /// Whether going from `self` to `other` is a step that "back" should undo.
-    /// Moving a token cursor, sorting, typing a filter and colouring are not.
+    /// Moving a token cursor, sorting, typing a filter and coloring are not.
     fn is_another_place(&self, other: &Self) -> bool {
         let place = |f: &Self| (f.view, f.table.clone(), f.doc);
         place(self) != place(other) || (other.view == View::Feature && self.feature != other.feature)

@@ -4,6 +4,7 @@
 //! three layers, features that mean something (weather, office, numbers, scripts) beside ones that do not.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -209,13 +210,13 @@ fn document_text(doc: u64) -> String {
     }
     let (places, sky) =
         (["Goulburn", "Sydney", "Hill Top", "Orléans", "Wales"], ["rain", "wind", "hail", "calm", "storm"]);
-    (0..240)
-        .map(|day| {
-            let pick = |salt: u64, n: usize| (noise(&[day, salt]) * n as f32) as usize;
-            let (place, sky) = (places[pick(1, places.len())], sky[pick(2, sky.len())]);
-            format!("day {day}: {sky} at {place}, {} mm\n", pick(3, 60))
-        })
-        .collect()
+    let mut text = String::new();
+    for day in 0..240 {
+        let pick = |salt: u64, n: usize| (noise(&[day, salt]) * n as f32) as usize;
+        let (place, sky) = (places[pick(1, places.len())], sky[pick(2, sky.len())]);
+        let _ = writeln!(text, "day {day}: {sky} at {place}, {} mm", pick(3, 60));
+    }
+    text
 }
 
 fn write_recording(dir: &Path) -> Result<Vec<Tok>> {

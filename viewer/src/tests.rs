@@ -17,7 +17,6 @@ use crate::theme::ThemeChoice;
 use crate::window::{Pixels, harness};
 
 mod pictures;
-mod scratch;
 
 /// The run that all tests read, made once.
 fn run_dir() -> &'static Path {
@@ -32,12 +31,8 @@ fn run_dir() -> &'static Path {
 }
 
 fn open(run: Option<&Path>) -> Harness<'static, App> {
-    open_as(run, Pixels::Never)
-}
-
-fn open_as(run: Option<&Path>, pixels: Pixels) -> Harness<'static, App> {
     let start = Start { run: run.map(Path::to_owned), theme: ThemeChoice::Dark, ..Start::default() };
-    let mut window = harness(start, vec2(1_300.0, 820.0), pixels).unwrap();
+    let mut window = harness(start, vec2(1_300.0, 820.0), Pixels::Never).unwrap();
     window.run_steps(2);
     window
 }
@@ -143,6 +138,11 @@ fn filters_compose_and_an_empty_result_says_so() {
     window.get_by_label(&format!("feature {}, row 1 of 1", testing::OFFICE));
     // A word that is cut into several tokens, in another case.
     does(&mut window, Command::Filter("new south WALES".into()));
+    assert!(window.query_by_label_contains("pass the filter").is_some());
+    // Inside a word only when asked.
+    does(&mut window, Command::Filter("mbrella".into()));
+    window.get_by_label_contains("No feature fits");
+    does(&mut window, Command::Filter("*mbrella".into()));
     assert!(window.query_by_label_contains("pass the filter").is_some());
     does(&mut window, Command::Filter("no such words anywhere".into()));
     window.get_by_label_contains("No feature fits");

@@ -1,6 +1,6 @@
-//! Which colours, sizes and fonts does everything have?
+//! Which colors, sizes and fonts does everything have?
 //!
-//! One table of tokens, named by meaning. No other file names a colour.
+//! One table of tokens, named by meaning. No other file names a color.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,10 +10,10 @@ use egui::{Color32, CornerRadius, FontDefinitions, FontFamily, FontId, Margin, S
 
 use crate::error::Error;
 
-/// A map from 0–1 to a colour.
+/// A map from 0–1 to a color.
 type Gradient = fn(f64) -> colorous::Color;
 
-/// The colours of one theme, by meaning.
+/// The colors of one theme, by meaning.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Theme {
     pub(crate) name: &'static str,
@@ -43,7 +43,7 @@ pub(crate) struct Theme {
     /// Positive and negative, in lists of logits.
     pub(crate) positive: Color32,
     pub(crate) negative: Color32,
-    /// Up to eight series in charts (Okabe–Ito, safe for colour-blind readers).
+    /// Up to eight series in charts (Okabe–Ito, safe for color-blind readers).
     pub(crate) series: [Color32; 7],
     /// The part of the sequential map that stands out from the background, from low to high.
     heat: (f64, f64),
@@ -107,7 +107,7 @@ const LIGHT: Theme = Theme {
     accent: hex(0x0a_5f_b8),
     selection: hex(0xcf_e4_fa),
     hover: hex(0xe6_ea_ef),
-    outline: hex(0x10_12_16),
+    outline: hex(0x10_12_18),
     warning: hex(0x8a_5a_00),
     error: hex(0xb4_23_18),
     positive: hex(0xa8_4a_00),
@@ -148,7 +148,7 @@ fn cividis_reversed(t: f64) -> colorous::Color {
 }
 
 impl Theme {
-    /// The colour of a non-negative value, 0 (lowest) to 1 (highest).
+    /// The color of a non-negative value, 0 (lowest) to 1 (highest).
     pub(crate) fn heat(&self, t: f32) -> Color32 {
         let (low, high) = self.heat;
         let t = t.clamp(0.0, 1.0);
@@ -157,13 +157,7 @@ impl Theme {
         self.bg.lerp_to_gamma(Color32::from_rgb(c.r, c.g, c.b), strength)
     }
 
-    /// Text that can be read on `background`.
-    pub(crate) fn text_on(&self, background: Color32) -> Color32 {
-        let (black, white) = (hex(0x0a_0b_0d), hex(0xff_ff_ff));
-        if contrast(black, background) >= contrast(white, background) { black } else { white }
-    }
-
-    /// Hands every size and colour to egui.
+    /// Hands every size and color to egui.
     pub(crate) fn apply(&self, ctx: &egui::Context) {
         ctx.all_styles_mut(|style| {
             let blink = style.visuals.text_cursor.blink;
@@ -226,6 +220,12 @@ impl Theme {
         }
         v
     }
+}
+
+/// Text that can be read on `background`.
+pub(crate) fn text_on(background: Color32) -> Color32 {
+    let (black, white) = (hex(0x0a_0b_0d), hex(0xff_ff_ff));
+    if contrast(black, background) >= contrast(white, background) { black } else { white }
 }
 
 /// The bundled fonts, with the monospace face behind the proportional one:
@@ -299,7 +299,7 @@ impl FromStr for ThemeChoice {
     }
 }
 
-/// WCAG 2.1 contrast ratio of two opaque colours, 1 to 21.
+/// WCAG 2.1 contrast ratio of two opaque colors, 1 to 21.
 pub(crate) fn contrast(a: Color32, b: Color32) -> f64 {
     let luminance = |c: Color32| {
         let channel = |v: u8| {
@@ -354,14 +354,14 @@ mod tests {
     }
 
     #[test]
-    fn coloured_tokens_stay_readable_and_monotone() {
+    fn colored_tokens_stay_readable_and_monotone() {
         for theme in THEMES {
             let mut last = None;
             for step in 0_u8..=20 {
-                let colour = theme.heat(f32::from(step) / 20.0);
-                let ratio = contrast(theme.text_on(colour), colour);
+                let color = theme.heat(f32::from(step) / 20.0);
+                let ratio = contrast(text_on(color), color);
                 assert!(ratio >= 4.4, "{} at {step}: {ratio:.2}", theme.name);
-                let from_bg = contrast(colour, theme.bg);
+                let from_bg = contrast(color, theme.bg);
                 if let Some(last) = last {
                     assert!(from_bg >= last - 0.02, "{} falls at {step}", theme.name);
                 }

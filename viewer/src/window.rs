@@ -75,9 +75,8 @@ impl ShotOptions {
 pub fn open(run: Option<PathBuf>, options: ViewOptions) -> Result<()> {
     let renderer = match options.renderer {
         Renderer::Wgpu => eframe::Renderer::Wgpu,
-        Renderer::Glow => eframe::Renderer::Glow,
         Renderer::Auto if has_graphics_card() => eframe::Renderer::Wgpu,
-        Renderer::Auto => eframe::Renderer::Glow,
+        Renderer::Auto | Renderer::Glow => eframe::Renderer::Glow,
     };
     let start = Start { run, link: options.link, theme: options.theme, threads: THREADS };
     let native = eframe::NativeOptions {
@@ -158,6 +157,7 @@ pub fn has_adapter() -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pixels {
     /// Only the tree of widgets is wanted: no adapter is needed.
+    #[cfg(test)]
     Never,
     Drawn,
 }
@@ -232,7 +232,9 @@ fn window_error(error: &eframe::Error) -> Error {
     let message = error.to_string();
     let says = |what: &str| message.contains(what);
     if says("DISPLAY") || says("display") {
-        Error::NoDisplay { message }
+        // winit puts places in its own source before what it has to say.
+        let said = message.rsplit(": ").next().unwrap_or(&message).trim_end_matches('.');
+        Error::NoDisplay { message: said.to_owned() }
     } else if says("adapter") || says("CreateSurface") {
         Error::NoAdapter
     } else {

@@ -46,12 +46,20 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Lets the program find the libraries of libtorch.
+/// Lets the program find the libraries of libtorch, and its threads share the machine.
 pub(crate) fn with_libraries(command: &mut Command) {
     let name = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
     let lib = place::dot_libtorch().join("lib");
     let path = prepend(&lib, std::env::var_os(name));
     command.env(name, path);
+    // Threads of libtorch that spin while they wait take the time of tests that run beside them.
+    if std::env::var_os("OMP_WAIT_POLICY").is_none() {
+        command.env("OMP_WAIT_POLICY", "passive");
+    }
+    // Without it, software graphics complain once for every driver that is looked for.
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    }
 }
 
 /// The cargo that started this program.

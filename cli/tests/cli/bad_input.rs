@@ -11,17 +11,17 @@ use crate::support::{
 };
 
 fn temp() -> TempDir {
-    tempfile::tempdir().unwrap()
+    tempfile::tempdir().expect("a folder")
 }
 
 /// A copy of the tiny model whose weight file went through `change`.
 fn broken_model(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) -> String {
     let (from, to) = (fixture("gemma3/text"), dir.join("model"));
-    fs::create_dir(&to).unwrap();
-    fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
-    let mut bytes = fs::read(from.join("model.safetensors")).unwrap();
+    fs::create_dir(&to).expect("a folder");
+    fs::copy(from.join("config.json"), to.join("config.json")).expect("a copy");
+    let mut bytes = fs::read(from.join("model.safetensors")).expect("the weights");
     change(&mut bytes);
-    fs::write(to.join("model.safetensors"), bytes).unwrap();
+    fs::write(to.join("model.safetensors"), bytes).expect("a copy");
     text(&to)
 }
 
@@ -67,13 +67,14 @@ fn gguf_header_cut_short_or_absurd() {
 
 #[test]
 fn safetensors_header_cut_short_or_absurd() {
-    let changes: [(&str, fn(&mut Vec<u8>)); 4] = [
-        ("cut in the header", |bytes| bytes.truncate(100)),
-        ("cut in the data", |bytes| bytes.truncate(bytes.len() - 1)),
-        ("empty", Vec::clear),
-        ("header of 2^60 bytes", |bytes| bytes[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes())),
+    let changes: [fn(&mut Vec<u8>); 4] = [
+        // In the header, in the data, everything, and a header of 2^60 bytes.
+        |bytes| bytes.truncate(100),
+        |bytes| bytes.truncate(bytes.len() - 1),
+        Vec::clear,
+        |bytes| bytes[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes()),
     ];
-    for (_name, change) in changes {
+    for change in changes {
         let dir = temp();
         let corpus = token_corpus(&dir.path().join("c.jsonl"), 1);
         let model = broken_model(dir.path(), change);

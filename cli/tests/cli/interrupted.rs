@@ -10,13 +10,14 @@ const DIFFERS: [&str; 1] = ["manifest.json"];
 #[test]
 fn a_recording_that_was_killed_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let corpus = token_corpus(&dir.path().join("corpus.jsonl"), 2000);
+    let corpus = token_corpus(&dir.path().join("corpus.jsonl"), 600);
     let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
     let model = tiny_model();
     let (whole_arg, killed_arg) = (text(&whole), text(&killed));
     let args = |out| {
         let points = ["--hook-points", "blocks.*.hook_resid_post"];
-        let mut args = vec!["record", &model, "--corpus", &corpus, "--out", out, "--shard-tokens", "2000"];
+        let mut args = vec!["record", &model, "--corpus", &corpus, "--out", out, "--shard-tokens", "1000"];
+        args.extend(["--threads", "1"]);
         args.extend(points);
         args
     };
@@ -45,12 +46,12 @@ fn a_recording_that_was_killed_goes_on() {
 #[test]
 fn ctrl_c_says_how_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    let corpus = token_corpus(&dir.path().join("corpus.jsonl"), 4000);
+    let corpus = token_corpus(&dir.path().join("corpus.jsonl"), 600);
     let out = dir.path().join("run");
     let (model, out_arg) = (tiny_model(), text(&out));
-    let args = ["record", &model, "--corpus", &corpus, "--out", &out_arg, "--shard-tokens", "2000"];
-    let child = polariscope(&args).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    while !out.join("journal/shard-00000.json").exists() {
+    let args = ["record", &model, "--corpus", &corpus, "--out", &out_arg, "--shard-tokens", "1000"];
+    let mut child = polariscope(&args).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    while !out.join("journal/shard-00000.json").exists() && child.try_wait().unwrap().is_none() {
         std::thread::yield_now();
     }
     let pid = child.id().to_string();

@@ -74,14 +74,14 @@ pub(crate) fn token_corpus(path: &Path, documents: usize) -> String {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % bound
     };
-    let mut lines = String::new();
+    let mut lines = Vec::new();
     for _ in 0..documents {
         let length = 20 + next(64);
         // 0 to 4 are special tokens.
         let ids: Vec<String> = (0..length).map(|_| (5 + next(315)).to_string()).collect();
-        lines.push_str(&format!("{{\"tokens\": [{}]}}\n", ids.join(",")));
+        lines.push(format!("{{\"tokens\": [{}]}}\n", ids.join(",")));
     }
-    fs::write(path, lines).expect("a corpus is written");
+    fs::write(path, lines.concat()).expect("a corpus is written");
     text(path)
 }
 
@@ -100,6 +100,8 @@ pub(crate) fn small_run(dir: &Path) -> PathBuf {
         "blocks.2.hook_resid_post,blocks.4.hook_mlp_out",
         "--shard-tokens",
         "500",
+        "--threads",
+        "1",
     ]);
     out
 }

@@ -352,18 +352,18 @@ fn every_prefix_of_a_footer_is_an_error_and_no_panic() {
 #[test]
 fn no_flipped_byte_is_a_panic() {
     let dir = tempfile::tempdir().unwrap();
-    testing::run(dir.path(), 4, Dtype::I8, &[200]);
+    testing::run(dir.path(), 4, Dtype::I8, &[60]);
     let acts = format!("acts/hook_point={RESID}/shard-00000.parquet");
     for relative in ["tokens/shard-00000.parquet", "documents/shard-00000.parquet", &acts] {
         let path = dir.path().join(relative);
         let whole = fs::read(&path).unwrap();
         let mut noticed = 0;
-        for at in 0..whole.len() {
+        for at in (0..whole.len()).step_by(5) {
             let mut bytes = whole.clone();
-            bytes[at] ^= 1 << (at % 8);
+            bytes[at] ^= 1 << (at / 5 % 8);
             fs::write(&path, bytes).unwrap();
             let run = Run::open(dir.path()).unwrap();
-            let read = run.tokens(0..200).and(run.documents(0..20)).and(run.acts(hook(), 0..200));
+            let read = run.tokens(0..60).and(run.documents(0..6)).and(run.acts(hook(), 0..60));
             noticed += usize::from(read.is_err());
         }
         assert!(noticed > 0, "{relative}");

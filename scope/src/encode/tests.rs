@@ -118,7 +118,9 @@ fn statistics_equal_brute_force() {
         assert_eq!(stats.first_fired, acts.iter().map(|&(token, _)| token).min());
         assert_eq!(stats.last_fired, acts.iter().map(|&(token, _)| token).max());
         let mut hist = vec![0; 64];
-        acts.iter().for_each(|&(_, act)| hist[data::features::act_bin(act)] += 1);
+        for &(_, act) in &acts {
+            hist[data::features::act_bin(act)] += 1;
+        }
         assert_eq!(stats.act_hist, hist);
         let row = sae.w_dec.row(stats.feature as usize);
         assert!((stats.decoder_norm - norm(row)).abs() < 1e-5);

@@ -105,8 +105,11 @@ fn the_fast_step_equals_the_plain_one() {
 #[test]
 fn with_auxk_too() {
     let dead = [0, 3, 17, 39];
-    for k in [1, 3, 6] {
-        let aux = Some(AuxK { dead: &dead, k, weight: 1.0 / 32.0 });
+    let all: Vec<u32> = (0..D_SAE as u32).collect();
+    for (dead, k) in [(&dead[..], 1), (&dead, 3), (&dead, 6), (&all, 4), (&all, 6)] {
+        // The few go through dense products, all of them with k = 4 entry by entry.
+        assert_eq!(Dense::suits(dead.len(), k), (dead.len(), k) != (D_SAE, 4));
+        let aux = Some(AuxK { dead, k, weight: 1.0 / 32.0 });
         check(Selection::TopK { k: 4 }, aux);
         check(Selection::BatchTopK { k: 4 }, aux);
     }

@@ -6,7 +6,7 @@ use super::{Cx, order_query, scroll_by_step};
 use crate::command::Command;
 use crate::query::{FeatureAnswer, FeatureExample, FeatureQuery, Neighbour};
 use crate::state::{ColorBy, View};
-use crate::widget::{self, Axis, Chart, Mark, Series, TokenText, grouped, number, percent, plain};
+use crate::widget::{self, Axis, Breaks, Chart, Mark, Series, TokenText, grouped, number, percent, plain};
 
 /// A feature that fires on more tokens than this is called dense.
 const DENSE: f64 = 0.1;
@@ -214,8 +214,8 @@ fn histogram(answer: &FeatureAnswer) -> Vec<(f64, f64)> {
 fn logit(ui: &mut Ui, theme: &crate::theme::Theme, text: &str, value: f32, largest: f32, color: egui::Color32) {
     let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 18.0), Sense::hover());
     let text = plain(text);
-    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("{text} {value:+.2}")));
-    let value_width = 44.0;
+    response.widget_info(|| WidgetInfo::labeled(Role::Label, true, format!("{text} {}", signed(value))));
+    let value_width = 52.0;
     let line = egui::Rect::from_min_size(pos2(rect.left(), rect.bottom() - 2.0), vec2(rect.width() - value_width, 1.5));
     widget::bar(ui, line, value.abs() / largest, color.gamma_multiply(0.7));
     let painter = ui.painter_at(rect);
@@ -224,10 +224,15 @@ fn logit(ui: &mut Ui, theme: &crate::theme::Theme, text: &str, value: f32, large
     painter.text(
         rect.right_center() - vec2(0.0, 1.0),
         Align2::RIGHT_CENTER,
-        format!("{value:+.2}"),
+        signed(value),
         FontId::proportional(12.0),
         color,
     );
+}
+
+fn signed(value: f32) -> String {
+    let sign = if value > 0.0 { "+" } else { "" };
+    format!("{sign}{}", number(f64::from(value)))
 }
 
 fn neighbour(ui: &mut Ui, cx: &mut Cx<'_>, other: &Neighbour) {
@@ -392,8 +397,8 @@ fn one_example(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer, example: &F
                     selected: None,
                     marked: Some(example.peak - from),
                     size: 12.5,
-                    whitespace: cx.ui.whitespace,
-                    breaks: false,
+                    spaces: cx.ui.spaces,
+                    breaks: Breaks::Sign,
                     label: &label,
                 }
                 .show(ui);

@@ -8,8 +8,8 @@ use super::{Cx, order_query};
 use crate::command::Command;
 use crate::query::{Order, RowDetail, RowsQuery};
 use crate::state::SortBy;
-use crate::theme::Theme;
-use crate::widget::{self, VirtualRows, grouped, number, percent, sparkline, visible};
+use crate::theme::{Theme, text_on};
+use crate::widget::{self, Breaks, Spaces, VirtualRows, grouped, number, percent, sparkline, visible};
 
 /// Rows whose details are asked for together.
 const PAGE: u64 = 32;
@@ -67,7 +67,7 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
                 ui,
                 cx.theme,
                 &text,
-                "Text is looked for in the examples of each feature; density<0.001 max>5 and #12 are understood too.",
+                "Text is looked for where words begin in the examples of each feature; *text anywhere. density<0.001, max>5 and #12 are understood too.",
                 None,
             );
             return;
@@ -130,7 +130,7 @@ fn table(ui: &mut Ui, cx: &mut Cx<'_>, order: &Order) {
     let theme = cx.theme;
     ui.spacing_mut().item_spacing.y = 0.0;
     let (head, _) = ui.allocate_exact_size(vec2(ui.available_width() - 12.0, 24.0), Sense::hover());
-    header(ui, cx, head);
+    header(ui, cx, head, &order.needle);
     let total = order.features.len() as u64;
     let cursor = cx.focus.feature.and_then(|feature| order.row_of(feature));
     let Some(table) = cx.table() else { return };
@@ -143,7 +143,12 @@ fn table(ui: &mut Ui, cx: &mut Cx<'_>, order: &Order) {
         if pages.last().is_none_or(|(last, _)| *last != page) {
             let from = (page * PAGE) as usize;
             let to = (from + PAGE as usize).min(order.features.len());
-            let query = RowsQuery { table: table.clone(), features: order.features[from..to].to_vec(), page };
+            let query = RowsQuery {
+                table: table.clone(),
+                features: order.features[from..to].to_vec(),
+                needle: order.needle.clone(),
+                page,
+            };
             let got = cx.loader.get(&query);
             pages.push((page, got.value.filter(|_| !got.stale)));
         }
@@ -163,14 +168,14 @@ fn table(ui: &mut Ui, cx: &mut Cx<'_>, order: &Order) {
         if let Some(fill) = fill {
             ui.painter().rect_filled(rect, 3.0, fill);
         }
-        draw_row(ui, theme, order, feature, detail, rect, cx.ui.whitespace);
+        draw_row(ui, theme, order, feature, detail, rect, cx.ui.spaces);
         if response.on_hover_cursor(egui::CursorIcon::PointingHand).clicked() {
             cx.emit(Command::OpenFeature(feature));
         }
     });
 }
 
-fn header(ui: &mut Ui, cx: &mut Cx<'_>, head: Rect) {
+fn header(ui: &mut Ui, cx: &mut Cx<'_>, head: Rect, needle: &str) {
     let theme = cx.theme;
     for (column, rect) in layout(head) {
         let sorted = column == Column::Sorted(cx.focus.sort);
@@ -180,7 +185,9 @@ fn header(ui: &mut Ui, cx: &mut Cx<'_>, head: Rect) {
             (false, _) => "",
         };
         let color = if sorted { theme.text } else { theme.text_dim };
-        text(ui, rect, column.at_right(), &format!("{}{sign}", column.title()), FontId::proportional(12.5), color);
+        let title =
+            if column == Column::Example && !needle.is_empty() { "Example with the text" } else { column.title() };
+        text(ui, rect, column.at_right(), &format!("{title}{sign}"), FontId::proportional(12.5), color);
         if let Column::Sorted(by) = column {
             let response = ui.interact(rect, ui.scope_id().with(("head", by)), Sense::click());
             response.widget_info(|| WidgetInfo::labeled(Role::Button, true, format!("Sort by {}", by.title())));
@@ -237,7 +244,7 @@ fn draw_row(
     feature: u32,
     detail: Option<&RowDetail>,
     row: Rect,
-    whitespace: bool,
+    spaces: Spaces,
 ) {
     let Some(i) = order.position(feature) else { return };
     let stats = &order.stats;
@@ -275,14 +282,15 @@ fn draw_row(
                     sparkline(ui, rect.shrink2(vec2(0.0, 5.0)), &detail.histogram, theme.accent.gamma_multiply(0.8));
                 }
             }
-            Column::Example => match detail {
-                Some(detail) => snippet(ui, theme, rect, detail, whitespace),
-                None => {
-                    let bar =
-                        Rect::from_min_size(pos2(rect.left(), rect.center().y - 4.0), vec2(rect.width() * 0.6, 8.0));
+            Column::Example => {
+                if let Some(detail) = detail {
+                    snippet(ui, theme, rect, detail, spaces);
+                } else {
+                    let size = vec2(rect.width() * 0.6, 8.0);
+                    let bar = Rect::from_min_size(pos2(rect.left(), rect.center().y - 4.0), size);
                     ui.painter().rect_filled(bar, 3.0, theme.raised);
                 }
-            },
+            }
             Column::Logits => {
                 if let Some(detail) = detail {
                     text(ui, rect, false, &detail.top_logits, FontId::monospace(12.0), theme.text_dim);
@@ -293,7 +301,7 @@ fn draw_row(
 }
 
 /// The strongest example around its peak, which keeps its place when the column is narrow.
-fn snippet(ui: &Ui, theme: &Theme, rect: Rect, detail: &RowDetail, whitespace: bool) {
+fn snippet(ui: &Ui, theme: &Theme, rect: Rect, detail: &RowDetail, spaces: Spaces) {
     let painter = ui.painter().with_clip_rect(rect.intersect(ui.clip_rect()));
     let font = FontId::monospace(12.0);
     let side = |range: std::ops::Range<usize>| -> String {
@@ -303,14 +311,17 @@ fn snippet(ui: &Ui, theme: &Theme, rect: Rect, detail: &RowDetail, whitespace: b
             .unwrap_or_default()
             .iter()
             .filter(|tok| !tok.special)
-            .map(|tok| visible(tok, whitespace, false))
+            .map(|tok| visible(tok, spaces, Breaks::Sign))
             .collect()
     };
     let Some(peak) = detail.snippet.get(detail.peak) else { return };
     let before = painter.layout_no_wrap(side(0..detail.peak), font.clone(), theme.text_dim);
     let background = theme.heat(1.0);
-    let middle =
-        painter.layout_no_wrap(visible(peak, true, false).into_owned(), font.clone(), theme.text_on(background));
+    let middle = painter.layout_no_wrap(
+        visible(peak, Spaces::Dots, Breaks::Sign).into_owned(),
+        font.clone(),
+        text_on(background),
+    );
     let after = painter.layout_no_wrap(side(detail.peak + 1..detail.snippet.len()), font, theme.text_dim);
     // Peaks stand under each other, as in a concordance.
     let start = rect.left() + rect.width() * 0.55 - before.size().x - middle.size().x / 2.0;

@@ -19,6 +19,7 @@ use crate::loader::Loader;
 use crate::query::{OrderQuery, Source};
 use crate::state::{Focus, View};
 use crate::theme::Theme;
+use crate::widget::Spaces;
 
 /// What a panel has in hand.
 pub(crate) struct Cx<'a> {
@@ -67,7 +68,7 @@ pub(crate) struct UiState {
     /// The filter as it is being typed.
     pub(crate) filter: String,
     pub(crate) focus_filter: bool,
-    pub(crate) whitespace: bool,
+    pub(crate) spaces: Spaces,
     /// Examples with all of their context.
     pub(crate) long_context: bool,
     /// The palette's text and chosen line, while it is open.

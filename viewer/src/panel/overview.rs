@@ -22,7 +22,8 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     let got = cx.loader.get(&OverviewQuery);
     ScrollArea::vertical().id_salt("overview").auto_shrink(false).show(ui, |ui| {
         scroll_by_step(ui, cx);
-        ui.set_max_width(ui.available_width().min(1_480.0));
+        // The scroll bar floats over what is under it.
+        ui.set_max_width((ui.available_width() - 10.0).min(1_480.0));
         widget::answered(ui, cx, "overview", got, page);
         ui.add_space(16.0);
     });
@@ -243,10 +244,7 @@ fn cells(ui: &Ui, rect: egui::Rect, texts: &[String; 7], first: egui::Color32, r
         ui.painter().text(egui::pos2(right, rect.center().y), Align2::RIGHT_CENTER, text, font.clone(), rest);
         right -= width;
     }
-    let clipped = ui
-        .painter()
-        .with_clip_rect(egui::Rect::from_min_max(rect.min, egui::pos2(right, rect.bottom())).intersect(ui.clip_rect()));
-    clipped.text(egui::pos2(rect.left(), rect.center().y), Align2::LEFT_CENTER, &texts[0], font, first);
+    widget::one_line(ui, rect.with_max_x(right - 8.0), &texts[0], font, first);
 }
 
 fn coders(ui: &mut Ui, cx: &mut Cx<'_>, run: &Overview) {

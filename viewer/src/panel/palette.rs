@@ -127,10 +127,9 @@ fn lines(ctx: &egui::Context, cx: &Cx<'_>, text: &str, allowed: impl Fn(When) ->
         if let Some(feature) = feature.and_then(|n| u32::try_from(n).ok()).filter(|_| !source.tables.is_empty()) {
             add(format!("Open feature {feature}"), Command::OpenFeature(feature));
         }
-        if let Some(doc) = number("d ").or_else(|| number("document ")).or_else(|| number("")) {
-            if doc < source.run.n_documents() {
-                add(format!("Open document {doc}"), Command::OpenDocument { doc, token: None });
-            }
+        let doc = number("d ").or_else(|| number("document ")).or_else(|| number(""));
+        if let Some(doc) = doc.filter(|doc| *doc < source.run.n_documents()) {
+            add(format!("Open document {doc}"), Command::OpenDocument { doc, token: None });
         }
     }
     let needle = text.to_lowercase();

@@ -11,7 +11,7 @@ use crate::query::{
     TOKENS_PER_PAGE,
 };
 use crate::state::{ColorBy, Focus, View};
-use crate::widget::{self, TokenText, VirtualRows, grouped, number, plain, visible};
+use crate::widget::{self, Breaks, Spaces, TokenText, VirtualRows, grouped, number, plain, visible};
 
 /// Features of a token that are listed.
 const LISTED: usize = 24;
@@ -169,8 +169,8 @@ fn text(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Passa
             selected,
             marked: None,
             size: 14.0,
-            whitespace: cx.ui.whitespace,
-            breaks: true,
+            spaces: cx.ui.spaces,
+            breaks: Breaks::Line,
             label: &label,
         }
         .show(ui);
@@ -317,11 +317,15 @@ fn by_feature(ui: &mut Ui, cx: &mut Cx<'_>, features: Option<&PassageFeatures>, 
         cx.emit(Command::OpenFeature(feature));
     }
     let values = features?.of(feature);
-    let high = values.iter().copied().fold(0.0, f32::max);
-    if high <= 0.0 {
-        *note = "the feature is silent here".to_owned();
+    if !values.iter().any(|act| *act > 0.0) {
+        note.push_str("the feature is silent here");
         return None;
     }
+    // The scale of the feature's page, so that a color means the same in both; what is above it has the last color.
+    let order = super::order_query(cx.focus, cx.loader).map(|query| cx.loader.get(&query));
+    let order = order.filter(|order| !order.stale).and_then(|order| order.value);
+    let max = order.and_then(|order| order.stats.max_act.get(order.position(feature)?).copied());
+    let high = max.filter(|max| *max > 0.0).unwrap_or_else(|| values.iter().copied().fold(0.0, f32::max));
     Some(Coloring { values, low: 0.0, high })
 }
 
@@ -355,7 +359,7 @@ fn by_norm(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, note: &mut String) -
 fn by_nll(passage: &Passage, note: &mut String) -> Option<Coloring> {
     let finite: Vec<f32> = passage.nll.iter().copied().filter(|nll| nll.is_finite()).collect();
     if finite.is_empty() {
-        *note = "not recorded: `polariscope record … --nll` writes it".to_owned();
+        note.push_str("not recorded: `polariscope record … --nll` writes it");
         return None;
     }
     let mean = finite.iter().map(|x| f64::from(*x)).sum::<f64>() / finite.len() as f64;
@@ -406,7 +410,7 @@ fn inspect(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Pa
         return;
     };
     widget::caption(ui, theme, "Token");
-    ui.label(RichText::new(visible(tok, true, false)).monospace().size(20.0));
+    ui.label(RichText::new(visible(tok, Spaces::Dots, Breaks::Sign)).monospace().size(20.0));
     let mut rows = vec![
         ("Token id", passage.ids.get(token).map(u32::to_string).unwrap_or_default()),
         ("In document", format!("token {}", passage.first + token as u64)),
@@ -438,8 +442,12 @@ fn inspect(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Pa
         return;
     }
     let listed = &active[..active.len().min(LISTED)];
-    let query =
-        RowsQuery { table: table.to_owned(), features: listed.iter().map(|a| a.feature).collect(), page: u64::MAX };
+    let query = RowsQuery {
+        table: table.to_owned(),
+        features: listed.iter().map(|a| a.feature).collect(),
+        needle: String::new(),
+        page: u64::MAX,
+    };
     let got = cx.loader.get(&query);
     let details = got.value.filter(|_| !got.stale);
     let largest = listed.first().map_or(1.0, |a| a.act);
@@ -468,7 +476,7 @@ fn peak_words(snippet: &[crate::query::Tok], peak: usize) -> String {
             out.push_str(tok.text.trim());
             out.push(']');
         } else {
-            out.push_str(&visible(tok, false, false));
+            out.push_str(&visible(tok, Spaces::Blank, Breaks::Sign));
         }
         if i + 1 == peak && !out.ends_with(' ') {
             out.push(' ');

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Source, Tok};
 use crate::loader::{Ask, Cancel, Failure};
 
-/// Up to this many activations of a feature are read at once to colour its examples.
+/// Up to this many activations of a feature are read at once to color its examples.
 /// A denser feature is looked up example by example.
 const MAX_ACTS: usize = 1 << 17;
 /// Logits at each end.

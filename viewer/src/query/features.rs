@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use data::features::Example;
+
 use super::{Source, Tok};
 use crate::loader::{Ask, Cancel, Failure};
 use crate::state::SortBy;
@@ -43,6 +45,8 @@ pub(crate) struct Order {
     /// The largest density and activation, for bars.
     pub(crate) max_density: f64,
     pub(crate) max_act: f32,
+    /// The text that was looked for in the examples.
+    pub(crate) needle: String,
 }
 
 impl Order {
@@ -84,7 +88,7 @@ impl Ask for OrderQuery {
             })
         });
         if !filter.text.is_empty() {
-            let found = search_tokens(source, &filter.text, cancel)?;
+            let found = source.find(&filter.text, cancel)?;
             let hits = search_examples(source, &self.table, &found, cancel)?;
             rows.retain(|row| hits.binary_search(&stats.feature[*row as usize]).is_ok());
         }
@@ -117,6 +121,7 @@ impl Ask for OrderQuery {
             max_density: stats.frac_nonzero.iter().copied().fold(0.0, f64::max),
             max_act: stats.max_act.iter().copied().fold(0.0, f32::max),
             at,
+            needle: filter.text,
             stats,
         })
     }
@@ -131,6 +136,8 @@ impl Ask for OrderQuery {
 pub(crate) struct RowsQuery {
     pub(crate) table: String,
     pub(crate) features: Vec<u32>,
+    /// Text that the example should hold, lower case; the strongest example where it is empty.
+    pub(crate) needle: String,
     /// Which page of the screen, so that pages do not replace each other.
     pub(crate) page: u64,
 }
@@ -138,7 +145,7 @@ pub(crate) struct RowsQuery {
 /// What a row shows beside the numbers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RowDetail {
-    /// The strongest example, cut around its peak.
+    /// The strongest example (of those that hold the text, where one is looked for), cut around its peak.
     pub(crate) snippet: Vec<Tok>,
     /// Which token of the snippet is the peak.
     pub(crate) peak: usize,
@@ -157,6 +164,7 @@ impl Ask for RowsQuery {
 
     fn answer(&self, source: &Source, cancel: &Cancel) -> Result<Vec<RowDetail>, Failure> {
         let table = source.table(&self.table)?;
+        let found = if self.needle.is_empty() { None } else { Some(source.find(&self.needle, cancel)?) };
         let mut rows = Vec::with_capacity(self.features.len());
         for &feature in &self.features {
             cancel.check()?;
@@ -172,7 +180,14 @@ impl Ask for RowsQuery {
                 row.histogram = stats.act_hist;
             }
             let examples = table.examples(feature..feature.saturating_add(1))?;
-            if let Some(example) = examples.first() {
+            // The one in which the text stands nearest to the peak, so that it is seen in the row.
+            let away = |example: &Example| {
+                let end = example.context_start + u64::from(example.context_len);
+                found.as_ref()?.nearest(example.context_start..end, example.token_idx)
+            };
+            let near =
+                examples.iter().filter_map(|example| Some((away(example)?, example))).min_by_key(|(away, _)| *away);
+            if let Some(example) = near.map(|(_, example)| example).or_else(|| examples.first()) {
                 let end = example.context_start + u64::from(example.context_len);
                 let from = example.context_start.max(example.token_idx.saturating_sub(SNIPPET.0));
                 let to = end.min(example.token_idx + SNIPPET.1).max(from);
@@ -272,7 +287,7 @@ impl Clause {
 
 /// One bit a token.
 #[derive(Debug)]
-struct Bits(Vec<u64>);
+pub(super) struct Bits(Vec<u64>);
 
 impl Bits {
     fn new(n: u64) -> Self {
@@ -285,15 +300,32 @@ impl Bits {
         }
     }
 
+    fn get(&self, i: u64) -> bool {
+        self.0.get((i / 64) as usize).is_some_and(|word| word >> (i % 64) & 1 == 1)
+    }
+
     fn any(&self, range: Range<u64>) -> bool {
-        range.into_iter().any(|i| self.0.get((i / 64) as usize).is_some_and(|word| word >> (i % 64) & 1 == 1))
+        range.into_iter().any(|i| self.get(i))
+    }
+
+    /// How far the nearest one in a range is from a place.
+    fn nearest(&self, range: Range<u64>, from: u64) -> Option<u64> {
+        range.filter(|i| self.get(*i)).map(|i| i.abs_diff(from)).min()
     }
 }
 
 /// The tokens in which the text begins, whatever its case and however it is cut into tokens.
-fn search_tokens(source: &Source, needle: &str, cancel: &Cancel) -> Result<Bits, Failure> {
+/// It is looked for where words begin; with `*` before it, anywhere.
+pub(super) fn search_tokens(source: &Source, needle: &str, cancel: &Cancel) -> Result<Bits, Failure> {
+    let (needle, inside) = match needle.strip_prefix('*') {
+        Some(rest) => (rest, true),
+        None => (needle, false),
+    };
     let total = source.run.n_tokens();
     let mut found = Bits::new(total);
+    if needle.is_empty() {
+        return Ok(found);
+    }
     let mut start = 0;
     while start < total {
         cancel.check()?;
@@ -306,7 +338,7 @@ fn search_tokens(source: &Source, needle: &str, cancel: &Cancel) -> Result<Bits,
             // Text does not run on across a special token.
             if tok.special { text.push('\0') } else { text.push_str(&tok.text.to_lowercase()) }
         }
-        for (at, _) in text.match_indices(needle) {
+        for (at, _) in text.match_indices(needle).filter(|(at, _)| inside || begins_word(&text, *at)) {
             let tok = starts.partition_point(|s| *s <= at) as u64 - 1;
             if start + tok < end {
                 found.set(start + tok);
@@ -315,6 +347,14 @@ fn search_tokens(source: &Source, needle: &str, cancel: &Cancel) -> Result<Bits,
         start = end;
     }
     Ok(found)
+}
+
+/// Whether a word begins here, so that `rain` is not found in `train`.
+/// Scripts that write no spaces between words begin one anywhere.
+fn begins_word(text: &str, at: usize) -> bool {
+    let spaced = |c: char| c.is_alphanumeric() && u32::from(c) < 0x2e80;
+    let (before, after) = text.split_at(at);
+    !(before.chars().next_back().is_some_and(spaced) && after.chars().next().is_some_and(spaced))
 }
 
 /// Features with an example in which something was found, ascending.
@@ -376,6 +416,24 @@ mod tests {
         }
         assert_eq!(Clause::parse("max<"), None);
         assert_eq!(Clause::parse("max<€"), None);
+    }
+
+    #[test]
+    fn words_are_found_where_they_begin() {
+        let found = |text: &str, needle: &str| text.match_indices(needle).any(|(at, _)| begins_word(text, at));
+        assert!(found("the rain", "rain") && found("rainfall", "rain") && found("\"rain\"", "rain"));
+        assert!(!found("a train", "rain") && !found("переждал", "ждал"));
+        assert!(found("下大雨", "雨") && found("it's", "'s") && found("a,b", ",b"));
+    }
+
+    #[test]
+    fn the_nearest_is_found() {
+        let mut bits = Bits::new(100);
+        bits.set(10);
+        bits.set(40);
+        assert_eq!(bits.nearest(0..100, 30), Some(10));
+        assert_eq!(bits.nearest(0..40, 30), Some(20));
+        assert_eq!(bits.nearest(50..100, 30), None);
     }
 
     #[test]

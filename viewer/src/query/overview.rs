@@ -260,7 +260,7 @@ impl Ask for CurvesQuery {
         let mut curves = Vec::new();
         for name in metrics.columns() {
             if let Some(values) = metrics.column(name).filter(|_| *name != "step") {
-                curves.push(Curve { name: name.to_string(), points: thin(&steps, values) });
+                curves.push(Curve { name: name.clone(), points: thin(&steps, values) });
             }
         }
         Ok(curves)
@@ -278,7 +278,7 @@ fn metrics(dir: &Path) -> Result<Option<Metrics>, Failure> {
 
 fn last_row(metrics: &Metrics) -> Vec<(String, f64)> {
     let last = |name: &str| metrics.column(name).and_then(|values| values.last().copied());
-    metrics.columns().iter().filter_map(|name| Some((name.to_string(), last(name)?))).collect()
+    metrics.columns().iter().filter_map(|name| Some((name.clone(), last(name)?))).collect()
 }
 
 /// At most [`CURVE_POINTS`] points: the lowest and highest of each stretch, so that a spike stays visible.

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use data::features::{FeatureTable, StatsColumns};
 
-use crate::loader::Failure;
+use super::features::Bits;
+use crate::loader::{Cancel, Failure};
 
 /// How many tokens are read to learn the texts of token ids in a run that has no vocabulary.
 const VOCABULARY_SAMPLE: u64 = 1 << 18;
@@ -38,6 +39,8 @@ pub(crate) struct Source {
     pub(crate) tables: Vec<String>,
     stats: Mutex<BTreeMap<String, Arc<StatsColumns>>>,
     vocabulary: OnceLock<Vocabulary>,
+    /// Where the text that was looked for last begins.
+    found: Mutex<Option<(String, Arc<Bits>)>>,
 }
 
 impl std::fmt::Debug for Source {
@@ -64,6 +67,7 @@ impl Source {
             tables,
             stats: Mutex::default(),
             vocabulary: OnceLock::new(),
+            found: Mutex::default(),
         })
     }
 
@@ -91,6 +95,17 @@ impl Source {
             .zip(columns.special)
             .map(|(text, special)| Tok { text: text.into_boxed_str(), special })
             .collect())
+    }
+
+    /// The tokens in which a text begins; kept until another text is looked for.
+    pub(super) fn find(&self, needle: &str, cancel: &Cancel) -> Result<Arc<Bits>, Failure> {
+        let lock = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = lock().as_ref().filter(|(text, _)| text == needle) {
+            return Ok(Arc::clone(found));
+        }
+        let found = Arc::new(super::features::search_tokens(self, needle, cancel)?);
+        *lock() = Some((needle.to_owned(), Arc::clone(&found)));
+        Ok(found)
     }
 
     /// The text of a token id, `#id` where the run does not tell.

@@ -2,15 +2,16 @@
 //!
 //! Left out, with a line that says so, where there is no adapter.
 
-use super::{Harness, View, does, open_as, run_dir};
+use super::{Harness, View, does, run_dir};
+use egui::vec2;
 use egui_kittest::kittest::Queryable;
 
-use crate::app::App;
+use crate::app::{App, Start};
 use crate::command::Command;
 use crate::state::ColorBy;
 use crate::testing;
 use crate::theme::ThemeChoice;
-use crate::window::Pixels;
+use crate::window::{Pixels, harness};
 
 fn picture(name: &str, prepare: impl FnOnce(&mut Harness<'static, App>)) {
     if !crate::has_adapter() {
@@ -22,7 +23,9 @@ fn picture(name: &str, prepare: impl FnOnce(&mut Harness<'static, App>)) {
         );
         return;
     }
-    let mut window = open_as(Some(run_dir()), Pixels::Drawn);
+    let start = Start { run: Some(run_dir().to_owned()), theme: ThemeChoice::Dark, ..Start::default() };
+    let mut window = harness(start, vec2(1_000.0, 640.0), Pixels::Drawn).unwrap();
+    window.run_steps(2);
     prepare(&mut window);
     window.snapshot(name);
 }
@@ -32,7 +35,7 @@ fn overview() {
     picture("overview", |window| {
         // The folder is another one every time.
         let folder = window.get_by_label(&run_dir().display().to_string()).rect();
-        window.mask(folder);
+        window.mask(egui::Rect::from_min_size(folder.min, vec2(300.0, folder.height())));
     });
 }
 

@@ -11,7 +11,7 @@ use egui::{Color32, CornerRadius, Frame, Margin, Response, RichText, Role, Sense
 
 pub(crate) use chart::{Axis, Chart, Mark, Series, sparkline};
 pub(crate) use rows::VirtualRows;
-pub(crate) use tokens::{TokenResponse, TokenText, plain, visible};
+pub(crate) use tokens::{Breaks, Spaces, TokenResponse, TokenText, plain, visible};
 
 use crate::command::Command;
 use crate::loader::{Failure, Got};
@@ -224,7 +224,7 @@ pub(crate) fn number(x: f64) -> String {
         "0".to_owned()
     } else if !x.is_finite() {
         "–".to_owned()
-    } else if size >= 1e7 || size < 1e-3 {
+    } else if !(1e-3..1e7).contains(&size) {
         format!("{x:.1e}")
     } else if size >= 999.5 {
         let sign = if x < 0.0 { "-" } else { "" };

@@ -1,9 +1,10 @@
-//! How is text drawn token by token, so that each can be coloured and pointed at?
+//! How is text drawn token by token, so that each can be colored and pointed at?
 //!
 //! One text job for the whole passage (2,048 tokens cost 0.1 ms; as many widgets would cost 3 ms).
 //! Monospace, because its face has the signs for spaces, line ends and tabs.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use egui::{
 
 use super::flow::{self, Piece};
 use crate::query::Tok;
-use crate::theme::Theme;
+use crate::theme::{Theme, text_on};
 
 /// A passage.
 pub(crate) struct TokenText<'a> {
@@ -28,11 +29,32 @@ pub(crate) struct TokenText<'a> {
     /// Underlined.
     pub(crate) marked: Option<usize>,
     pub(crate) size: f32,
-    /// Spaces as dots.
-    pub(crate) whitespace: bool,
-    /// Line ends break the line; else they are only shown.
-    pub(crate) breaks: bool,
+    pub(crate) spaces: Spaces,
+    pub(crate) breaks: Breaks,
     pub(crate) label: &'a str,
+}
+
+/// How spaces are drawn. Those of a token that is nothing else are always dots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Spaces {
+    #[default]
+    Blank,
+    Dots,
+}
+
+impl Spaces {
+    pub(crate) fn other(self) -> Self {
+        if self == Self::Blank { Self::Dots } else { Self::Blank }
+    }
+}
+
+/// What a line end does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Breaks {
+    /// It is shown, and ends the line.
+    Line,
+    /// It is only shown.
+    Sign,
 }
 
 /// What the pointer does.
@@ -102,13 +124,13 @@ impl TokenText<'_> {
             .iter()
             .enumerate()
             .map(|(i, tok)| {
-                let text = visible(tok, self.whitespace, false);
+                let text = visible(tok, self.spaces, Breaks::Sign);
                 let word = text.trim_start_matches([' ', '·']);
                 flow::Token {
                     direction: flow::direction(word),
                     word: lay(i, word),
                     space: lay(i, &text[..text.len() - word.len()]),
-                    breaks: self.breaks && tok.text.contains('\n'),
+                    breaks: self.breaks == Breaks::Line && tok.text.contains('\n'),
                 }
             })
             .collect();
@@ -147,7 +169,7 @@ impl TokenText<'_> {
             font_id: FontId::monospace(self.size),
             line_height: Some(self.line_height()),
             color: match background {
-                Some(background) => self.theme.text_on(background),
+                Some(background) => text_on(background),
                 None if special => self.theme.text_dim,
                 None => self.theme.text,
             },
@@ -169,7 +191,7 @@ impl TokenText<'_> {
         let mut chars = 0;
         for (i, tok) in self.toks.iter().enumerate() {
             starts.push(chars);
-            let text = visible(tok, self.whitespace, self.breaks);
+            let text = visible(tok, self.spaces, self.breaks);
             chars += text.chars().count();
             // Not `append`, which joins what looks alike: no ligature runs across the border of two tokens.
             let start = job.text.len();
@@ -183,19 +205,22 @@ impl TokenText<'_> {
 }
 
 /// What is drawn for a token. Signs are ones that the bundled monospace face has.
-pub(crate) fn visible(tok: &Tok, whitespace: bool, breaks: bool) -> Cow<'_, str> {
+pub(crate) fn visible(tok: &Tok, spaces: Spaces, breaks: Breaks) -> Cow<'_, str> {
     let text = tok.text.as_ref();
     let blank = text.chars().all(char::is_whitespace);
-    if !whitespace && !blank && !text.contains(|c: char| c.is_control()) {
+    let dots = blank || spaces == Spaces::Dots;
+    if !dots && !text.contains(|c: char| c.is_control()) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 4);
     for c in text.chars() {
         match c {
-            '\n' => out.push_str(if breaks { "↵\n" } else { "↵" }),
+            '\n' => out.push_str(if breaks == Breaks::Line { "↵\n" } else { "↵" }),
             '\t' => out.push('→'),
-            ' ' | '\u{a0}' if whitespace || blank => out.push('·'),
-            c if c.is_control() => out.push_str(&format!("<0x{:02X}>", u32::from(c))),
+            ' ' | '\u{a0}' if dots => out.push('·'),
+            c if c.is_control() => {
+                let _ = write!(out, "<0x{:02X}>", u32::from(c));
+            }
             c => out.push(c),
         }
     }
@@ -209,7 +234,7 @@ pub(crate) fn visible(tok: &Tok, whitespace: bool, breaks: bool) -> Cow<'_, str>
 /// A token's text on one line, with spaces as dots, for lists.
 pub(crate) fn plain(text: &str) -> String {
     let tok = Tok { text: text.into(), special: false };
-    visible(&tok, true, false).into_owned()
+    visible(&tok, Spaces::Dots, Breaks::Sign).into_owned()
 }
 
 impl Laid {
@@ -317,22 +342,24 @@ fn parts(galley: &Galley, chars: Range<usize>) -> Vec<Rect> {
 mod tests {
     use super::*;
 
-    fn shown(text: &str, whitespace: bool, breaks: bool) -> String {
-        visible(&Tok { text: text.into(), special: false }, whitespace, breaks).into_owned()
+    fn shown(text: &str, spaces: Spaces, breaks: Breaks) -> String {
+        visible(&Tok { text: text.into(), special: false }, spaces, breaks).into_owned()
     }
 
     #[test]
     fn what_cannot_be_seen_is_drawn() {
-        assert_eq!(shown(" the", false, true), " the");
-        assert_eq!(shown(" the", true, true), "·the");
-        assert_eq!(shown("  ", false, true), "··");
-        assert_eq!(shown("\n\n", false, true), "↵\n↵\n");
-        assert_eq!(shown("\n\n", false, false), "↵↵");
-        assert_eq!(shown("\t", false, true), "→");
-        assert_eq!(shown("\u{7}", false, true), "<0x07>");
-        assert_eq!(shown("", false, true), "∅");
-        assert_eq!(shown("<0xE2>", true, true), "<0xE2>");
-        assert_eq!(shown("المدينة 巴黎", false, true), "المدينة 巴黎");
+        use Breaks::{Line, Sign};
+        use Spaces::{Blank, Dots};
+        assert_eq!(shown(" the", Blank, Line), " the");
+        assert_eq!(shown(" the", Dots, Line), "·the");
+        assert_eq!(shown("  ", Blank, Line), "··");
+        assert_eq!(shown("\n\n", Blank, Line), "↵\n↵\n");
+        assert_eq!(shown("\n\n", Blank, Sign), "↵↵");
+        assert_eq!(shown("\t", Blank, Line), "→");
+        assert_eq!(shown("\u{7}", Blank, Line), "<0x07>");
+        assert_eq!(shown("", Blank, Line), "∅");
+        assert_eq!(shown("<0xE2>", Dots, Line), "<0xE2>");
+        assert_eq!(shown("المدينة 巴黎", Blank, Line), "المدينة 巴黎");
     }
 
     /// Every part of a passage belongs to the token that it came from, in several scripts.
@@ -349,19 +376,19 @@ mod tests {
                 selected: None,
                 marked: None,
                 size: 12.5,
-                whitespace: true,
-                breaks: true,
+                spaces: Spaces::Dots,
+                breaks: Breaks::Line,
                 label: "text",
             };
             let laid = text.lay(ui, 120.0);
             let lines = laid.lines();
             assert!(lines.len() > 2);
             checked.clear();
-            for token in 0..toks.len() {
+            for (token, text) in texts.iter().enumerate() {
                 for part in laid.parts(token) {
                     for x in [part.left() + 1.0, part.center().x, part.right() - 1.5] {
                         if part.width() > 4.0 {
-                            assert_eq!(laid.hit(pos2(x, part.center().y)), Some(token), "{:?}", texts[token]);
+                            assert_eq!(laid.hit(pos2(x, part.center().y)), Some(token), "{text:?}");
                             checked.push(token);
                         }
                     }
