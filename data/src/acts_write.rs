@@ -16,7 +16,6 @@ use std::thread::{self, JoinHandle};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use fs_err as fs;
 use parquet::arrow::{ARROW_SCHEMA_META_KEY, ArrowSchemaConverter, encode_arrow_schema};
 use parquet::basic::{BoundaryOrder, Compression, Encoding, Type};
 use parquet::file::metadata::page_index::PageIndexBuilder;
@@ -34,7 +33,6 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::files::PendingFile;
-use crate::flush::FLUSH_BYTES;
 use crate::manifest::{FileEntry, HookPointEntry, RowGroupMark};
 use crate::parquet_io::{hex, write_error};
 use crate::schema;
@@ -163,8 +161,6 @@ pub(crate) struct ActsWriter {
     /// How the hashing thread calls this file.
     file: usize,
     offset: u64,
-    /// Up to where the disk was told of the file.
-    flushed: u64,
     schema: SchemaRef,
     columns: Arc<SchemaDescriptor>,
     row_bytes: usize,
@@ -205,7 +201,6 @@ impl ActsWriter {
             pending: PendingFile::create(path)?,
             file,
             offset: 0,
-            flushed: 0,
             schema,
             columns: Arc::new(columns),
             row_bytes: entry.row_bytes(),
@@ -264,15 +259,6 @@ impl ActsWriter {
         self.end_group(hasher)?;
         let footer = self.footer().map_err(|cause| write_error(self.pending.path(), cause))?;
         self.put(hasher, Bytes::from(footer))
-    }
-
-    /// The file, when enough was written since it was returned last for the disk to have something to do.
-    pub(crate) fn due_for_flush(&mut self) -> Option<Arc<fs::File>> {
-        if self.offset - self.flushed < FLUSH_BYTES {
-            return None;
-        }
-        self.flushed = self.offset;
-        Some(Arc::clone(self.pending.file()))
     }
 
     /// Fsync and rename.

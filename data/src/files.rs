@@ -5,7 +5,6 @@
 
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use fs_err as fs;
 use serde::Serialize;
@@ -59,7 +58,7 @@ pub(crate) fn join_within(dir: &Path, relative: &str) -> Result<PathBuf> {
 #[derive(Debug)]
 pub(crate) struct PendingFile {
     /// `None` once it is published.
-    file: Option<Arc<fs::File>>,
+    file: Option<fs::File>,
     temporary: PathBuf,
     path: PathBuf,
 }
@@ -69,10 +68,10 @@ impl PendingFile {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = path.with_file_name(format!(".{name}.tmp"));
         let file = fs::File::create(&temporary)?;
-        Ok(Self { file: Some(Arc::new(file)), temporary, path: path.to_owned() })
+        Ok(Self { file: Some(file), temporary, path: path.to_owned() })
     }
 
-    pub(crate) fn file(&self) -> &Arc<fs::File> {
+    pub(crate) fn file(&self) -> &fs::File {
         self.file.as_ref().expect("`publish` takes the file and `self` with it")
     }
 

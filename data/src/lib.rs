@@ -59,7 +59,6 @@ pub mod verify;
 
 mod acts_read;
 mod acts_write;
-mod flush;
 mod parquet_io;
 mod random;
 mod schema;

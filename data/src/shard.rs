@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use bytes::Bytes;
 use fs_err as fs;
@@ -17,7 +18,6 @@ use crate::acts_write::{ActsWriter, Hasher};
 use crate::convert;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::flush::{self, Flusher};
 use crate::manifest::{self, Counts, HookPointEntry, JournalEntry, Manifest, Shard, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
 use crate::tables::{self, DocumentRow, TokenColumns, VOCAB_FILE};
@@ -28,6 +28,9 @@ const GROUP_ROWS: usize = 65_536;
 
 /// Threads that hash and add up statistics for one shard, beside the one that writes.
 pub const DEFAULT_HASH_THREADS: usize = 2;
+
+/// Files that are fsynced at the same time.
+const SYNC_THREADS: usize = 4;
 
 /// Writes a run; shards may be written at the same time from several threads.
 #[derive(Debug)]
@@ -195,7 +198,6 @@ pub struct ShardWriter {
     acts: Vec<ActsWriter>,
     /// Hook point `i` is the file `i / n` of the thread `i % n`.
     hashers: Vec<Hasher>,
-    flusher: Flusher,
 }
 
 impl ShardWriter {
@@ -234,7 +236,6 @@ impl ShardWriter {
             n_documents: 0,
             acts,
             hashers,
-            flusher: Flusher::spawn()?,
             shared,
         })
     }
@@ -311,11 +312,7 @@ impl ShardWriter {
             return Err(Error::mismatch(what, end, self.special.len()));
         };
         let hasher = &self.hashers[hook % self.hashers.len()];
-        writer.write(hasher, &converted.bytes, converted.scales, special.to_vec(), converted.saturated)?;
-        if let Some(file) = writer.due_for_flush() {
-            self.flusher.flush(file);
-        }
-        Ok(())
+        writer.write(hasher, &converted.bytes, converted.scales, special.to_vec(), converted.saturated)
     }
 
     /// Makes the shard durable: footers, fsync, rename, fsync of the directories, and last the journal entry.
@@ -345,8 +342,7 @@ impl ShardWriter {
             writer.finish(&self.hashers[i % n_threads])?;
         }
         // The rest of the hashing goes on while the disk is waited for.
-        self.flusher.finish()?;
-        flush::publish_all(self.acts)?;
+        publish_all(self.acts)?;
         let mut digested =
             self.hashers.into_iter().map(|hasher| Ok(hasher.finish()?.into_iter())).collect::<Result<Vec<_>>>()?;
 
@@ -384,6 +380,26 @@ impl ShardWriter {
         journal.sort_by_key(|entry| entry.shard.first_token_idx);
         Ok(entry)
     }
+}
+
+/// Fsyncs and renames files, several at a time: a disk that is told of more writes does more of them at once.
+fn publish_all(mut writers: Vec<ActsWriter>) -> Result<()> {
+    let per_thread = writers.len().div_ceil(SYNC_THREADS).max(1);
+    let mut parts = Vec::new();
+    while !writers.is_empty() {
+        let rest = writers.split_off(per_thread.min(writers.len()));
+        parts.push(std::mem::replace(&mut writers, rest));
+    }
+    let publish = |part: Vec<ActsWriter>| part.into_iter().try_for_each(ActsWriter::publish);
+    thread::scope(|scope| {
+        let spawn =
+            |part| thread::Builder::new().name("shard-sync".to_owned()).spawn_scoped(scope, move || publish(part));
+        let threads = parts.into_iter().map(spawn).collect::<Result<Vec<_>, _>>()?;
+        let joined = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or(Err(Error::Worker { what: "the thread that makes shards durable" })));
+        joined.collect::<Result<()>>()
+    })
 }
 
 /// Locks a run against a second writer, until the process ends or the file is closed.
