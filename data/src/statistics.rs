@@ -279,7 +279,8 @@ mod tests {
     #[test]
     fn norms_are_exact_enough_at_every_scale() {
         for exponent in (-44..=37).step_by(3) {
-            let row: Vec<f32> = (0..643).map(|i| (i * 37 % 101) as f32 * 0.02 * 10f32.powi(exponent)).collect();
+            let row: Vec<f32> =
+                (0..643).map(|i| ((i * 37 % 101) as f64 * 0.02 * 10f64.powi(exponent)) as f32).collect();
             let exact = exact_sq_norm(&row);
             assert!((sq_norm_and_max(&row).0 / exact - 1.0).abs() < 1e-6, "1e{exponent}");
         }
