@@ -18,6 +18,10 @@ use crate::weights::Weights;
 /// Token rows that the unembedding takes at once: 64 rows by 262,144 logits in f32 are 64 MB.
 const UNEMBED_ROWS: i64 = 64;
 
+/// Directions whose effect on the logits is taken at once, and vocabulary rows for each: 256 × 32,768 f32 are 33 MB.
+const EFFECT_ROWS: i64 = 256;
+const EFFECT_VOCAB: i64 = 32_768;
+
 /// What a model computes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Precision {
@@ -269,23 +273,36 @@ impl Model {
         let top = top.min(self.config.d_vocab) as i64;
         let rows = Tensor::from_slice(directions).view([-1, self.config.d_model as i64]);
         let mut effects = Vec::new();
-        for rows in rows.split(UNEMBED_ROWS, 0) {
-            let logits = linear(&(rows * self.norm.gain()).to_kind(self.kind), &self.lm_head).to_kind(Kind::Float);
-            let best = |largest| {
-                let (values, ids) = logits.topk(top, -1, largest, true);
-                (to_vec_f32(&values), Vec::<i64>::try_from(ids.view([-1])).unwrap_or_default())
-            };
-            let (high, low) = (best(true), best(false));
-            let pairs = |(values, ids): &(Vec<f32>, Vec<i64>), row: usize| {
-                let of = row * top as usize..(row + 1) * top as usize;
-                ids[of.clone()].iter().map(|&id| id as u32).zip(values[of].iter().copied()).collect()
-            };
-            effects.extend(
-                (0..logits.size()[0] as usize)
-                    .map(|row| LogitEffects { top: pairs(&high, row), bottom: pairs(&low, row) }),
-            );
+        for rows in rows.split(EFFECT_ROWS, 0) {
+            let rows = (rows * self.norm.gain()).to_kind(self.kind);
+            let [high, low] = self.extremes(&rows, top);
+            let n = rows.size()[0] as usize;
+            let of = |pairs: &[(u32, f32)], row: usize| pairs[row * top as usize..(row + 1) * top as usize].to_vec();
+            effects.extend((0..n).map(|row| LogitEffects { top: of(&high, row), bottom: of(&low, row) }));
         }
         effects
+    }
+
+    /// The `top` largest and the `top` smallest logits of each row, with their ids, row after row.
+    ///
+    /// The unembedding is taken in blocks, each of which is read once for all rows.
+    fn extremes(&self, rows: &Tensor, top: i64) -> [Vec<(u32, f32)>; 2] {
+        let mut found = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+        for (i, block) in self.lm_head.split(EFFECT_VOCAB, 0).iter().enumerate() {
+            let logits = linear(rows, block).to_kind(Kind::Float); // [rows, block]
+            for ((values, ids), largest) in found.iter_mut().zip([true, false]) {
+                let (best, at) = logits.topk(top.min(block.size()[0]), -1, largest, true);
+                values.push(best);
+                ids.push(at + i as i64 * EFFECT_VOCAB);
+            }
+        }
+        let mut largest = [true, false].into_iter();
+        found.map(|(values, ids)| {
+            let (best, at) = Tensor::cat(&values, 1).topk(top, -1, largest.next().unwrap_or(true), true);
+            let ids = Tensor::cat(&ids, 1).gather(1, &at, false).view([-1]);
+            let ids = Vec::<i64>::try_from(ids).unwrap_or_default();
+            ids.into_iter().map(|id| id as u32).zip(to_vec_f32(&best)).collect()
+        })
     }
 
     fn embed(&self, ids: &[u32]) -> Tensor {

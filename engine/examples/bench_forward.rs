@@ -1,6 +1,7 @@
 //! How fast is a forward pass, and what does recording add? Each number stands beside a limit measured in the same run.
 //!
-//! `cargo run -p engine --example forward_bench -- [MODEL]`; without MODEL, the Gemma 3 270M in the cache.
+//! `cargo xtask bench` runs it; by hand, `cargo run -p engine --example bench_forward -- CACHE`.
+//! One JSON object for each figure on stdout.
 #![expect(clippy::print_stdout, reason = "a bench prints")]
 
 use std::ops::ControlFlow;
@@ -14,6 +15,7 @@ use engine::hook::Hooks;
 use engine::record::{Provenance, RecordOptions, describe, record};
 use engine::weights::Weights;
 use fs_err as fs;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 const SEQUENCES: usize = 4;
@@ -23,17 +25,31 @@ const TOKENS: usize = SEQUENCES * LENGTH;
 const ROUNDS: usize = 7;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let Some(path) = std::env::args().nth(1).map(PathBuf::from).or_else(engine::testing::cached_model) else {
-        println!("forward_bench: left out, since the model is not in the cache");
+    let cached = |cache: String| Path::new(&cache).join("models/gemma-3-270m/gemma-3-270m-q4_k_m.gguf");
+    let path = std::env::args().nth(1).map(cached).or_else(engine::testing::cached_model);
+    let Some(path) = path.filter(|path| path.exists()) else {
+        println!(
+            "{}",
+            json!({"bench": "forward", "skipped": "the model is not there: polariscope fetch gemma-3-270m"})
+        );
         return Ok(());
     };
-    let threads = engine::device::set_threads(0);
-    println!("forward, {SEQUENCES} x {LENGTH} tokens, no unembedding, {threads} threads");
+    engine::device::set_threads(0);
     let weights = Weights::open(&path)?;
+    recording(&weights)?;
     let f32 = forward(&weights, Precision::F32)?;
     let bf16 = forward(&weights, Precision::Bf16)?;
-    println!("  bf16 / f32                    {:8.2} times   (target 1.8)", bf16 / f32);
-    recording(&weights)
+    figure("forward.bf16 against f32", bf16, "tokens/s", f32, "f32 in the same run", json!({"at_least": 1.8}));
+    Ok(())
+}
+
+/// Prints one figure beside its limit.
+fn figure(bench: &str, measured: f64, unit: &str, limit: f64, limit_is: &str, target: Value) {
+    let mut line = json!({"bench": bench, "measured": measured, "unit": unit, "limit": limit, "limit_is": limit_is});
+    if let (Some(line), Value::Object(target)) = (line.as_object_mut(), target) {
+        line.extend(target);
+    }
+    println!("{line}");
 }
 
 /// Tokens per second of the bare forward pass.
@@ -63,15 +79,12 @@ fn forward(weights: &Weights, precision: Precision) -> Result<f64, Box<dyn std::
     }
     let rate = |times: &mut Vec<f64>| TOKENS as f64 / median(times);
     let (alone, bare, hooked) = (rate(&mut alone), rate(&mut bare), rate(&mut hooked));
-    println!(
-        "  {precision:?}: matrix products alone {alone:8.0} tokens/s  ({:.0} GFLOP/s)",
-        products.flop_per_token() * alone / 1e9
-    );
-    println!(
-        "  {precision:?}: forward               {bare:8.0} tokens/s  ({:.0} % of the products; target 85 in f32)",
-        100.0 * bare / alone
-    );
-    println!("  {precision:?}: forward, hooks read   {hooked:8.0} tokens/s  (every layer's output kept)");
+    let (name, limit) = (if precision == Precision::F32 { "f32" } else { "bf16" }, "its matrix products alone");
+    let gflop = products.flop_per_token() / 1e9;
+    let target = if precision == Precision::F32 { json!({"at_least": 0.85}) } else { Value::Null };
+    figure(&format!("forward.{name}"), bare, "tokens/s", alone, limit, target);
+    figure(&format!("forward.{name}.hooked"), hooked, "tokens/s", bare, "the bare forward pass", Value::Null);
+    println!("{}", json!({"bench": format!("matrix.{name}"), "measured": alone * gflop, "unit": "GFLOP/s"}));
     Ok(bare)
 }
 
@@ -110,13 +123,11 @@ fn recording(weights: &Weights) -> Result<(), Box<dyn std::error::Error>> {
     }
     fs::remove_dir_all(&folder)?;
     let (bare, recorded) = (median(&mut bare), median(&mut recorded));
-    println!("record, {} tokens, {} layers, f32", BATCHES * TOKENS, points.len());
-    println!("  forward alone                 {bare:8.2} s");
-    println!("  record                        {recorded:8.2} s  ({:.3} times; target 1.05)", recorded / bare);
+    figure("record", recorded, "s", bare, "the bare forward passes", json!({"at_most": 1.05}));
     if let Some(peak) = peak_memory() {
         println!(
-            "  peak memory of this process   {:8.2} GB (target 3; a bf16 model was loaded before)",
-            peak as f64 / 1e9
+            "{}",
+            json!({"bench": "record.peak_memory", "measured": peak as f64 / 1e9, "unit": "GB", "at_most": 3.0})
         );
     }
     Ok(())
