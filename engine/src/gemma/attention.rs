@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use data::hook_point::{HookPoint, Site};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::linear;
 use super::norm::Norm;
@@ -17,6 +17,9 @@ use crate::gemma::model::{Attend, Pass};
 use crate::hook::{Hooks, Place};
 use crate::kv_cache::LayerCache;
 use crate::weights::Weights;
+
+/// Queries that look at their keys together: few enough to skip most of what they cannot see, enough to fill a product.
+const QUERY_BLOCK: i64 = 128;
 
 #[derive(Debug)]
 pub(crate) struct Attention {
@@ -136,12 +139,12 @@ impl Attention {
         if pass.attend == Attend::Reference {
             return self.reference(q, k, v, scores_at, pattern_at, pass.hooks).0;
         }
-        // Looking at a pattern must not change a single bit of what follows, so it is computed beside the fused path, and
+        // Looking at a pattern must not change a single bit of what follows, so it is computed beside the fast path, and
         // takes its place only if a hook replaced something.
         let beside = hooked.then(|| self.reference(q, k, v, scores_at, pattern_at, pass.hooks));
         match beside {
             Some((z, true)) => z,
-            _ => self.fused(q, k, v),
+            _ => self.blocked(q, k, v),
         }
     }
 
@@ -158,7 +161,8 @@ impl Attention {
     ) -> (Tensor, bool) {
         let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
         let share = |x: &Tensor| x.repeat_interleave_self_int(self.n_heads / self.n_kv_heads, 0, None);
-        let mask = self.mask(0..n_queries, 0..n_keys, n_keys - n_queries, q); // [pos, key]
+        let hidden = self.hidden(0..n_queries, 0..n_keys, n_keys - n_queries, q.device());
+        let mask = Tensor::zeros([n_queries, n_keys], (q.kind(), q.device())).masked_fill(&hidden, lowest(q.kind())); // [pos, key]
         let scores = q.matmul(&share(k).transpose(1, 2)) * self.scale + mask; // [n_heads, pos, key]
         let new_scores = hooks.run(scores_at, &scores);
         let replaced = new_scores.is_some();
@@ -168,50 +172,41 @@ impl Attention {
         (new_pattern.unwrap_or(pattern).matmul(&share(v)), replaced) // [n_heads, pos, d_head]
     }
 
-    /// The same through libtorch's fused attention: no scores in memory, and a sliding layer reads only the keys that it can see.
-    fn fused(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    /// The same for a block of queries at a time, against only those keys that the block can see.
+    ///
+    /// The heads of a group are laid below one another, so that a product has many rows and no key is repeated in memory.
+    fn blocked(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
         let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
         let past = n_keys - n_queries;
-        let Some(window) = self.window.filter(|&window| n_keys > window) else {
-            let causal = !self.bidirectional && past == 0;
-            let mask =
-                (!causal && !self.bidirectional && n_queries > 1).then(|| self.mask(0..n_queries, 0..n_keys, past, q));
-            return self.attend(q, k, v, mask.as_ref(), causal);
-        };
         let mut blocks = Vec::new();
         let mut first = 0;
         while first < n_queries {
-            let n = window.min(n_queries - first);
-            // The first key that the first query of this block sees, and the key behind the last that the last one sees.
-            let low = (past + first - window + 1).max(0);
-            let ahead = if self.bidirectional { window - 1 } else { 0 };
-            let high = (past + first + n + ahead).min(n_keys);
-            let mask = self.mask(first..first + n, low..high, past, q);
-            let of = |x: &Tensor| x.narrow(1, low, high - low);
-            blocks.push(self.attend(&q.narrow(1, first, n), &of(k), &of(v), Some(&mask), false));
+            let n = QUERY_BLOCK.min(n_queries - first);
+            let keys = self.visible(past + first..past + first + n, n_keys);
+            let of = |x: &Tensor| x.narrow(1, keys.start, keys.end - keys.start);
+            let rows = q.narrow(1, first, n).reshape([self.n_kv_heads, -1, self.d_head]); // [n_kv_heads, group · n, d_head]
+            let scores = rows.matmul(&of(k).transpose(1, 2)).g_mul_scalar_(self.scale); // [n_kv_heads, group · n, keys]
+            // A single token sees every key that is left.
+            if n > 1 {
+                let hidden = self.hidden(first..first + n, keys.clone(), past, q.device()); // [n, keys]
+                let _ = scores.view([self.n_heads, n, -1]).masked_fill_(&hidden, lowest(q.kind()));
+            }
+            let mixed = scores.softmax(-1, q.kind()).matmul(&of(v)); // [n_kv_heads, group · n, d_head]
+            blocks.push(mixed.view([self.n_heads, n, self.d_head]));
             first += n;
         }
         if blocks.len() == 1 { blocks.remove(0) } else { Tensor::cat(&blocks, 1) }
     }
 
-    /// Fused attention, with the heads of a group laid beside the key-value head that they share: nothing is repeated in memory.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool) -> Tensor {
-        let group = self.n_heads / self.n_kv_heads;
-        let n_queries = q.size()[1];
-        let q = q.reshape([self.n_kv_heads, group, n_queries, self.d_head]);
-        let share = |x: &Tensor| x.unsqueeze(1).expand([-1, group, -1, -1], false);
-        Tensor::scaled_dot_product_attention(&q, &share(k), &share(v), mask, 0.0, causal, self.scale, false).reshape([
-            self.n_heads,
-            n_queries,
-            self.d_head,
-        ])
+    /// The keys that at least one of the queries at these positions can see.
+    fn visible(&self, queries: Range<i64>, n_keys: i64) -> Range<i64> {
+        let reach = self.window.map_or(n_keys, |window| window - 1);
+        let ahead = if self.bidirectional { reach } else { 0 };
+        (queries.start - reach).max(0)..(queries.end + ahead).min(n_keys)
     }
 
-    /// Zero where a query sees a key, the lowest number of the dtype where it does not. `[queries, keys]`
-    ///
-    /// Query `i` stands at `past + i`, key `j` at `j`.
-    fn mask(&self, queries: Range<i64>, keys: Range<i64>, past: i64, like: &Tensor) -> Tensor {
-        let (kind, device) = (like.kind(), like.device());
+    /// Which keys a query does not see. Query `i` stands at `past + i`, key `j` at `j`. `[queries, keys]`
+    fn hidden(&self, queries: Range<i64>, keys: Range<i64>, past: i64, device: Device) -> Tensor {
         let positions = |from, to| Tensor::arange_start(from, to, (Kind::Int64, device));
         let query = positions(past + queries.start, past + queries.end).unsqueeze(1);
         let key = positions(keys.start, keys.end).unsqueeze(0);
@@ -221,7 +216,7 @@ impl Attention {
             let distance = if self.bidirectional { back.abs() } else { back };
             hidden = hidden.logical_or(&distance.ge(window));
         }
-        Tensor::zeros(hidden.size(), (kind, device)).masked_fill(&hidden, lowest(kind))
+        hidden
     }
 
     /// What each head adds to the output projection. `[tok, n_heads, d_head]` to `[tok, n_heads, d_model]`

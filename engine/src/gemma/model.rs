@@ -42,9 +42,9 @@ impl Precision {
 /// How attention is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Attend {
-    /// libtorch's fused kernel.
+    /// A block of queries at a time, against the keys that it can see: faster, and equal but for the order of sums.
     #[default]
-    Fused,
+    Blocked,
     /// Step by step, as the reference implementation does.
     Reference,
 }
