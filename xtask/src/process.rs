@@ -52,9 +52,9 @@ pub(crate) fn with_libraries(command: &mut Command) {
     let lib = place::dot_libtorch().join("lib");
     let path = prepend(&lib, std::env::var_os(name));
     command.env(name, path);
-    // Threads of libtorch that spin while they wait take the time of tests that run beside them.
-    if std::env::var_os("OMP_WAIT_POLICY").is_none() {
-        command.env("OMP_WAIT_POLICY", "passive");
+    // Threads of libtorch that spin long while they wait take the time of tests that run beside them.
+    if std::env::var_os("OMP_WAIT_POLICY").is_none() && std::env::var_os("GOMP_SPINCOUNT").is_none() {
+        command.env("GOMP_SPINCOUNT", "1000");
     }
     // Without it, software graphics complain once for every driver that is looked for.
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
