@@ -45,7 +45,7 @@ const FIRST_DEAD: u32 = 400;
 const DOCUMENTS: [(&str, &str); 12] = [
     (
         "news/0001.txt",
-        "Hundreds of people have been forced to leave their homes in the Southern Highlands of New South Wales as strong winds pushed a huge bushfire towards the town of Hill Top.\nA new blaze near Goulburn, south-west of Sydney, has closed the Hume Highway. The State Emergency Service says heavy rain and hail are expected before midnight, and warns of flash flood in the valley.",
+        "Dozens of campers have been asked to leave their tents on the southern meadows of New South Wales as sudden winds carried a small bushfire towards the ridge of Hill Top.\nA new blaze near Goulburn, south-west of Sydney, has closed the Coach Road. The Mountain Ranger Office says heavy rain and hail are likely before midnight, and tells of flash flood in the valley.",
     ),
     (
         "news/0002.txt",
