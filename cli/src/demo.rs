@@ -16,9 +16,10 @@ use scope::{Architecture, EncodeOptions, TrainConfig};
 use serde_json::json;
 use viewer::{ShotOptions, ViewOptions};
 
+use crate::compute::Compute;
 use crate::invocation::Invocation;
 use crate::passages::{self, Pick};
-use crate::record::{Compute, ComputeDtype, Device, Job};
+use crate::record::Job;
 use crate::{encode, fetch, output, train, view};
 
 /// The model, and the text that it reads.
@@ -122,8 +123,7 @@ impl Demo {
             RecordOptions { max_tokens: Some(self.tokens), shard_tokens: SHARD_TOKENS, ..RecordOptions::new(points) };
         let corpus = Corpus::open(&[text.to_string_lossy()], true)?;
         let job = Job { id: MODEL, weights, corpus, options, out: &self.out, resume: begun };
-        let compute = Compute { dtype: ComputeDtype::F32, device: Device::Cpu, threads: self.threads };
-        job.run(compute, invocation)?;
+        job.run(Compute { threads: self.threads, ..Compute::default() }, invocation)?;
         Ok(Run::open(&self.out)?)
     }
 

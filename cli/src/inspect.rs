@@ -1,5 +1,7 @@
 //! `polariscope inspect`: what is in a model, a run or a coder, told from headers alone?
 
+mod memory;
+
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -81,11 +83,9 @@ fn model(path: &Path) -> Result<(Value, String)> {
     let formats = formats(&inspection);
     let listed: Vec<String> = formats.iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
     sheet.row("stored as", listed.join(", "));
-    sheet.row("in memory", format!("{} in f32, {} in bf16", size(parameters * 4), size(parameters * 2)));
     let mut value = json!({
         "kind": "model", "path": path, "bytes": file_bytes, "n_tensors": inspection.tensors.len(),
         "parameters": parameters, "formats": formats.iter().map(|(name, bytes)| (name.clone(), (*bytes).into())).collect::<serde_json::Map<_, _>>(),
-        "memory": { "f32": parameters * 4, "bf16": parameters * 2 },
         "tensors": inspection.tensors.iter().map(|tensor| json!({
             "name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype, "bytes": tensor.bytes,
         })).collect::<Vec<_>>(),
@@ -98,7 +98,10 @@ fn model(path: &Path) -> Result<(Value, String)> {
             value["shape"] = serde_json::to_value(shape)?;
             value["sliding_window"] = config.sliding_window.into();
             value["hook_points"] = hook_points(&shape).collect();
-            Ok((value, sheet.finish(&hook_point_table(&shape), &[1, 2])))
+            value["memory"] = memory::json(config);
+            let text = sheet.finish(&memory::table(config), &[1, 2, 3, 4]);
+            let hook_points = output::table(&hook_point_table(&shape), &[1, 2]);
+            Ok((value, format!("{text}{}\n\n{hook_points}", memory::note(config))))
         }
         Err(err) => {
             let reason = err.to_string();
@@ -180,6 +183,10 @@ fn run_directory(dir: &Path) -> Result<(Value, String)> {
     let shards = run.shards();
     let bytes: u64 = shards.iter().flat_map(|shard| shard.files.values()).map(|file| file.bytes).sum();
     sheet.row("shards", format!("{}, {}", shards.len(), size(bytes)));
+    if let Some(routing) = &manifest.routing {
+        let (experts, layers) = (routing.n_experts, routing.layers.len());
+        sheet.row("routing", format!("{layers} layers of {experts} experts, {} of them a token", routing.top_k));
+    }
     let (saes, tables) = (run.saes()?, run.feature_tables()?);
     sheet.row("coders", listed(&saes));
     sheet.row("feature tables", listed(&tables));
@@ -193,7 +200,8 @@ fn run_directory(dir: &Path) -> Result<(Value, String)> {
         "kind": "run", "path": dir, "complete": manifest.complete, "created_by": manifest.created_by,
         "created_at": manifest.created_at, "model": manifest.model, "corpus": manifest.corpus,
         "documents": run.n_documents(), "tokens": run.n_tokens(), "skipped": manifest.counts.tokens_skipped,
-        "shards": shards.len(), "bytes": bytes, "hook_points": run.hook_points(), "saes": saes, "features": tables,
+        "shards": shards.len(), "bytes": bytes, "hook_points": run.hook_points(), "routing": manifest.routing,
+        "saes": saes, "features": tables,
     });
     Ok((value, sheet.finish(&rows, &[1, 3, 4])))
 }

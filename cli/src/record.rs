@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use data::corpus::Corpus;
 use data::manifest::{HookPointEntry, Manifest, Model as Described};
 use data::{Dtype, HookPoint};
@@ -14,6 +14,7 @@ use engine::weights::Weights;
 use indicatif::ProgressBar;
 use serde_json::json;
 
+use crate::compute::Compute;
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
 use crate::{catalog, interrupt, output, progress};
@@ -95,42 +96,6 @@ pub(crate) struct Record {
     json: bool,
 }
 
-/// How a model computes.
-#[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct Compute {
-    /// What the model computes in
-    #[arg(long, value_enum, default_value_t = ComputeDtype::F32)]
-    pub(crate) dtype: ComputeDtype,
-
-    /// Where the model computes
-    #[arg(long, value_enum, default_value_t = Device::Cpu)]
-    pub(crate) device: Device,
-
-    /// Threads to compute with; 0 for all
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ComputeDtype {
-    F32,
-    Bf16,
-}
-
-impl ComputeDtype {
-    pub(crate) const fn precision(self) -> Precision {
-        match self {
-            Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::Bf16,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    Cpu,
-}
-
 fn dtype(text: &str) -> Result<Dtype, String> {
     text.parse().map_err(|err: data::Error| err.to_string())
 }
@@ -150,7 +115,7 @@ impl Record {
             skip_special: self.skip_special,
             shard_tokens: self.shard_tokens,
             seed: self.seed,
-            ..RecordOptions::new(HookPoint::parse_list(&list, shape.n_layers)?)
+            ..RecordOptions::new(HookPoint::parse_list(&list, &shape)?)
         };
         let corpus = Corpus::open(&self.corpus, self.lines)?;
         let job = Job { id: &self.model, weights, corpus, options, out: &self.out, resume: self.resume };
@@ -187,10 +152,10 @@ impl Job<'_> {
     /// Says what it will cost, records with a bar, and gives back the finished manifest.
     pub(crate) fn run(self, compute: Compute, invocation: &Invocation) -> Result<Manifest> {
         interrupt::watch();
-        let precision = compute.dtype.precision();
-        let described = record::describe(self.id, &self.weights, precision)?;
+        let load = compute.open(self.weights.config())?;
+        let described = record::describe(self.id, &self.weights, load)?;
         let estimate = estimate(&self.corpus, self.options.max_tokens);
-        output::note(&cost(&described, &self.options, precision, estimate)?);
+        output::note(&cost(&described, &self.options, load.precision, estimate)?);
 
         let threads = device::set_threads(compute.threads);
         output::note(&format!("loading `{}` in {}, {threads} threads", self.id, described.dtype));
@@ -200,7 +165,7 @@ impl Job<'_> {
             Err(engine::error::Error::NoTokenizer { .. }) => None,
             Err(err) => return Err(err.into()),
         };
-        let model = Model::from_weights(&self.weights, precision)?;
+        let model = Model::from_weights(&self.weights, load)?;
         drop(self.weights);
         let bar = progress::tokens(estimate.unwrap_or(0), "recording");
         let mut meter = Meter { bar: &bar, corpus_bytes: self.corpus.bytes(), max_tokens: self.options.max_tokens };
@@ -283,7 +248,7 @@ impl Meter<'_> {
 }
 
 /// `blocks.*.x` with layers `3-5,9` is `blocks.3-5.x,blocks.9.x`.
-fn with_layers(list: &str, layers: Option<&str>) -> String {
+pub(crate) fn with_layers(list: &str, layers: Option<&str>) -> String {
     let Some(layers) = layers else { return list.to_owned() };
     let names = list.split(',').flat_map(|name| match name.trim().strip_prefix("blocks.*.") {
         Some(site) => layers.split(',').map(|layer| format!("blocks.{}.{site}", layer.trim())).collect(),

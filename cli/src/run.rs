@@ -5,31 +5,58 @@ use std::ops::ControlFlow;
 use anyhow::Result;
 use clap::Args;
 use engine::device;
-use engine::gemma::model::Model;
+use engine::gemma::model::{Batch, Forward, Model};
 use engine::generate::{Generate, Sampling};
 use engine::hook::Hooks;
-use engine::tokenizer::Tokenizer;
+use engine::tokenizer::{TextStream, Tokenizer};
 use engine::weights::Weights;
 use serde_json::json;
 
+use crate::chat::{self, ChatArgs};
+use crate::compute::Compute;
 use crate::failure::Interrupted;
-use crate::record::Compute;
+use crate::hands::{GRAMMAR, Hands, HandsArgs};
 use crate::{catalog, interrupt, output};
 
-/// Continues a prompt
+/// Continues a prompt, or talks
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  polariscope run gemma-3-270m --prompt 'The capital of France is' --max-tokens 20")]
+#[command(
+    after_help = format!("Examples:\n  polariscope run gemma-3-270m --prompt 'The capital of France is' --max-tokens 20\n  \
+                        polariscope run gemma-3-270m-it --chat --system 'Answer in one sentence.'\n  \
+                        polariscope run gemma-3-270m --prompt 'The capital of France is' --logit-lens --attribution ' Paris'\n  \
+                        polariscope run gemma-3-270m --prompt 'I think' --intervene 'add blocks.9.hook_resid_post \"love\" - \"hate\"'\n\n{GRAMMAR}")
+)]
 pub(crate) struct Run {
     /// A folder with `config.json` and safetensors, a `.gguf` file, or a known name
     model: String,
 
-    /// The text to continue
-    #[arg(long, value_name = "TEXT")]
-    prompt: String,
+    /// The text to continue; with `--chat`, the one thing to say
+    #[arg(long, value_name = "TEXT", required_unless_present = "chat")]
+    prompt: Option<String>,
 
-    /// Most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_tokens: usize,
+    #[command(flatten)]
+    chat: ChatArgs,
+
+    #[command(flatten)]
+    choice: Choice,
+
+    #[command(flatten)]
+    compute: Compute,
+
+    #[command(flatten)]
+    hands: HandsArgs,
+
+    /// Print one JSON object with the tokens on standard output; with `--chat`, one for each piece that is said
+    #[arg(long)]
+    json: bool,
+}
+
+/// How tokens are chosen, and how many.
+#[derive(Debug, Clone, Copy, Args)]
+struct Choice {
+    /// Most tokens to generate [default: 64, with `--chat` 1024]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
 
     /// What logits are divided by before a token is drawn; 0 always takes the most probable one
     #[arg(long, value_name = "T", default_value_t = 0.0)]
@@ -46,76 +73,74 @@ pub(crate) struct Run {
     /// Seed of the draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-
-    #[command(flatten)]
-    compute: Compute,
-
-    /// Print one JSON object with the tokens on standard output
-    #[arg(long)]
-    json: bool,
 }
+
+/// Tokens of a text, and of a turn, where nothing else is said.
+const MAX_TOKENS: usize = 64;
+const MAX_TURN_TOKENS: usize = 1024;
 
 impl Run {
     pub(crate) fn run(self) -> Result<()> {
         interrupt::watch();
         let path = catalog::resolve(&self.model)?;
         let weights = Weights::open(&path)?;
+        let load = self.compute.open(weights.config())?;
         let tokenizer = weights.tokenizer()?;
+        let chat = self.chat.open(&tokenizer)?;
         device::set_threads(self.compute.threads);
-        let model = Model::from_weights(&weights, self.compute.dtype.precision())?;
-        let prompt: Vec<u32> = tokenizer.encode(&self.prompt, true).iter().map(|piece| piece.id).collect();
-        let options = Generate {
-            max_tokens: self.max_tokens,
-            sampling: Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed },
-            stop: tokenizer.eos_ids().to_vec(),
+        let model = Model::from_weights(&weights, load)?;
+        let (max_tokens, stop) = match &chat {
+            Some(chat) => (MAX_TURN_TOKENS, chat.stop_ids().to_vec()),
+            None => (MAX_TOKENS, tokenizer.eos_ids().to_vec()),
         };
-        let mut speaker = Speaker { tokenizer: &tokenizer, ids: Vec::new(), printed: 0, failed: None };
-        let silent = self.json;
-        let ids = model.generate(&prompt, &options, &mut Hooks::none(), &mut |id| {
-            if !silent && speaker.say(id).is_break() {
-                return ControlFlow::Break(());
-            }
-            interrupt::flow()
-        })?;
-        if let Some(err) = speaker.failed {
-            return Err(err);
-        }
-        if self.json {
-            output::json(&json!({
-                "prompt": self.prompt, "prompt_tokens": prompt, "tokens": ids, "text": tokenizer.decode(&ids),
-            }))?;
-        } else {
-            output::text("")?;
+        let Choice { temperature, top_k, top_p, seed, .. } = self.choice;
+        let options = Generate {
+            max_tokens: self.choice.max_tokens.unwrap_or(max_tokens),
+            sampling: Sampling { temperature, top_k, top_p, seed },
+            stop,
+        };
+        let hands = self.hands.open(&model, &tokenizer)?;
+        match chat {
+            Some(chat) => chat::talk(chat, &model, &tokenizer, options, &hands, self.prompt.as_deref(), self.json)?,
+            None => continue_text(&model, &tokenizer, &options, &hands, &self.prompt.unwrap_or_default(), self.json)?,
         }
         if interrupt::pressed() { Err(Interrupted { resume: None }.into()) } else { Ok(()) }
     }
 }
 
-/// Prints tokens as they come, but never half a character.
-struct Speaker<'a> {
-    tokenizer: &'a Tokenizer,
-    ids: Vec<u32>,
-    /// Bytes of the decoded text that are printed.
-    printed: usize,
-    failed: Option<anyhow::Error>,
-}
-
-impl Speaker<'_> {
-    fn say(&mut self, id: u32) -> ControlFlow<()> {
-        self.ids.push(id);
-        let text = self.tokenizer.decode(&self.ids);
-        // Bytes of a character that is not whole yet decode to the replacement character.
-        if text.ends_with('\u{FFFD}') {
-            return ControlFlow::Continue(());
-        }
-        let new = text.get(self.printed..).unwrap_or_default();
-        self.printed = text.len();
-        match output::piece(new) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(err) => {
-                self.failed = Some(err);
-                ControlFlow::Break(())
-            }
-        }
+fn continue_text(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    options: &Generate,
+    hands: &Hands<'_>,
+    text: &str,
+    json: bool,
+) -> Result<()> {
+    let prompt: Vec<u32> = tokenizer.encode(text, true).iter().map(|piece| piece.id).collect();
+    let mut stream = TextStream::new(tokenizer);
+    let mut printed = Ok(());
+    let mut hooks = Hooks::none();
+    hands.attach(&mut hooks);
+    if options.max_tokens == 0 && hands.reads() {
+        model.forward(&Batch::one(&prompt), None, &mut hooks, Forward::default())?;
     }
+    let ids = model.generate(&prompt, options, &mut hooks, &mut |id| {
+        if !json {
+            printed = output::piece(&stream.push(id));
+        }
+        if printed.is_err() { ControlFlow::Break(()) } else { interrupt::flow() }
+    })?;
+    printed?;
+    let (fields, shown) = hands.report(&prompt)?;
+    if json {
+        let mut object = json!({
+            "prompt": text, "prompt_tokens": prompt, "tokens": ids, "text": tokenizer.decode(&ids),
+        });
+        if let Some(object) = object.as_object_mut() {
+            object.extend(fields);
+        }
+        return output::json(&object);
+    }
+    output::text(&stream.finish())?;
+    if shown.is_empty() { Ok(()) } else { output::text(&shown) }
 }

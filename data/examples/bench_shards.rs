@@ -141,8 +141,9 @@ fn write_run(dir: &Path, rows: &[Bytes]) -> AnyResult<()> {
         d_mlp: 2048,
         d_vocab: 262_144,
         n_ctx: 1024,
+        ..ModelShape::default()
     };
-    let hooks = HookPoint::parse_list("blocks.*.hook_resid_post", N_LAYERS)?;
+    let hooks = HookPoint::parse_list("blocks.*.hook_resid_post", &shape)?;
     let entries = hooks.iter().map(|&hook| HookPointEntry::new(hook, &shape, Dtype::F32)).collect::<Result<_, _>>()?;
     let run = RunWriter::create(dir, Manifest::new(Model::new("bench", shape), Corpus::default(), entries))?;
     let mut shard = run.shard(0, 0)?;

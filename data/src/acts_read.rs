@@ -16,7 +16,7 @@ use parquet::basic::{Compression, Encoding, Type};
 use crate::error::{Error, Result};
 use crate::manifest::HookPointEntry;
 use crate::parquet_io::{self, TableFile};
-use crate::{Dtype, schema};
+use crate::{Dtype, files, schema};
 
 /// An open file of activations.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl ActsFile {
             let n = (page.first_row + page.n_rows).min(rows.end) - row;
             let (head, tail) = out.split_at_mut(n * self.row_bytes);
             let offset = page.offset + ((row - page.first_row) * self.row_bytes) as u64;
-            read_at(&self.file, head, offset)
+            files::read_at(&self.file, head, offset)
                 .map_err(|cause| Error::damaged(self.path(), format!("it ends too early ({cause})")))?;
             out = tail;
             row += n;
@@ -197,19 +197,4 @@ fn pages_of(table: &TableFile, row_bytes: usize) -> Option<Vec<Page>> {
     }
     let dense = pages.iter().try_fold(0, |row, page| (page.first_row == row).then_some(row + page.n_rows));
     (dense == Some(first_row)).then_some(pages)
-}
-
-#[cfg(unix)]
-fn read_at(file: &fs::File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    file.file().read_exact_at(out, offset)
-}
-
-#[cfg(not(unix))]
-fn read_at(file: &fs::File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
-    use std::io::{Read, Seek, SeekFrom};
-    // A handle of its own: the position of a shared one belongs to whoever reads at the moment.
-    let mut file = fs::File::open(file.path())?;
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_exact(out)
 }

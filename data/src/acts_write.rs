@@ -32,9 +32,9 @@ use parquet::schema::types::SchemaDescriptor;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files::PendingFile;
+use crate::files::{PendingFile, hex};
 use crate::manifest::{FileEntry, HookPointEntry, RowGroupMark};
-use crate::parquet_io::{hex, write_error};
+use crate::parquet_io::write_error;
 use crate::schema;
 use crate::statistics::{Accumulator, ShardStatistics};
 

@@ -12,6 +12,9 @@ pub enum Error {
     #[error("no hook point is called `{name}`\nhint: the nearest one is `{nearest}`")]
     UnknownHookPoint { name: String, nearest: String },
 
+    #[error("`{name}` does not exist in this model: {why}\nhint: `polariscope inspect MODEL` lists its hook points")]
+    AbsentHookPoint { name: String, why: String },
+
     #[error("expected layers below {n_layers}, found `{name}`")]
     NoSuchLayer { name: String, n_layers: usize },
 
@@ -81,6 +84,11 @@ pub enum Error {
 
     #[error("expected a {kind} of the run, found `{name}` in `{}`\nhint: there {}", .path.display(), listing(known))]
     NoSuchName { kind: &'static str, name: String, known: Vec<String>, path: PathBuf },
+
+    #[error(
+        "no routing: no recorded layer chooses experts in `{}`\nhint: `polariscope record` writes it for every model that routes, such as Gemma 4 26B-A4B", .path.display()
+    )]
+    NoRouting { path: PathBuf },
 
     #[error("expected {what} within {start}..{end}, found {found} in `{}`", .path.display())]
     OutOfRange { what: &'static str, start: u64, end: u64, found: String, path: PathBuf },

@@ -20,6 +20,33 @@ pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
     sync_dir(parent(path))
 }
 
+/// Lower-case hexadecimal digits, as sums are written everywhere.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
+    }
+    text
+}
+
+/// Fills `out` from a place in the file, whoever else reads from it at the same time.
+#[cfg(unix)]
+pub fn read_at(file: &fs::File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    file.file().read_exact_at(out, offset)
+}
+
+/// Fills `out` from a place in the file, whoever else reads from it at the same time.
+#[cfg(not(unix))]
+pub fn read_at(file: &fs::File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    // A handle of its own: the position of a shared one belongs to whoever reads at the moment.
+    let mut file = fs::File::open(file.path())?;
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(out)
+}
+
 /// Checks that a name can be the name of one folder or file in a run, without leading out of it.
 ///
 /// `kind` is for the message: "coder", "feature table".

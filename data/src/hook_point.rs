@@ -3,140 +3,17 @@
 //! [`TABLE`] is the only place that knows: a hook point exists if and only if it has a row here.
 //! Names are TransformerLens's where TransformerLens has one.
 
+mod shape;
+mod table;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::shape::{LayerShape, ModelShape};
+pub use self::table::{Part, Presence, Site, SiteRow, TABLE, Width};
 use crate::error::{Error, Result};
-
-/// The kind of an activation, without a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Site {
-    Embed,
-    ResidPre,
-    Ln1Scale,
-    Ln1Normalized,
-    AttnIn,
-    QProj,
-    KProj,
-    VProj,
-    Q,
-    K,
-    V,
-    RotQ,
-    RotK,
-    AttnScores,
-    Pattern,
-    Z,
-    Result,
-    AttnOut,
-    ResidMid,
-    Ln2Scale,
-    Ln2Normalized,
-    MlpIn,
-    MlpPre,
-    MlpPreLinear,
-    MlpPost,
-    MlpOut,
-    ResidPost,
-    LnFinalScale,
-    LnFinalNormalized,
-}
-
-/// What one token's activation looks like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Width {
-    /// `[1]`
-    One,
-    /// `[d_model]`
-    Model,
-    /// `[d_mlp]`
-    Mlp,
-    /// `[n_heads, d_head]`
-    Heads,
-    /// `[n_kv_heads, d_head]`
-    KvHeads,
-    /// `[n_heads, d_model]`
-    HeadsByModel,
-    /// `[n_heads, pos, pos]` for a whole sequence: there is no row per token, so it cannot be recorded.
-    QueryByKey,
-}
-
-/// One row of the hook-point table.
-#[derive(Clone, Copy, Debug)]
-pub struct SiteRow {
-    pub site: Site,
-    /// The name behind `blocks.N.`, or the whole name of a site that has no layer.
-    pub name: &'static str,
-    /// Whether every block has one.
-    pub per_layer: bool,
-    pub width: Width,
-    /// What it holds, for `inspect` and the documentation.
-    pub about: &'static str,
-}
-
-const fn block(site: Site, name: &'static str, width: Width, about: &'static str) -> SiteRow {
-    SiteRow { site, name, per_layer: true, width, about }
-}
-
-const fn whole(site: Site, name: &'static str, width: Width, about: &'static str) -> SiteRow {
-    SiteRow { site, name, per_layer: false, width, about }
-}
-
-/// Every hook point, in the order in which a forward pass reaches it.
-pub const TABLE: [SiteRow; 29] = [
-    whole(Site::Embed, "hook_embed", Width::Model, "embedding, after its √d_model scale"),
-    block(Site::ResidPre, "hook_resid_pre", Width::Model, "input of the block"),
-    block(Site::Ln1Scale, "ln1.hook_scale", Width::One, "sqrt(mean x² + eps) before attention"),
-    block(Site::Ln1Normalized, "ln1.hook_normalized", Width::Model, "x / scale before attention, without the weight"),
-    block(Site::AttnIn, "attn.hook_in", Width::Model, "input of attention, with the norm's weight"),
-    block(Site::QProj, "attn.hook_q_proj", Width::Heads, "queries as projected, before their norm"),
-    block(Site::KProj, "attn.hook_k_proj", Width::KvHeads, "keys as projected, before their norm"),
-    block(Site::VProj, "attn.hook_v_proj", Width::KvHeads, "values as projected"),
-    block(Site::Q, "attn.hook_q", Width::Heads, "queries after their norm, before rope"),
-    block(Site::K, "attn.hook_k", Width::KvHeads, "keys after their norm, before rope"),
-    block(Site::V, "attn.hook_v", Width::KvHeads, "values that attention mixes"),
-    block(Site::RotQ, "attn.hook_rot_q", Width::Heads, "queries after rope"),
-    block(Site::RotK, "attn.hook_rot_k", Width::KvHeads, "keys after rope"),
-    block(Site::AttnScores, "attn.hook_attn_scores", Width::QueryByKey, "scaled and masked scores"),
-    block(Site::Pattern, "attn.hook_pattern", Width::QueryByKey, "attention probabilities"),
-    block(Site::Z, "attn.hook_z", Width::Heads, "mixed values by head, the input of the output projection"),
-    block(Site::Result, "attn.hook_result", Width::HeadsByModel, "contribution of each head, before the post norm"),
-    block(Site::AttnOut, "hook_attn_out", Width::Model, "what attention adds to the stream, after its post norm"),
-    block(Site::ResidMid, "hook_resid_mid", Width::Model, "stream between attention and MLP"),
-    block(Site::Ln2Scale, "ln2.hook_scale", Width::One, "sqrt(mean x² + eps) before the MLP"),
-    block(Site::Ln2Normalized, "ln2.hook_normalized", Width::Model, "x / scale before the MLP, without the weight"),
-    block(Site::MlpIn, "mlp.hook_in", Width::Model, "input of the MLP, with the norm's weight"),
-    block(Site::MlpPre, "mlp.hook_pre", Width::Mlp, "gate before its activation function"),
-    block(Site::MlpPreLinear, "mlp.hook_pre_linear", Width::Mlp, "output of the up projection"),
-    block(Site::MlpPost, "mlp.hook_post", Width::Mlp, "gated product, the input of the down projection"),
-    block(Site::MlpOut, "hook_mlp_out", Width::Model, "what the MLP adds to the stream, after its post norm"),
-    block(Site::ResidPost, "hook_resid_post", Width::Model, "output of the block"),
-    whole(Site::LnFinalScale, "ln_final.hook_scale", Width::One, "sqrt(mean x² + eps) before the unembedding"),
-    whole(Site::LnFinalNormalized, "ln_final.hook_normalized", Width::Model, "x / scale before the unembedding"),
-];
-
-impl Site {
-    /// The row of this site.
-    pub fn row(self) -> &'static SiteRow {
-        // The table is in the order of the enum; a test holds it to that.
-        &TABLE[self as usize]
-    }
-}
-
-/// The shape of a model, in the field's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelShape {
-    pub n_layers: usize,
-    pub n_heads: usize,
-    pub n_kv_heads: usize,
-    pub d_model: usize,
-    pub d_head: usize,
-    pub d_mlp: usize,
-    pub d_vocab: usize,
-    pub n_ctx: usize,
-}
 
 /// The address of an activation; prints as `blocks.12.hook_resid_post`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,33 +34,58 @@ impl HookPoint {
         Self { layer: None, site }
     }
 
+    /// Whether the model has this hook point.
+    pub fn exists(self, model: &ModelShape) -> bool {
+        self.layer.is_none_or(|layer| layer < model.n_layers) && model.has(self.site.row().presence, self.layer)
+    }
+
     /// The shape of one token's activation, or `None` where there is none per token (attention scores and patterns).
     pub fn shape(self, model: &ModelShape) -> Option<Vec<usize>> {
-        match self.site.row().width {
-            Width::One => Some(vec![1]),
-            Width::Model => Some(vec![model.d_model]),
-            Width::Mlp => Some(vec![model.d_mlp]),
-            Width::Heads => Some(vec![model.n_heads, model.d_head]),
-            Width::KvHeads => Some(vec![model.n_kv_heads, model.d_head]),
-            Width::HeadsByModel => Some(vec![model.n_heads, model.d_model]),
-            Width::QueryByKey => None,
-        }
+        let layer = model.layer(self.layer.unwrap_or(0));
+        Some(match self.site.row().width {
+            Width::One => vec![1],
+            Width::Model => vec![model.d_model],
+            Width::Mlp => vec![layer.d_mlp],
+            Width::Heads => vec![model.n_heads, layer.d_head],
+            Width::KvHeads => vec![layer.n_kv_heads, layer.d_head],
+            Width::HeadsByModel => vec![model.n_heads, model.d_model],
+            Width::QueryByKey => return None,
+            Width::Ple => vec![model.d_ple],
+            Width::LayersByPle => vec![model.n_layers, model.d_ple],
+            Width::Experts => vec![model.n_experts],
+            Width::TopK => vec![model.top_k],
+            Width::TopKByExpert => vec![model.top_k, model.d_expert],
+            Width::TopKByModel => vec![model.top_k, model.d_model],
+            Width::Altup => vec![model.n_altup],
+            Width::AltupByModel => vec![model.n_altup, model.d_model],
+            Width::Vocab => vec![model.d_vocab],
+        })
     }
 
     /// Reads a comma-separated list of names, with `*` for every layer and `3-5` for a range of layers:
     /// `blocks.*.hook_resid_post,blocks.3-5.hook_mlp_out`.
     ///
-    /// The result is in the order given and without repetitions.
-    /// Names that do not exist, and layers that the model does not have, are errors.
-    pub fn parse_list(list: &str, n_layers: usize) -> Result<Vec<Self>> {
+    /// The result is in the order given and without repetitions. `*` and ranges leave out layers that lack the point, as
+    /// long as one has it. Names that do not exist, layers that the model does not have, and points that it lacks are
+    /// errors.
+    pub fn parse_list(list: &str, model: &ModelShape) -> Result<Vec<Self>> {
         let mut points = Vec::new();
         for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-            for layer in layers_of(name, n_layers)? {
-                let point = match layer {
-                    Some((layer, rest)) => format!("blocks.{layer}.{rest}").parse()?,
-                    None => name.parse::<Self>()?,
-                };
-                if !points.contains(&point) {
+            let named = layers_of(name, model.n_layers)?
+                .into_iter()
+                .map(|layer| match layer {
+                    Some((layer, rest)) => format!("blocks.{layer}.{rest}").parse(),
+                    None => name.parse::<Self>(),
+                })
+                .collect::<Result<Vec<_>>>()?;
+            if let Some(first) = named.first()
+                && !named.iter().any(|point| point.exists(model))
+            {
+                let why = model.lacks(first.site.row().presence, first.layer);
+                return Err(Error::AbsentHookPoint { name: first.to_string(), why });
+            }
+            for point in named {
+                if point.exists(model) && !points.contains(&point) {
                     points.push(point);
                 }
             }
@@ -195,15 +97,11 @@ impl HookPoint {
     }
 
     /// Every hook point of a model, in the order of the forward pass.
-    pub fn all(n_layers: usize) -> Vec<Self> {
-        let (first, last): (Vec<_>, Vec<_>) = TABLE
-            .iter()
-            .filter(|row| !row.per_layer)
-            .map(|row| Self::whole(row.site))
-            .partition(|p| p.site == Site::Embed);
-        let blocks = (0..n_layers)
-            .flat_map(|layer| TABLE.iter().filter(|row| row.per_layer).map(move |row| Self::block(row.site, layer)));
-        first.into_iter().chain(blocks).chain(last).collect()
+    pub fn all(model: &ModelShape) -> Vec<Self> {
+        let once = |part| TABLE.iter().filter(move |row| row.part == part).map(|row| Self::whole(row.site));
+        let blocks = (0..model.n_layers)
+            .flat_map(|layer| TABLE.iter().filter(|row| row.per_layer()).map(move |row| Self::block(row.site, layer)));
+        once(Part::Start).chain(blocks).chain(once(Part::End)).filter(|point| point.exists(model)).collect()
     }
 }
 
@@ -248,7 +146,7 @@ impl FromStr for HookPoint {
         };
         TABLE
             .iter()
-            .find(|row| row.name == site_name && row.per_layer == layer.is_some())
+            .find(|row| row.name == site_name && row.per_layer() == layer.is_some())
             .map(|row| Self { layer, site: row.site })
             .ok_or_else(|| unknown(name))
     }
@@ -269,7 +167,7 @@ impl<'de> Deserialize<'de> for HookPoint {
 /// The error for a name that is not in the table, with the nearest one that is.
 fn unknown(name: &str) -> Error {
     let layer = name.strip_prefix("blocks.").and_then(|tail| tail.split_once('.')).map_or("0", |(layer, _)| layer);
-    let full = |row: &SiteRow| if row.per_layer { format!("blocks.{layer}.{}", row.name) } else { row.name.to_owned() };
+    let full = |row: &SiteRow| if row.per_layer() { format!("blocks.{layer}.{}", row.name) } else { row.name.to_owned() };
     let nearest = TABLE.iter().map(full).min_by_key(|known| edit_distance(name, known)).unwrap_or_default();
     Error::UnknownHookPoint { name: name.to_owned(), nearest }
 }
@@ -294,6 +192,31 @@ fn edit_distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
+    fn tiny() -> ModelShape {
+        ModelShape {
+            n_layers: 3,
+            n_heads: 4,
+            n_kv_heads: 2,
+            d_model: 64,
+            d_head: 32,
+            d_mlp: 96,
+            d_vocab: 320,
+            n_ctx: 256,
+            ..ModelShape::default()
+        }
+    }
+
+    /// Per-layer embeddings, experts, and a last layer that reads the keys and values of the first.
+    fn varied() -> ModelShape {
+        let layer = LayerShape { n_kv_heads: 2, d_head: 32, d_mlp: 96, ..LayerShape::default() };
+        let layers = vec![
+            layer,
+            LayerShape { d_head: 64, n_kv_heads: 1, value_is_key: true, ..layer },
+            LayerShape { d_mlp: 192, kv_source: Some(0), ..layer },
+        ];
+        ModelShape { d_ple: 8, n_experts: 16, top_k: 2, d_expert: 24, layer_scalar: true, layers, ..tiny() }
+    }
+
     #[test]
     fn the_table_is_in_the_order_of_the_enum() {
         for (i, row) in TABLE.iter().enumerate() {
@@ -303,7 +226,7 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for point in HookPoint::all(3) {
+        for point in HookPoint::all(&varied()) {
             assert_eq!(point.to_string().parse::<HookPoint>().unwrap(), point);
         }
         assert_eq!(HookPoint::block(Site::ResidPost, 12).to_string(), "blocks.12.hook_resid_post");
@@ -311,7 +234,7 @@ mod tests {
 
     #[test]
     fn lists_expand_stars_and_ranges() {
-        let points = HookPoint::parse_list("blocks.*.hook_resid_post, blocks.1-2.hook_mlp_out,hook_embed", 3).unwrap();
+        let points = HookPoint::parse_list("blocks.*.hook_resid_post, blocks.1-2.hook_mlp_out,hook_embed", &tiny()).unwrap();
         let names: Vec<String> = points.iter().map(ToString::to_string).collect();
         assert_eq!(
             names,
@@ -329,7 +252,7 @@ mod tests {
     #[test]
     fn unknown_names_suggest_the_nearest() {
         let check = |name: &str, expected: &str| {
-            let error = HookPoint::parse_list(name, 3).unwrap_err().to_string();
+            let error = HookPoint::parse_list(name, &tiny()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         };
         check("blocks.1.hook_resid_pots", "blocks.1.hook_resid_post");
@@ -338,26 +261,44 @@ mod tests {
         check("blocks.x.hook_resid_post", "blocks.x.hook_resid_post");
         assert!("blocks.01.hook_resid_post".parse::<HookPoint>().is_err());
         check("", "hook point");
-        assert!(HookPoint::parse_list("blocks.2-1.hook_resid_post", 3).is_err());
+        assert!(HookPoint::parse_list("blocks.2-1.hook_resid_post", &tiny()).is_err());
     }
 
     #[test]
     fn shapes_follow_the_model() {
-        let model = ModelShape {
-            n_layers: 1,
-            n_heads: 4,
-            n_kv_heads: 2,
-            d_model: 64,
-            d_head: 32,
-            d_mlp: 96,
-            d_vocab: 320,
-            n_ctx: 256,
-        };
+        let model = tiny();
         let shape = |site| HookPoint::block(site, 0).shape(&model);
         assert_eq!(shape(Site::ResidPost), Some(vec![64]));
         assert_eq!(shape(Site::Z), Some(vec![4, 32]));
         assert_eq!(shape(Site::K), Some(vec![2, 32]));
         assert_eq!(shape(Site::MlpPost), Some(vec![96]));
         assert_eq!(shape(Site::Pattern), None);
+    }
+
+    #[test]
+    fn layers_may_differ() {
+        let model = varied();
+        let shape = |site, layer| HookPoint::block(site, layer).shape(&model).unwrap();
+        assert_eq!(shape(Site::Z, 1), [4, 64]);
+        assert_eq!(shape(Site::K, 1), [1, 64]);
+        assert_eq!(shape(Site::MlpPre, 2), [192]);
+        assert_eq!(shape(Site::ExpertPost, 0), [2, 24]);
+        assert_eq!(HookPoint::whole(Site::PleToken).shape(&model).unwrap(), [3, 8]);
+
+        let all = HookPoint::all(&model);
+        let has = |name: &str| all.contains(&name.parse().unwrap());
+        assert!(has("blocks.0.attn.hook_v_proj") && has("blocks.1.attn.hook_k") && has("blocks.2.hook_kv_source"));
+        assert!(!has("blocks.1.attn.hook_v_proj") && !has("blocks.2.attn.hook_k") && !has("blocks.0.hook_kv_source"));
+        assert!(!has("hook_altup_merged") && HookPoint::all(&tiny()).iter().all(|point| point.exists(&tiny())));
+    }
+
+    #[test]
+    fn what_a_model_lacks_is_said() {
+        let names = |list: &str| HookPoint::parse_list(list, &varied()).map(|points| points.len());
+        assert_eq!(names("blocks.*.attn.hook_k").unwrap(), 2);
+        let error = |list: &str, model: &ModelShape| HookPoint::parse_list(list, model).unwrap_err().to_string();
+        assert!(error("blocks.2.attn.hook_k", &varied()).contains("layer 2 reads the keys and values of layer 0"));
+        assert!(error("blocks.1.attn.hook_v_proj", &varied()).contains("are its projected keys"));
+        assert!(error("blocks.*.moe.hook_topk_idx", &tiny()).contains("no experts"));
     }
 }

@@ -12,7 +12,7 @@
 //! # let folder = tempfile::tempdir().unwrap();
 //! # let dir = folder.path().join("run");
 //! let hook: HookPoint = "blocks.0.hook_resid_post".parse()?;
-//! let shape = ModelShape { n_layers: 1, n_heads: 1, n_kv_heads: 1, d_model: 2, d_head: 2, d_mlp: 4, d_vocab: 8, n_ctx: 4 };
+//! let shape = ModelShape { n_layers: 1, n_heads: 1, n_kv_heads: 1, d_model: 2, d_head: 2, d_mlp: 4, d_vocab: 8, n_ctx: 4, ..ModelShape::default() };
 //! let entry = HookPointEntry::new(hook, &shape, Dtype::F32)?;
 //! let manifest = Manifest::new(Model::new("tiny", shape), Corpus::default(), vec![entry]);
 //!
@@ -51,6 +51,7 @@ pub mod files;
 pub mod hook_point;
 pub mod manifest;
 pub mod metrics;
+pub mod routing;
 pub mod shard;
 pub mod statistics;
 pub mod store;
@@ -70,7 +71,8 @@ pub use batches::{Batch, Cursor, MixingOptions, MixingReader};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use hook_point::{HookPoint, ModelShape, Site};
-pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Shard, Statistics};
+pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Statistics};
+pub use routing::{RoutingColumns, RoutingLayer};
 pub use shard::{RunWriter, ShardWriter};
 pub use store::{Acts, Run};
 pub use tables::{DocumentRow, TokenColumns};

@@ -43,6 +43,9 @@ pub struct Manifest {
     pub tokenizer: Option<Tokenizer>,
     pub corpus: Corpus,
     pub hook_points: Vec<HookPointEntry>,
+    /// The choices of experts that the run holds; `None` when the model does not route.
+    #[serde(default)]
+    pub routing: Option<Routing>,
     /// In the order of `first_token_idx`; empty until the run is complete.
     pub shards: Vec<Shard>,
     pub counts: Counts,
@@ -106,6 +109,20 @@ pub struct HookPointEntry {
     /// Per token, such as `[4, 256]`; `[width]` where it is left out.
     #[serde(default)]
     pub shape: Vec<usize>,
+}
+
+/// Which choices of experts the run holds, in `routing/`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routing {
+    /// Experts of a layer.
+    pub n_experts: usize,
+    /// Experts of a token.
+    pub top_k: usize,
+    /// The layers of the model that were recorded, rising.
+    pub layers: Vec<usize>,
+    /// Whether the logits of all experts are stored too.
+    #[serde(default)]
+    pub router_logits: bool,
 }
 
 /// The files of some consecutive tokens.
@@ -180,6 +197,7 @@ impl Manifest {
             tokenizer: None,
             corpus,
             hook_points,
+            routing: None,
             shards: Vec::new(),
             counts: Counts::default(),
             statistics: BTreeMap::new(),
@@ -230,7 +248,48 @@ impl Manifest {
                 return Err(Error::json(path, cause));
             }
         }
+        self.check_routing(path)?;
         sort_and_check_shards(&mut self.shards, |shard| shard, path)
+    }
+
+    pub(crate) fn check_routing(&self, path: &Path) -> Result<()> {
+        let Some(Routing { n_experts, top_k, layers, .. }) = &self.routing else { return Ok(()) };
+        // Experts are numbered in 16 bits.
+        let counts = (1..=1 << 16).contains(n_experts) && (1..=*n_experts).contains(top_k);
+        let rising = layers.is_sorted_by(|a, b| a < b);
+        let exist = layers.last().is_none_or(|&last| last < self.model.shape.n_layers);
+        if counts && rising && exist {
+            return Ok(());
+        }
+        let cause = format!("`routing` has {n_experts} experts, {top_k} of them a token, in the layers {layers:?}");
+        Err(Error::json(path, cause))
+    }
+
+    /// The folders in which every shard has a file, within the run.
+    pub(crate) fn folders(&self) -> Vec<String> {
+        let fixed = ["tokens", "documents"].map(str::to_owned);
+        let acts = self.hook_points.iter().map(HookPointEntry::folder);
+        let routing = self.routing_layers().iter().map(|&layer| Routing::folder(layer));
+        fixed.into_iter().chain(acts).chain(routing).collect()
+    }
+
+    /// The layers whose choices of experts are recorded.
+    pub fn routing_layers(&self) -> &[usize] {
+        self.routing.as_ref().map_or(&[], |routing| &routing.layers)
+    }
+}
+
+impl Routing {
+    /// The folder of the shards of a layer, within the run.
+    pub fn folder(layer: usize) -> String {
+        format!("routing/layer={layer}")
+    }
+
+    /// Bytes of one row, as numbers.
+    pub const fn row_bytes(&self) -> usize {
+        let choice = size_of::<u16>() + 2 * size_of::<f32>();
+        let logits = if self.router_logits { self.n_experts * size_of::<f32>() } else { 0 };
+        self.top_k * choice + 3 * size_of::<f32>() + logits
     }
 }
 
@@ -410,7 +469,7 @@ mod tests {
     use super::*;
 
     fn shape() -> ModelShape {
-        ModelShape { n_layers: 2, n_heads: 4, n_kv_heads: 2, d_model: 8, d_head: 2, d_mlp: 16, d_vocab: 32, n_ctx: 64 }
+        ModelShape { n_layers: 2, n_heads: 4, n_kv_heads: 2, d_model: 8, d_head: 2, d_mlp: 16, d_vocab: 32, n_ctx: 64, ..ModelShape::default() }
     }
 
     fn manifest() -> Manifest {
@@ -434,6 +493,7 @@ mod tests {
                 "tokenizer",
                 "corpus",
                 "hook_points",
+                "routing",
                 "shards",
                 "counts",
                 "statistics",
@@ -461,6 +521,10 @@ mod tests {
         check(&|v| v["format"] = "zarr".into(), "`polariscope-run`, found `zarr`");
         check(&|v| v["hook_points"][0]["width"] = 9.into(), "width 9");
         check(&|v| v["hook_points"][0]["name"] = "../../etc".into(), "no hook point is called");
+        let routing = |layers: &[usize]| serde_json::json!({"n_experts": 4, "top_k": 2, "layers": layers});
+        check(&|v| v["routing"] = routing(&[1, 0]), "in the layers [1, 0]");
+        check(&|v| v["routing"] = routing(&[0, 2]), "in the layers [0, 2]");
+        check(&|v| v["routing"] = serde_json::json!({"n_experts": 4, "top_k": 5, "layers": []}), "5 of them a token");
         check(&|v| v["model"] = Value::Null, "not the JSON that was expected");
         fs_err::write(Manifest::path(dir.path()), "{\"format\": ").unwrap();
         assert!(Manifest::read(dir.path()).unwrap_err().to_string().contains("not the JSON"));

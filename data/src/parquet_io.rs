@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchReader};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{ArrowPrimitiveType, Schema, SchemaRef};
+use arrow::datatypes::{ArrowPrimitiveType, DataType, Schema, SchemaRef};
 use fs_err as fs;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::ProjectionMask;
@@ -23,21 +23,12 @@ use parquet::schema::types::ColumnPath;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files::PendingFile;
+use crate::files::{PendingFile, hex};
 use crate::manifest::{FileEntry, RowGroupMark};
+use crate::schema;
 
 /// Rows of a page, so that reading a few rows decodes little more than those.
 const PAGE_ROWS: usize = 4096;
-
-/// Lowercase hexadecimal.
-pub(crate) fn hex(digest: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::with_capacity(digest.len() * 2);
-    for byte in digest {
-        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-    }
-    text
-}
 
 /// A file under a temporary name that is hashed while it is written.
 pub(crate) struct HashedFile {
@@ -104,13 +95,13 @@ impl TableWriter {
             .set_write_batch_size(PAGE_ROWS)
             .set_max_row_group_row_count(None);
         for name in options.delta {
-            let path = ColumnPath::from(*name);
+            let path = column_path(name);
             properties = properties
                 .set_column_dictionary_enabled(path.clone(), false)
                 .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED);
         }
         for name in options.plain {
-            properties = properties.set_column_dictionary_enabled(ColumnPath::from(*name), false);
+            properties = properties.set_column_dictionary_enabled(column_path(name), false);
         }
         let key_values: Vec<KeyValue> =
             options.key_values.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
@@ -154,6 +145,11 @@ impl TableWriter {
         let file = self.writer.into_inner().map_err(|cause| write_error(&self.path, cause))?;
         file.publish()
     }
+}
+
+/// The path of a column in Parquet, with a dot between its parts: `probs.list.item`.
+fn column_path(name: &str) -> ColumnPath {
+    ColumnPath::new(name.split('.').map(str::to_owned).collect())
 }
 
 /// An error of the disk is told as such, with its hint, and not as one of Parquet.
@@ -309,17 +305,36 @@ impl TableFile {
         Ok(typed.iter().collect())
     }
 
+    /// A column of lists of `k` numbers each, end to end.
+    pub(crate) fn lists<T: ArrowPrimitiveType>(
+        &self,
+        batch: &RecordBatch,
+        column: &str,
+        k: usize,
+    ) -> Result<Vec<T::Native>> {
+        let array = self.column(batch, column)?;
+        // Other writers give lists that could be of any length.
+        let expected = DataType::FixedSizeList(schema::item(T::DATA_TYPE), k as i32);
+        let wrong = || self.wrong(column, &expected, array);
+        let cast = arrow::compute::cast(array, &expected).map_err(|_no_cast| wrong())?;
+        let lists = cast.as_fixed_size_list_opt().ok_or_else(wrong)?;
+        let values = lists.values().as_primitive_opt::<T>().ok_or_else(wrong)?;
+        if lists.null_count() > 0 || values.null_count() > 0 {
+            return Err(self.wrong_text(column, &format!("lists of {k} numbers"), "nulls or other lengths".to_owned()));
+        }
+        Ok(values.values().to_vec())
+    }
+
     pub(crate) fn booleans(&self, batch: &RecordBatch, column: &str) -> Result<Vec<bool>> {
         let array = self.column(batch, column)?;
-        let typed =
-            array.as_boolean_opt().ok_or_else(|| self.wrong(column, &arrow::datatypes::DataType::Boolean, array))?;
+        let typed = array.as_boolean_opt().ok_or_else(|| self.wrong(column, &DataType::Boolean, array))?;
         Ok(typed.iter().map(|value| value.unwrap_or(false)).collect())
     }
 
     pub(crate) fn strings(&self, batch: &RecordBatch, column: &str) -> Result<Vec<Option<String>>> {
         let array = self.column(batch, column)?;
         // Other writers give large strings and views.
-        let utf8 = arrow::datatypes::DataType::Utf8;
+        let utf8 = DataType::Utf8;
         let cast = arrow::compute::cast(array, &utf8).map_err(|_no_cast| self.wrong(column, &utf8, array))?;
         let typed = cast.as_string_opt::<i32>().ok_or_else(|| self.wrong(column, &utf8, array))?;
         Ok(typed.iter().map(|value| value.map(str::to_owned)).collect())
@@ -329,7 +344,7 @@ impl TableFile {
         batch.column_by_name(column).ok_or_else(|| self.wrong_text(column, "there", "none of that name".to_owned()))
     }
 
-    fn wrong(&self, column: &str, expected: &arrow::datatypes::DataType, found: &ArrayRef) -> Error {
+    fn wrong(&self, column: &str, expected: &DataType, found: &ArrayRef) -> Error {
         self.wrong_text(column, &expected.to_string(), found.data_type().to_string())
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 
-use crate::HookPointEntry;
+use crate::{HookPointEntry, Routing};
 
 /// Key of the Arrow field metadata that says how numbers are stored: `f32`, `bf16`, `f16`, `i8`.
 pub(crate) const DTYPE_KEY: &str = "polariscope.dtype";
@@ -60,6 +60,26 @@ pub(crate) fn acts(entry: &HookPointEntry) -> SchemaRef {
     fields.push(act.with_metadata(metadata.into_iter().collect::<HashMap<_, _>>()));
     if scaled {
         fields.push(field("scale", DataType::Float32));
+    }
+    schema(fields)
+}
+
+pub(crate) fn routing(routing: &Routing) -> SchemaRef {
+    let list = |name, data_type| field(name, DataType::FixedSizeList(item(data_type), routing.top_k as i32));
+    let mut fields = vec![
+        field("token_idx", DataType::UInt64),
+        list("expert_ids", DataType::UInt16),
+        list("weights", DataType::Float32),
+        list("probs", DataType::Float32),
+        field("entropy", DataType::Float32),
+        field("dense_norm", DataType::Float32),
+        field("moe_norm", DataType::Float32),
+    ];
+    if routing.router_logits {
+        let metadata = [(DTYPE_KEY, crate::Dtype::F32.to_string()), (SHAPE_KEY, format!("[{}]", routing.n_experts))];
+        let metadata: HashMap<_, _> = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        let row_bytes = routing.n_experts * size_of::<f32>();
+        fields.push(field("router_logits", DataType::FixedSizeBinary(row_bytes as i32)).with_metadata(metadata));
     }
     schema(fields)
 }
@@ -160,6 +180,13 @@ mod tests {
             names.join(" "),
             "feature n_active frac_nonzero mean_act max_act act_hist top_logits bottom_logits decoder_norm neighbours \
              first_fired last_fired"
+        );
+        let experts = Routing { n_experts: 16, top_k: 2, layers: vec![3], router_logits: true };
+        assert_eq!(
+            show(routing(&experts)),
+            "token_idx UInt64, expert_ids FixedSizeList(2 x non-null UInt16), \
+             weights FixedSizeList(2 x non-null Float32), probs FixedSizeList(2 x non-null Float32), \
+             entropy Float32, dense_norm Float32, moe_norm Float32, router_logits FixedSizeBinary(64)"
         );
         let hook = "blocks.0.attn.hook_z".parse().unwrap();
         let entry = HookPointEntry { name: hook, width: 1024, dtype: Dtype::I8, shape: vec![4, 256] };

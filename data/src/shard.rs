@@ -18,8 +18,9 @@ use crate::acts_write::{ActsWriter, Hasher};
 use crate::convert;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::manifest::{self, Counts, HookPointEntry, JournalEntry, Manifest, Shard, shard_file_name};
+use crate::manifest::{self, Counts, JournalEntry, Manifest, Routing, Shard, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
+use crate::routing::{RoutingColumns, RoutingWriter};
 use crate::tables::{self, DocumentRow, TokenColumns, VOCAB_FILE};
 use crate::{Dtype, schema};
 
@@ -58,6 +59,7 @@ impl RunWriter {
             return Err(Error::NotEmpty { path: dir.to_owned() });
         }
         files::create_dir(dir)?;
+        manifest.check_routing(&Manifest::path(dir))?;
         let lock = lock(dir)?;
         manifest.complete = false;
         create_folders(dir, &manifest)?;
@@ -65,7 +67,8 @@ impl RunWriter {
         Ok(Self::new(dir, manifest, Vec::new(), lock))
     }
 
-    /// Goes on with a run that was begun with the same model, tokenizer, corpus (paths and options), hook points and seeds.
+    /// Goes on with a run that was begun with the same model, tokenizer, corpus (paths and options), hook points, routing
+    /// and seeds.
     ///
     /// Temporary files, and files of shards that have no journal entry, are removed.
     pub fn resume(dir: &Path, wanted: &Manifest) -> Result<Self> {
@@ -196,6 +199,8 @@ pub struct ShardWriter {
     first_doc_id: Option<u64>,
     n_documents: u64,
     acts: Vec<ActsWriter>,
+    /// In the order of the layers of the manifest's `routing`.
+    routing: Vec<RoutingWriter>,
     /// Hook point `i` is the file `i / n` of the thread `i % n`.
     hashers: Vec<Hasher>,
 }
@@ -221,6 +226,13 @@ impl ShardWriter {
                 ActsWriter::create(&dir.join(hook.folder()).join(&name), hook, i / threads, first_token_idx)
             })
             .collect::<Result<_>>()?;
+        let mut routing = Vec::new();
+        if let Some(info) = &shared.manifest.routing {
+            for &layer in &info.layers {
+                let path = dir.join(Routing::folder(layer)).join(&name);
+                routing.push(RoutingWriter::create(&path, info, first_token_idx)?);
+            }
+        }
         let hashers = (0..threads)
             .map(|thread| Hasher::spawn(&hooks.iter().skip(thread).step_by(threads).collect::<Vec<_>>()))
             .collect::<Result<_>>()?;
@@ -235,6 +247,7 @@ impl ShardWriter {
             first_doc_id: None,
             n_documents: 0,
             acts,
+            routing,
             hashers,
             shared,
         })
@@ -315,6 +328,22 @@ impl ShardWriter {
         writer.write(hasher, &converted.bytes, converted.scales, special.to_vec(), converted.saturated)
     }
 
+    /// Appends the choices of experts of a layer of the model, for the tokens that follow those of its rows so far.
+    ///
+    /// Numbers are stored as they come: a router that overflows does not end a recording, `verify` tells of it.
+    pub fn write_routing(&mut self, layer: usize, columns: &RoutingColumns) -> Result<()> {
+        let layers = self.shared.manifest.routing_layers();
+        let Some(index) = layers.iter().position(|&known| known == layer) else {
+            return Err(Error::NoSuchName {
+                kind: "layer with routing",
+                name: layer.to_string(),
+                known: layers.iter().map(ToString::to_string).collect(),
+                path: self.shared.dir.clone(),
+            });
+        };
+        self.routing[index].write(columns)
+    }
+
     /// Makes the shard durable: footers, fsync, rename, fsync of the directories, and last the journal entry.
     ///
     /// `counts` are of this shard alone. `cursor` is for the recorder, which finds it in the journal on resume.
@@ -323,6 +352,12 @@ impl ShardWriter {
         for (writer, hook) in self.acts.iter().zip(&self.shared.manifest.hook_points) {
             if writer.n_rows() != n_tokens {
                 let what = format!("rows of `{}` in shard {}", hook.name, self.index);
+                return Err(Error::mismatch(what, n_tokens, writer.n_rows()));
+            }
+        }
+        for (writer, layer) in self.routing.iter().zip(self.shared.manifest.routing_layers()) {
+            if writer.n_rows() != n_tokens {
+                let what = format!("rows of routing of layer {layer} in shard {}", self.index);
                 return Err(Error::mismatch(what, n_tokens, writer.n_rows()));
             }
         }
@@ -350,18 +385,18 @@ impl ShardWriter {
         let name = shard_file_name(self.index);
         let mut entries = BTreeMap::new();
         let mut statistics = BTreeMap::new();
-        let mut folders = vec!["tokens".to_owned(), "documents".to_owned()];
         entries.insert(format!("tokens/{name}"), self.tokens.publish()?);
         entries.insert(format!("documents/{name}"), self.documents.publish()?);
         for (i, hook) in self.shared.manifest.hook_points.iter().enumerate() {
             let result =
                 digested[i % n_threads].next().ok_or(Error::Worker { what: "the thread that hashes shards" })?;
-            let folder = hook.folder();
-            entries.insert(format!("{folder}/{name}"), result.entry);
+            entries.insert(format!("{}/{name}", hook.folder()), result.entry);
             statistics.insert(hook.name.to_string(), result.statistics);
-            folders.push(folder);
         }
-        for folder in folders {
+        for (writer, &layer) in self.routing.into_iter().zip(self.shared.manifest.routing_layers()) {
+            entries.insert(format!("{}/{name}", Routing::folder(layer)), writer.publish()?);
+        }
+        for folder in self.shared.manifest.folders() {
             files::sync_dir(&dir.join(folder))?;
         }
 
@@ -417,8 +452,7 @@ fn lock(dir: &Path) -> Result<Option<fs::File>> {
 }
 
 fn create_folders(dir: &Path, manifest: &Manifest) -> Result<()> {
-    let fixed = ["tokens", "documents", "journal"].map(str::to_owned);
-    for folder in fixed.into_iter().chain(manifest.hook_points.iter().map(HookPointEntry::folder)) {
+    for folder in manifest.folders().into_iter().chain(["journal".to_owned()]) {
         files::create_dir(&dir.join(folder))?;
     }
     Ok(())
@@ -443,6 +477,7 @@ fn compare(dir: &Path, found: &Manifest, wanted: &Manifest) -> Result<()> {
     same(dir, "corpus.sources", &found.corpus.sources, &wanted.corpus.sources)?;
     same(dir, "corpus.options", &found.corpus.options, &wanted.corpus.options)?;
     same(dir, "hook_points", &found.hook_points, &wanted.hook_points)?;
+    same(dir, "routing", &found.routing, &wanted.routing)?;
     same(dir, "seeds", &found.seeds, &wanted.seeds)
 }
 
@@ -463,8 +498,7 @@ fn difference(a: &str, b: &str) -> (String, String) {
 /// Removes temporary files and the files of shards that have no journal entry.
 fn remove_what_is_not_durable(dir: &Path, manifest: &Manifest, journal: &[JournalEntry]) -> Result<()> {
     let durable: Vec<String> = journal.iter().map(|entry| entry.shard.file_name()).collect();
-    let fixed = ["tokens", "documents"].map(str::to_owned);
-    for folder in fixed.into_iter().chain(manifest.hook_points.iter().map(HookPointEntry::folder)) {
+    for folder in manifest.folders() {
         for entry in fs::read_dir(dir.join(folder))? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

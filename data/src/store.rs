@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 use crate::features::FeatureTable;
 use crate::files;
 use crate::hook_point::HookPoint;
-use crate::manifest::{self, HookPointEntry, JournalEntry, Manifest, Shard, Statistics};
+use crate::manifest::{self, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Statistics};
 use crate::parquet_io::TableFile;
+use crate::routing::RoutingLayer;
 use crate::tables::{DocumentRow, TokenColumns, VOCAB_FILE};
 use crate::{Dtype, convert};
 
@@ -251,6 +252,17 @@ impl Run {
         })?;
         let file = self.acts_file(hook, shard)?;
         Ok(ActsShard { file, entry, first_token_idx: shard.first_token_idx, next: 0 })
+    }
+
+    /// Which choices of experts the run holds; an error where its model does not route.
+    pub fn routing_info(&self) -> Result<&Routing> {
+        let routing = self.manifest().routing.as_ref().filter(|routing| !routing.layers.is_empty());
+        routing.ok_or_else(|| Error::NoRouting { path: self.dir().to_owned() })
+    }
+
+    /// The choices of experts of a layer; an error that lists the layers that were recorded.
+    pub fn routing(&self, layer: usize) -> Result<RoutingLayer> {
+        RoutingLayer::open(self, layer)
     }
 
     /// The folder of a sparse coder of this run, whether it exists or not.

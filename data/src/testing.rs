@@ -28,6 +28,7 @@ pub(crate) fn manifest(hooks: &[(&str, usize, Dtype)]) -> Manifest {
         d_mlp: 16,
         d_vocab: 300,
         n_ctx: 64,
+        ..ModelShape::default()
     };
     let entry = |&(name, width, dtype): &(&str, usize, Dtype)| HookPointEntry {
         name: name.parse().unwrap(),

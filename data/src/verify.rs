@@ -2,6 +2,7 @@
 //!
 //! Every file of every shard is read again: its length and checksum are compared with those of the manifest and the
 //! journal, and rows are counted. Feature tables are decoded, and their order and counts are compared with each other.
+//! Rows of routing are decoded too, and one that contradicts itself is named.
 //! The first bad file is named, and the row group in it: the journal has the checksum up to the end of each.
 
 use std::io::Read;
@@ -11,9 +12,10 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files;
-use crate::manifest::{self, FileEntry, JournalEntry};
-use crate::parquet_io::{self, TableFile, hex};
+use crate::files::{self, hex};
+use crate::manifest::{self, FileEntry, JournalEntry, Routing, Shard};
+use crate::parquet_io::{self, TableFile};
+use crate::routing;
 use crate::store::Run;
 
 /// Bytes that are read at a time.
@@ -101,9 +103,8 @@ impl Work<'_> {
         }
         for shard in self.run.shards() {
             let entry = self.journal.iter().find(|entry| entry.shard.index == shard.index);
-            let wanted = self.run.hook_points().iter().map(|hook| format!("{}/", hook.folder()));
-            for folder in wanted.chain(["tokens/".to_owned(), "documents/".to_owned()]) {
-                let file = format!("{folder}{}", shard.file_name());
+            for folder in manifest.folders() {
+                let file = format!("{folder}/{}", shard.file_name());
                 if !shard.files.contains_key(&file) {
                     return problem(&file, "the manifest does not list this file".to_owned());
                 }
@@ -120,6 +121,11 @@ impl Work<'_> {
                     Ok(table) if table.n_rows() as u64 == rows => {}
                     Ok(table) => return problem(file, format!("expected {rows} rows, found {}", table.n_rows())),
                     Err(error) => return problem(file, error.to_string()),
+                }
+            }
+            for folder in manifest.routing_layers().iter().map(|&layer| Routing::folder(layer)) {
+                if let Some(found) = self.check_routing(&format!("{folder}/{}", shard.file_name()), shard)? {
+                    return Ok(Some(found));
                 }
             }
         }
@@ -177,6 +183,16 @@ impl Work<'_> {
             return problem(None, "other bytes than were written".to_owned());
         }
         Ok(None)
+    }
+
+    /// What the rows of routing say of themselves.
+    fn check_routing(&self, relative: &str, shard: &Shard) -> Result<Option<Problem>> {
+        let Some(routing) = &self.run.manifest().routing else { return Ok(None) };
+        let path = self.run.dir().join(relative);
+        let found = TableFile::open(&path)
+            .and_then(|table| routing::first_bad_row(&table, routing, shard.first_token_idx))
+            .unwrap_or_else(|error| Some((None, error.to_string())));
+        Ok(found.map(|(row_group, message)| Problem { file: relative.to_owned(), row_group, message }))
     }
 
     /// Order and counts of a feature table, which has no checksums.

@@ -2,6 +2,87 @@
 //!
 //! The only module of this crate that may read the environment.
 
+mod cuda;
+#[cfg(test)]
+pub(crate) mod fake;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+pub(crate) use self::cuda::{CopyStream, Copying, Cudart};
+use crate::error::{Error, Result};
+
+/// Where a model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// The CUDA device of this index.
+    Cuda(usize),
+}
+
+impl From<Device> for tch::Device {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::Cpu,
+            Device::Cuda(index) => Self::Cuda(index),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// `cpu`, `cuda` for the first CUDA device, or `cuda:1`.
+    fn from_str(text: &str) -> Result<Self> {
+        let index = match text {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            _ => text.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()),
+        };
+        // libtorch counts devices in a signed byte.
+        let index = index.filter(|&index| i8::try_from(index).is_ok());
+        index.map(Self::Cuda).ok_or_else(|| Error::UnknownDevice { found: text.to_owned() })
+    }
+}
+
+impl Device {
+    /// Makes the device ready; call it before the first tensor is made, because libtorch decides then what it has.
+    ///
+    /// A CUDA device needs libtorch's CUDA part, which this program is not linked with: it is looked for in `folders`,
+    /// in their order, and opened now. The CPU needs nothing.
+    pub fn open(self, folders: &[PathBuf]) -> Result<()> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Cuda(index) => cuda::open(index, folders),
+        }
+    }
+
+    /// Bytes that are free; `None` where that cannot be told. Of an opened CUDA device, or of main memory.
+    pub fn free_memory(self) -> Option<u64> {
+        match self {
+            Self::Cpu => free_main_memory(&fs_err::read_to_string("/proc/meminfo").ok()?),
+            Self::Cuda(index) => Cudart::load().ok()?.free_memory(index),
+        }
+    }
+}
+
+/// From what Linux says of its memory, in kilobytes.
+fn free_main_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
 /// How many threads this machine offers to this process.
 pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -19,6 +100,28 @@ pub fn set_threads(threads: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_read_and_written() {
+        for (text, device) in [("cpu", Device::Cpu), ("cuda:0", Device::Cuda(0)), ("cuda:3", Device::Cuda(3))] {
+            assert_eq!(text.parse::<Device>().unwrap(), device);
+            assert_eq!(device.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<Device>().unwrap(), Device::Cuda(0));
+        for text in ["gpu", "cuda:", "cuda:-1", "cuda:128", "CPU", ""] {
+            let error = text.parse::<Device>().unwrap_err();
+            assert_eq!(error.to_string(), format!("expected `cpu`, `cuda` or `cuda:` and a number, found `{text}`"));
+        }
+    }
+
+    #[test]
+    fn free_memory_is_what_linux_says_is_available() {
+        let meminfo = "MemTotal:       24677340 kB\nMemFree:          512000 kB\nMemAvailable:   23068672 kB\n";
+        assert_eq!(free_main_memory(meminfo), Some(22 << 30));
+        assert_eq!(free_main_memory("MemTotal: 1 kB\n"), None);
+        Device::Cpu.open(&[]).unwrap();
+        assert_eq!(fake::cudart().free_memory(0), Some(1 << 30));
+    }
 
     #[test]
     fn threads_are_those_asked_for_or_all() {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use data::hook_point::HookPoint;
 
+use crate::device::Device;
+
 /// Everything that loading, running or recording a model can fail with.
 ///
 /// A message is one sentence; a next step, where there is one, stands on a second line that begins `hint:`.
@@ -58,6 +60,51 @@ pub enum Error {
     #[error("{what} in the tokenizer of `{}`", path.display())]
     Tokenizer { what: String, path: PathBuf },
 
+    /// A chat template that is no template, or that refuses the messages.
+    #[error("{what}\nhint: this is what the checkpoint's chat template says; other messages or options may suit it")]
+    ChatTemplate { what: String },
+
+    #[error(
+        "expected a model that was trained to chat, found one with neither a chat template nor turn tokens\n\
+         hint: continue a text with `run --prompt`, or take the instruction-tuned variant of the model"
+    )]
+    NoChat,
+
+    #[error(
+        "expected a model with per-layer embeddings, found `{architecture}` without\n\
+         hint: Gemma 3n has them, and of Gemma 4 the sizes E2B and E4B"
+    )]
+    NoPle { architecture: String },
+
+    #[error("expected `cpu`, `cuda` or `cuda:` and a number, found `{found}`")]
+    UnknownDevice { found: String },
+
+    #[error(
+        "cannot open libtorch's CUDA part: {reason}\n\
+         hint: put the folder `torch/lib` of Python's torch {version} with CUDA first in `LD_LIBRARY_PATH`, or name it in `POLARISCOPE_LIBTORCH_CUDA`"
+    )]
+    CudaLibrary { reason: String, version: &'static str },
+
+    #[error(
+        "expected libtorch's CUDA part of version {expected}, found {found} in `{}`\n\
+         hint: install Python's torch {expected}, or name its `torch/lib` in `POLARISCOPE_LIBTORCH_CUDA`",
+        path.display()
+    )]
+    CudaVersion { expected: &'static str, found: String, path: PathBuf },
+
+    #[error("expected a CUDA device `cuda:{index}`, found {found} of them\nhint: `nvidia-smi` lists what the driver sees; `--device cpu` needs none")]
+    NoCudaDevice { index: usize, found: usize },
+
+    /// A call of the CUDA run time library failed.
+    #[error("CUDA could not {what}: error {code}")]
+    Cuda { what: &'static str, code: i32 },
+
+    #[error("the weights take {needed} on `{device}`, of which {free} are free\nhint: {hint}")]
+    TooLarge { device: Device, needed: String, free: String, hint: String },
+
+    #[error("expected `int8` or `int4`, found `{found}`")]
+    Quantization { found: String },
+
     #[error("expected a token id below {vocab_size}, found {id}")]
     UnknownToken { id: u32, vocab_size: usize },
 
@@ -66,11 +113,6 @@ pub enum Error {
 
     #[error("expected {what}, found {found}")]
     Sampling { what: String, found: String },
-
-    #[error(
-        "`{point}` has no row for each token, so it cannot be recorded\nhint: `run --cache` keeps it for one prompt"
-    )]
-    NotRecordable { point: HookPoint },
 
     #[error("the forward pass did not reach `{point}`")]
     NotReached { point: HookPoint },
@@ -108,6 +150,42 @@ pub enum Error {
 
     #[error("a thread stopped unexpectedly: {message}")]
     Panicked { message: String },
+
+    /// The text form of an intervention.
+    #[error(
+        "expected {expected}, found {found} at character {column} of `{text}`\nhint: `polariscope run --help` has the text form of interventions"
+    )]
+    InterventionText { expected: String, found: String, column: usize, text: String },
+
+    #[error("{what} in the JSON of interventions")]
+    InterventionJson { what: String },
+
+    /// An intervention that does not fit the model.
+    #[error("{what} in `{intervention}`")]
+    Intervention { what: String, intervention: String },
+
+    /// Another pass or run that an intervention takes a vector from.
+    #[error("cannot take activations from `{origin}`: {what}")]
+    Origin { origin: String, what: String },
+
+    #[error("cannot use the coder `{coder}`")]
+    Coder {
+        coder: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    #[error("expected a cache of activations that `run --cache` wrote, found {found} in `{}`", path.display())]
+    Cache { found: String, path: PathBuf },
+
+    /// Comparing two prompts position by position.
+    #[error(
+        "expected two texts of equally many tokens, found {clean} and {corrupt}\nhint: exchange words for others of as many tokens"
+    )]
+    Unequal { clean: usize, corrupt: usize },
+
+    #[error("expected a token below {n}, found {row}")]
+    NoRow { n: usize, row: usize },
 
     /// Reading a corpus, or writing a run.
     #[error(transparent)]

@@ -8,6 +8,7 @@ use rand_pcg::Pcg64;
 use crate::error::{Error, Result};
 use crate::gemma::model::{Batch, Forward, Logits, Model, to_vec_f32};
 use crate::hook::Hooks;
+use crate::kv_cache::KvCache;
 
 /// How a token is chosen from its logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,14 +48,27 @@ impl Model {
         hooks: &mut Hooks<'_>,
         on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Vec<u32>> {
+        self.generate_from(&mut self.kv_cache(1), prompt, options, hooks, on_token)
+    }
+
+    /// Continues the one sequence that `cache` remembers with `tokens`, and then with what the model says.
+    ///
+    /// Afterwards the cache holds all of it but the last token, if the model was not asked what comes after that.
+    pub fn generate_from(
+        &self,
+        cache: &mut KvCache,
+        tokens: &[u32],
+        options: &Generate,
+        hooks: &mut Hooks<'_>,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Vec<u32>> {
         options.sampling.check()?;
         let mut rng = Pcg64::seed_from_u64(options.sampling.seed);
-        let mut cache = self.kv_cache(1);
         let mut generated = Vec::new();
-        let mut next = Batch::one(prompt);
+        let mut next = Batch::one(tokens);
         while generated.len() < options.max_tokens {
             let output =
-                self.forward(&next, Some(&mut cache), hooks, Forward { logits: Logits::Last, ..Forward::default() })?;
+                self.forward(&next, Some(&mut *cache), hooks, Forward { logits: Logits::Last, ..Forward::default() })?;
             let logits = output.logits.map(|logits| to_vec_f32(&logits)).unwrap_or_default();
             let token = options.sampling.choose(&logits, &mut rng);
             if options.stop.contains(&token) {

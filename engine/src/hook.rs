@@ -5,23 +5,53 @@
 
 use std::fmt;
 
-use data::hook_point::{HookPoint, Site, TABLE};
+use data::hook_point::{HookPoint, Part, TABLE};
 use tch::Tensor;
 
-/// Where in the forward pass a hook is being run.
+/// The tokens of one forward pass: what stands in which row of an activation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Row by row.
+    pub ids: Vec<u32>,
+    /// How many rows each sequence has; sequences lie end to end.
+    pub lengths: Vec<usize>,
+    /// How many tokens of each sequence were seen before this pass.
+    pub past: Vec<usize>,
+}
+
+/// Where one row of an activation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Row {
+    pub sequence: usize,
+    /// In the sequence; its first token is at 0.
+    pub position: usize,
+    pub id: u32,
+}
+
+impl Tokens {
+    /// Every row, in order.
+    pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
+        let places = self.lengths.iter().zip(&self.past).enumerate();
+        let places = places.flat_map(|(sequence, (&n, &past))| (past..past + n).map(move |at| (sequence, at)));
+        places.zip(&self.ids).map(|((sequence, position), &id)| Row { sequence, position, id })
+    }
+}
+
+/// Where in the forward pass a hook is being run.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'t> {
     pub point: HookPoint,
     /// Which sequence of the batch, for activations of whole sequences (attention scores and patterns).
     /// `None` means the tensor holds the tokens of all sequences, end to end.
     pub sequence: Option<usize>,
+    pub tokens: &'t Tokens,
 }
 
 /// What a hook does: it sees the activation, and leaves it alone (`None`) or replaces it.
 ///
 /// Shapes: `[tok, …]` with the per-token shape of [`HookPoint::shape`], or `[n_heads, query, key]` for scores and patterns.
 /// A replacement must have the same shape; its dtype is converted.
-pub type HookFn<'a> = Box<dyn FnMut(Place, &Tensor) -> Option<Tensor> + 'a>;
+pub type HookFn<'a> = Box<dyn FnMut(Place<'_>, &Tensor) -> Option<Tensor> + 'a>;
 
 /// The hooks of one forward pass, run in the order in which they were added.
 #[derive(Default)]
@@ -29,6 +59,7 @@ pub struct Hooks<'a> {
     hooks: Vec<(HookPoint, HookFn<'a>)>,
     /// Whether anything is attached, by layer (the last row is for points without a layer) and site.
     wanted: Vec<[bool; TABLE.len()]>,
+    tokens: Tokens,
 }
 
 impl fmt::Debug for Hooks<'_> {
@@ -44,7 +75,7 @@ impl<'a> Hooks<'a> {
     }
 
     /// Attaches a hook that may replace what it sees.
-    pub fn add(&mut self, point: HookPoint, hook: impl FnMut(Place, &Tensor) -> Option<Tensor> + 'a) {
+    pub fn add(&mut self, point: HookPoint, hook: impl FnMut(Place<'_>, &Tensor) -> Option<Tensor> + 'a) {
         let row = Self::row(point);
         if self.wanted.len() <= row {
             self.wanted.resize(row + 1, [false; TABLE.len()]);
@@ -54,7 +85,7 @@ impl<'a> Hooks<'a> {
     }
 
     /// Attaches a hook that only reads.
-    pub fn read(&mut self, point: HookPoint, mut hook: impl FnMut(Place, &Tensor) + 'a) {
+    pub fn read(&mut self, point: HookPoint, mut hook: impl FnMut(Place<'_>, &Tensor) + 'a) {
         self.add(point, move |place, value| {
             hook(place, value);
             None
@@ -66,17 +97,27 @@ impl<'a> Hooks<'a> {
         self.wanted.get(Self::row(point)).is_some_and(|row| row[point.site as usize])
     }
 
-    /// The last layer that a hook is attached to, or `None` if every hook is at the embedding.
+    /// Whether nothing is attached anywhere.
+    pub fn is_empty(&self) -> bool {
+        self.hooks.is_empty()
+    }
+
+    /// The last layer that a hook is attached to, or `None` if every hook is before the first block.
     /// Points behind the last block count as `n_layers`.
     pub fn last_layer(&self, n_layers: usize) -> Option<usize> {
-        self.hooks
-            .iter()
-            .filter_map(|(point, _)| match (point.layer, point.site) {
-                (None, Site::Embed) => None,
-                (None, _) => Some(n_layers),
-                (layer, _) => layer,
-            })
-            .max()
+        let layer_of = |point: HookPoint| match point.site.row().part {
+            Part::Start => None,
+            Part::Block => point.layer,
+            Part::End => Some(n_layers),
+        };
+        self.hooks.iter().filter_map(|(point, _)| layer_of(*point)).max()
+    }
+
+    /// Tells the hooks which tokens the pass that begins is about.
+    pub(crate) fn begin(&mut self, tokens: impl FnOnce() -> Tokens) {
+        if !self.is_empty() {
+            self.tokens = tokens();
+        }
     }
 
     /// Runs what is attached to `point` on `value`, and returns what the forward pass goes on with.
@@ -84,7 +125,7 @@ impl<'a> Hooks<'a> {
         if !self.wants(point) {
             return value;
         }
-        self.run(Place { point, sequence: None }, &value).unwrap_or(value)
+        self.run(point, None, &value).unwrap_or(value)
     }
 
     /// Like [`Self::at`] for a value that only hooks need: it is not computed otherwise.
@@ -93,14 +134,15 @@ impl<'a> Hooks<'a> {
         if !self.wants(point) {
             return None;
         }
-        self.run(Place { point, sequence: None }, &value())
+        self.run(point, None, &value())
     }
 
-    /// Runs what is attached to `place` on `value`; `None` if no hook replaced it.
-    pub(crate) fn run(&mut self, place: Place, value: &Tensor) -> Option<Tensor> {
+    /// Runs what is attached to `point` on `value`, of one sequence or of all; `None` if no hook replaced it.
+    pub(crate) fn run(&mut self, point: HookPoint, sequence: Option<usize>, value: &Tensor) -> Option<Tensor> {
+        let place = Place { point, sequence, tokens: &self.tokens };
         let mut replaced: Option<Tensor> = None;
-        for (point, hook) in &mut self.hooks {
-            if *point == place.point {
+        for (at, hook) in &mut self.hooks {
+            if *at == point {
                 let current = replaced.as_ref().unwrap_or(value);
                 if let Some(new) = hook(place, current) {
                     assert_eq!(new.size(), value.size(), "a replacement at `{point}` must keep the shape");

@@ -30,6 +30,12 @@ impl KvCache {
         &self.seen
     }
 
+    /// A second cache that remembers the same and goes on by itself. Tensors are shared, for none is written in place.
+    pub fn fork(&self) -> Self {
+        let layers = self.layers.iter().map(LayerCache::fork).collect();
+        Self { layers, seen: self.seen.clone() }
+    }
+
     /// Notes that `lengths` more tokens of each sequence went through all layers.
     pub(crate) fn advance(&mut self, lengths: &[i64]) {
         for (seen, &length) in self.seen.iter_mut().zip(lengths) {
@@ -45,6 +51,11 @@ impl KvCache {
 }
 
 impl LayerCache {
+    fn fork(&self) -> Self {
+        let share = |(k, v): &(Tensor, Tensor)| (k.shallow_clone(), v.shallow_clone());
+        Self { sequences: self.sequences.iter().map(|slot| slot.as_ref().map(share)).collect() }
+    }
+
     /// Appends the keys and values of new tokens, and returns all that these tokens may need to see.
     pub(crate) fn update(&mut self, sequence: usize, k: Tensor, v: Tensor, window: Option<i64>) -> (Tensor, Tensor) {
         let slot = &mut self.sequences[sequence];

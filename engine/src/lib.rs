@@ -17,14 +17,23 @@
 //! Invariants: a pass without hooks allocates and copies nothing extra; capturing does not change a bit of what is computed;
 //! weights are never folded; a tensor never leaves this crate and `scope`.
 
+pub mod attribution;
 pub mod cache;
+pub mod chat;
 pub mod config;
 pub mod device;
 pub mod error;
 pub mod gemma;
 pub mod generate;
 pub mod hook;
+pub mod intervention;
 pub mod kv_cache;
+pub mod lens;
+pub mod patching;
+pub mod plan;
+pub mod ple;
+pub mod ple_table;
+pub mod quantize;
 pub mod record;
 pub mod testing;
 pub mod tokenizer;

@@ -1,20 +1,20 @@
 //! Which tokens is a text made of, and which bytes of it does each stand for?
 //!
 //! A [`Tokenizer`] comes from a `tokenizer.json` (the `tokenizers` crate does the work) or from GGUF metadata (the
-//! `spm` module does). Both give the same ids for the same vocabulary.
+//! `spm` module does). Both give the same ids for the same vocabulary. [`TextStream`] is the way back while tokens come.
 
+mod gguf;
 mod hf;
 mod spm;
+mod stream;
 mod vocab;
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
+pub use self::stream::TextStream;
 use self::vocab::Vocab;
 use crate::error::{Error, Result};
 use crate::weights::gguf::Metadata;
-use crate::weights::hex;
 
 /// What stands for a space inside the vocabulary.
 const SPACE: char = '▁';
@@ -42,6 +42,8 @@ pub struct Tokenizer {
     eos_ids: Vec<u32>,
     pad_id: Option<u32>,
     sha256: String,
+    /// Chat templates by name.
+    templates: Vec<(String, String)>,
     scheme: Scheme,
 }
 
@@ -57,43 +59,9 @@ impl Tokenizer {
         hf::open(dir)
     }
 
-    /// Reads the tokenizer in a GGUF file's metadata. Only the model `llama` (SentencePiece scores) is known.
+    /// Reads the tokenizer in a GGUF file's metadata: the models `llama` (scores) and `gemma4` (merges).
     pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
-        let bad = |what: String| Error::Tokenizer { what, path: metadata.path().to_owned() };
-        let Some(model) = metadata.text("tokenizer.ggml.model")? else {
-            return Err(Error::NoTokenizer { path: metadata.path().to_owned() });
-        };
-        if model != "llama" {
-            return Err(bad(format!("expected the tokenizer model `llama`, found `{model}`")));
-        }
-        if metadata.bool("tokenizer.ggml.add_space_prefix")? == Some(true) {
-            return Err(bad("expected no space prefix, found `add_space_prefix`".to_owned()));
-        }
-        let tokens = metadata.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
-        let scores = metadata.floats("tokenizer.ggml.scores")?.unwrap_or_default();
-        let types = metadata.ints("tokenizer.ggml.token_type")?.unwrap_or_default();
-        if tokens.is_empty() || scores.len() != tokens.len() || types.len() != tokens.len() {
-            let (n, n_scores, n_types) = (tokens.len(), scores.len(), types.len());
-            return Err(bad(format!(
-                "expected tokens with a score and a type each, found {n} tokens, {n_scores} scores, {n_types} types"
-            )));
-        }
-        let eos_ids = metadata.eos_token_ids()?;
-        let (bos_id, pad_id) = (metadata.token_id("bos")?, metadata.token_id("padding")?);
-        check_roles(bos_id.iter().chain(&pad_id).chain(&eos_ids), tokens.len(), metadata.path())?;
-
-        let mut hash = Sha256::new();
-        for ((token, score), kind) in tokens.iter().zip(scores).zip(types) {
-            // With its length, so that no two vocabularies are the same bytes.
-            hash.update((token.len() as u64).to_le_bytes());
-            hash.update(token);
-            hash.update(score.to_le_bytes());
-            hash.update(kind.to_le_bytes());
-        }
-        let (vocab, scheme) = spm::Spm::new(tokens, scores, types);
-        let special = types.iter().map(|&kind| kind == spm::CONTROL || kind == spm::UNKNOWN).collect();
-        let sha256 = hex(&hash.finalize());
-        Ok(Self { vocab, special, bos_id, eos_ids, pad_id, sha256, scheme: Scheme::Spm(scheme) })
+        gguf::read(metadata)
     }
 
     /// Cuts `text` into tokens; with `bos`, the beginning-of-sequence token comes first.
@@ -124,23 +92,26 @@ impl Tokenizer {
 
     /// The text that the tokens stand for, control tokens as they are spelled.
     ///
-    /// Bytes that are no UTF-8, and ids that the vocabulary does not have, become `U+FFFD`, one for each token.
+    /// Bytes that are part of no character, and ids that the vocabulary does not have, become `U+FFFD`, one for each
+    /// token. (The reference also gives up the whole characters beside such bytes.)
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut text = String::new();
-        let mut bytes: Vec<u8> = Vec::new();
+        let mut stream = TextStream::new(self);
         for &id in ids {
-            if let Some(byte) = self.vocab.byte(id) {
-                bytes.push(byte);
-                continue;
-            }
-            flush(&mut bytes, &mut text);
-            match self.vocab.get(id) {
-                Some(piece) => text.extend(piece.chars().map(|c| if c == SPACE { ' ' } else { c })),
-                None => text.push(char::REPLACEMENT_CHARACTER),
-            }
+            stream.push_to(id, &mut text);
         }
-        flush(&mut bytes, &mut text);
+        stream.give_up(&mut text);
         text
+    }
+
+    /// The id of the token that is spelled like this inside the vocabulary, where spaces are `▁`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.vocab.find(token)
+    }
+
+    /// The chat template of this name that came with the tokenizer; the plain one is `default`.
+    pub fn chat_template(&self, name: &str) -> Option<&str> {
+        self.templates.iter().find(|(found, _)| found == name).map(|(_, template)| template.as_str())
     }
 
     /// The token that begins a sequence.
@@ -167,7 +138,7 @@ impl Tokenizer {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
 
-    /// The SHA-256 of `tokenizer.json`, or of a GGUF's tokens with their scores and types.
+    /// The SHA-256 of `tokenizer.json`, or of a GGUF's tokens with their scores, types and merges.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
@@ -182,14 +153,6 @@ fn check_roles<'a>(mut ids: impl Iterator<Item = &'a u32>, vocab_size: usize, pa
             Err(Error::Tokenizer { what, path: path.to_owned() })
         }
     }
-}
-
-fn flush(bytes: &mut Vec<u8>, text: &mut String) {
-    match std::str::from_utf8(bytes) {
-        Ok(valid) => text.push_str(valid),
-        Err(_) => text.extend(bytes.iter().map(|_| char::REPLACEMENT_CHARACTER)),
-    }
-    bytes.clear();
 }
 
 #[cfg(test)]

@@ -9,17 +9,31 @@ use std::path::{Path, PathBuf};
 
 use data::hook_point::{HookPoint, Site};
 use engine::cache::ActivationCache;
-use engine::gemma::model::{Attend, Batch, Forward, Logits, Model, Precision};
+use engine::gemma::model::{ Batch, Forward, Logits, Model, Numerics, Precision};
 use engine::generate::{Generate, Sampling};
 use engine::hook::Hooks;
 use fs_err as fs;
 use tch::{Kind, Tensor};
 
-const SHAPES: [&str; 2] = ["text", "shaped_like_27b"];
+/// Gemma 3 with linear rope and a softcap, and in the shape of the 27B; Gemma 3n with everything that releases have, and with
+/// what none has; Gemma 4 like E2B, the 31B, the 26B-A4B, with experts and per-layer embeddings together, and with values
+/// that are shared keys.
+const SHAPES: [&str; 9] = [
+    "gemma3/text",
+    "gemma3/shaped_like_27b",
+    "gemma3n/text",
+    "gemma3n/other",
+    "gemma4/e",
+    "gemma4/dense",
+    "gemma4/moe",
+    "gemma4/moe_ple",
+    "gemma4/kv_eq_shared",
+];
+const BOTH_WAYS: [&str; 3] = ["gemma3/text", "gemma3/shaped_like_27b", "gemma4/dense"];
 const TOLERANCE: f64 = 1e-4;
 
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
 }
 
 fn load(name: &str, precision: Precision) -> Model {
@@ -47,9 +61,9 @@ fn masked_difference(a: &Tensor, b: &Tensor) -> f64 {
     largest_difference(&clamp(a), &clamp(b))
 }
 
-fn everything(model: &Model, batch: &Batch, attend: Attend) -> (Tensor, ActivationCache) {
-    let points = HookPoint::all(model.config().n_layers);
-    let options = Forward { logits: Logits::All, attend, ..Forward::default() };
+fn everything(model: &Model, batch: &Batch, numerics: Numerics) -> (Tensor, ActivationCache) {
+    let points = HookPoint::all(&model.shape());
+    let options = Forward { logits: Logits::All, numerics, ..Forward::default() };
     let (output, cache) = model.forward_with_cache(batch, &points, options).unwrap();
     (output.logits.unwrap(), cache)
 }
@@ -60,31 +74,32 @@ fn logits(model: &Model, batch: &Batch, hooks: &mut Hooks<'_>) -> Tensor {
 }
 
 /// Compares every hook point and the logits; returns the largest difference relative to the largest value there.
-fn compare_everything(name: &str, precision: Precision, attend: Attend) -> f64 {
+fn compare_everything(name: &str, precision: Precision, numerics: Numerics) -> f64 {
     let expected = reference(name, if precision == Precision::F32 { "f32" } else { "bf16" });
     let model = load(name, precision);
-    let (logits, cache) = everything(&model, &Batch::one(&ids(&expected["one/ids"])), attend);
+    let (logits, cache) = everything(&model, &Batch::one(&ids(&expected["one/ids"])), numerics);
     let mut worst = (0.0, String::new());
     let mut compare = |what: String, found: &Tensor, expected: &Tensor| {
-        assert_eq!(found.kind(), expected.kind(), "{what}");
+        // A layer's number is counted by us in f32, by the fixtures in whole numbers.
+        assert!(found.kind() == expected.kind() || what.ends_with("hook_kv_source"), "{what}");
         let unmasked = expected.masked_select(&expected.gt(-1e4));
         let size = unmasked.to_kind(Kind::Double).abs().max().double_value(&[]).max(1.0);
         let difference = masked_difference(found, expected) / size;
-        if attend == Attend::Reference && what.ends_with("hook_scale") {
+        if numerics == Numerics::Reference && what.ends_with("hook_scale") {
             // In f32 always; the reference takes a root, we the inverse of an inverse root.
             assert!(difference < 1e-6, "{what}: {difference}");
         } else if difference >= worst.0 {
             worst = (difference, what);
         }
     };
-    let points = HookPoint::all(model.config().n_layers);
+    let points = HookPoint::all(&model.shape());
     for point in &points {
         let found = cache.get(*point).unwrap_or_else(|| panic!("`{point}` was not captured"));
         compare(point.to_string(), found, &expected[&format!("one/{point}")]);
     }
     compare("logits".to_owned(), &logits, &expected["one/logits"]);
     println!(
-        "{name} {precision:?} {attend:?}: {} points, largest difference {:.2e} at {}",
+        "{name} {precision:?} {numerics:?}: {} points, largest difference {:.2e} at {}",
         points.len(),
         worst.0,
         worst.1
@@ -96,8 +111,8 @@ fn compare_everything(name: &str, precision: Precision, attend: Attend) -> f64 {
 fn every_hook_point_in_f32() {
     for name in SHAPES {
         // Step by step the same operations run in the same order: on the libtorch that made the fixtures not a bit differs.
-        assert!(compare_everything(name, Precision::F32, Attend::Reference) < 1e-6);
-        assert!(compare_everything(name, Precision::F32, Attend::Blocked) < TOLERANCE);
+        assert!(compare_everything(name, Precision::F32, Numerics::Reference) < 1e-6);
+        assert!(compare_everything(name, Precision::F32, Numerics::Fast) < TOLERANCE);
     }
 }
 
@@ -105,9 +120,9 @@ fn every_hook_point_in_f32() {
 fn every_hook_point_in_bf16() {
     for name in SHAPES {
         // Rounded at the same places: no more than one rounding (2⁻⁸) on another processor.
-        assert!(compare_everything(name, Precision::Bf16, Attend::Reference) < 4e-3);
+        assert!(compare_everything(name, Precision::Bf16, Numerics::Reference) < 4e-3);
         // Sums in another order: a few roundings (2⁻⁸ each).
-        assert!(compare_everything(name, Precision::Bf16, Attend::Blocked) < 0.05);
+        assert!(compare_everything(name, Precision::Bf16, Numerics::Fast) < 0.1);
     }
 }
 
@@ -117,18 +132,19 @@ fn sequences_of_different_lengths() {
         let expected = reference(name, "f32");
         let model = load(name, Precision::F32);
         let lengths = ids(&expected["batch/lengths"]).into_iter().map(|length| length as usize).collect();
-        let (logits, cache) = everything(&model, &Batch { ids: ids(&expected["batch/ids"]), lengths }, Attend::Blocked);
+        let (logits, cache) = everything(&model, &Batch { ids: ids(&expected["batch/ids"]), lengths }, Numerics::Fast);
         assert!(largest_difference(&logits, &expected["batch/logits"]) < TOLERANCE);
-        for layer in 0..model.config().n_layers - 1 {
+        for layer in 0..model.config().n_layers {
             let point = HookPoint::block(Site::ResidPost, layer);
-            assert!(largest_difference(cache.get(point).unwrap(), &expected[&format!("batch/{point}")]) < TOLERANCE);
+            let Some(expected) = expected.get(&format!("batch/{point}")) else { continue };
+            assert!(largest_difference(cache.get(point).unwrap(), expected) < TOLERANCE);
         }
     }
 }
 
 #[test]
 fn packed_equals_alone() {
-    let model = load("text", Precision::F32);
+    let model = load("gemma3/text", Precision::F32);
     let sequences: [&[u32]; 3] = [&[2, 17, 250, 9, 44, 31, 300], &[8], &[2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]];
     let mut packed = Batch::default();
     for sequence in sequences {
@@ -159,14 +175,17 @@ fn cached_equals_uncached() {
                 );
                 start += piece;
             }
-            assert!(largest_difference(&whole, &Tensor::cat(&rows, 0)) < 1e-5);
+            let difference = largest_difference(&whole, &Tensor::cat(&rows, 0));
+            let size = whole.abs().max().double_value(&[]).max(1.0);
+            println!("{name}: cached differs by {difference:.2e} of {size:.0}");
+            assert!(difference / size < 2e-5, "{name}");
         }
     }
 }
 
 #[test]
 fn two_sequences_in_one_cache() {
-    let model = load("text", Precision::F32);
+    let model = load("gemma3/text", Precision::F32);
     let (a, b): ([u32; 9], [u32; 6]) = ([2, 17, 250, 9, 44, 31, 300, 8, 3], [2, 5, 6, 7, 8, 9]);
     let mut cache = model.kv_cache(2);
     let mut step = |a: &[u32], b: &[u32]| {
@@ -209,7 +228,7 @@ fn nll_and_greedy_generation() {
 
 #[test]
 fn bidirectional_attention() {
-    for name in SHAPES {
+    for name in BOTH_WAYS {
         let folder = tempfile::tempdir().unwrap();
         let source = fixtures().join(name);
         fs::copy(source.join("config.bidirectional.json"), folder.path().join("config.json")).unwrap();
@@ -221,11 +240,12 @@ fn bidirectional_attention() {
             .into_iter()
             .find_map(|(name, tensor)| (name == "model.norm.weight").then_some(tensor))
             .unwrap();
-        for attend in [Attend::Reference, Attend::Blocked] {
-            let (_, cache) = everything(&model, &Batch::one(&ids(&expected["one/ids"])), attend);
+        for numerics in [Numerics::Reference, Numerics::Fast] {
+            let (_, cache) = everything(&model, &Batch::one(&ids(&expected["one/ids"])), numerics);
             let normalized = cache.get(HookPoint::whole(Site::LnFinalNormalized)).unwrap();
-            let hidden = normalized * (weight.to_kind(Kind::Float) + 1.0);
-            assert!(largest_difference(&hidden, &expected["bidirectional/hidden"]) < TOLERANCE, "{name} {attend:?}");
+            let gain = weight.to_kind(Kind::Float) + if name.starts_with("gemma3/") { 1.0 } else { 0.0 };
+            let hidden = normalized * gain;
+            assert!(largest_difference(&hidden, &expected["bidirectional/hidden"]) < TOLERANCE, "{name} {numerics:?}");
         }
     }
 }
@@ -233,10 +253,10 @@ fn bidirectional_attention() {
 #[test]
 fn capturing_does_not_change_a_bit() {
     for precision in [Precision::F32, Precision::Bf16] {
-        let model = load("text", precision);
+        let model = load("gemma3/text", precision);
         let batch = Batch { ids: vec![2, 17, 250, 9, 44, 31, 300, 2, 5, 6], lengths: vec![7, 3] };
         let bare = logits(&model, &batch, &mut Hooks::none());
-        let (captured, _) = everything(&model, &batch, Attend::Blocked);
+        let (captured, _) = everything(&model, &batch, Numerics::Fast);
         assert!(bare.equal(&captured), "reading every hook point");
 
         // Putting back what was there: the identity. Scores and patterns leave the fast path for this,
@@ -244,13 +264,13 @@ fn capturing_does_not_change_a_bit() {
         let mut hooks = Hooks::none();
         let recomputed =
             [Site::AttnScores, Site::Pattern, Site::Ln1Scale, Site::Ln2Scale, Site::LnFinalScale, Site::Result];
-        for point in HookPoint::all(7).into_iter().filter(|point| !recomputed.contains(&point.site)) {
+        for point in HookPoint::all(&model.shape()).into_iter().filter(|point| !recomputed.contains(&point.site)) {
             hooks.add(point, |_, value| Some(value.copy()));
         }
         assert!(bare.equal(&logits(&model, &batch, &mut hooks)), "replacing every value with itself");
 
         let mut hooks = Hooks::none();
-        for point in HookPoint::all(7) {
+        for point in HookPoint::all(&model.shape()) {
             hooks.add(point, |_, value| Some(value.copy()));
         }
         let tolerance = if precision == Precision::F32 { 1e-4 } else { 1.0 };
@@ -260,7 +280,7 @@ fn capturing_does_not_change_a_bit() {
 
 #[test]
 fn replacing_follows_the_sum() {
-    let model = load("text", Precision::F32);
+    let model = load("gemma3/text", Precision::F32);
     let batch = Batch::one(&[2, 17, 250, 9, 44, 31, 300]);
     let at = |site| HookPoint::block(site, 3);
     let sums = std::cell::RefCell::new(BTreeMap::new());
@@ -281,10 +301,10 @@ fn replacing_follows_the_sum() {
 
 #[test]
 fn every_replacement_reaches_the_logits() {
-    let model = load("text", Precision::F32);
+    let model = load("gemma3/text", Precision::F32);
     let batch = Batch::one(&[2, 17, 250, 9, 44, 31, 300]);
     let bare = logits(&model, &batch, &mut Hooks::none());
-    for point in HookPoint::all(7) {
+    for point in HookPoint::all(&model.shape()) {
         let mut hooks = Hooks::none();
         // Not a multiple: norms and the softmax do not see those.
         hooks.add(point, |_, value| Some(value * 0.5 + value.square().clamp_max(4.0) * 0.3));
@@ -294,7 +314,7 @@ fn every_replacement_reaches_the_logits() {
 
 #[test]
 fn a_pass_stops_where_it_is_told() {
-    let model = load("text", Precision::F32);
+    let model = load("gemma3/text", Precision::F32);
     let batch = Batch::one(&[2, 17, 250]);
     let reached = std::cell::Cell::new(0);
     let mut hooks = Hooks::none();
@@ -310,7 +330,7 @@ fn a_pass_stops_where_it_is_told() {
 
 #[test]
 fn bad_batches_are_errors() {
-    let model = load("text", Precision::F32);
+    let model = load("gemma3/text", Precision::F32);
     for batch in [
         Batch::default(),
         Batch::one(&[]),
@@ -324,7 +344,7 @@ fn bad_batches_are_errors() {
 
 #[test]
 fn logit_effects_are_the_direct_path() {
-    let model = load("shaped_like_27b", Precision::F32);
+    let model = load("gemma3/shaped_like_27b", Precision::F32);
     let d_model = model.config().d_model;
     let directions: Vec<f32> = (0..2 * d_model).map(|i| ((i * 7919 % 101) as f32 - 50.0) / 25.0).collect();
     let effects = model.logit_effects(&directions, 5);

@@ -140,6 +140,15 @@ pub enum Error {
         found: String,
     },
 
+    /// The coder has no such feature.
+    #[error("expected a feature below {d_sae}, found {feature}")]
+    Feature {
+        /// Its number.
+        feature: usize,
+        /// How many there are.
+        d_sae: usize,
+    },
+
     /// Nothing to train on or to encode.
     #[error(
         "no activations are left at `{hook}` after special tokens, outliers and values that are not finite\nhint: record more text, or keep outliers with `max_norm_multiple` unset"

@@ -28,6 +28,7 @@ pub mod loss;
 pub mod metrics;
 pub mod sae;
 pub mod sparse;
+pub mod splice;
 pub mod train;
 pub mod workers;
 
@@ -53,5 +54,6 @@ pub use matrix::Matrix;
 pub use metrics::{Metrics, evaluate};
 pub use sae::{Activation, Sae, SparseCoder};
 pub use sparse::SparseRows;
+pub use splice::{Coders, Splice};
 pub use train::{Architecture, Session, TrainConfig, TrainProgress, TrainSummary, train};
 pub use workers::Workers;

@@ -54,6 +54,7 @@ pub(crate) fn write_run(dir: &Path, n_documents: u64, damaged: bool) -> Run {
         d_mlp: 32,
         d_vocab: 50,
         n_ctx: 64,
+        ..ModelShape::default()
     };
     let entry = HookPointEntry::new(hook(), &shape, Dtype::F32).unwrap();
     let writer =

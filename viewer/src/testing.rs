@@ -229,6 +229,7 @@ fn write_recording(dir: &Path) -> Result<Vec<Tok>> {
         d_mlp: 64,
         d_vocab: 262_144,
         n_ctx: 32_768,
+        ..ModelShape::default()
     };
     let hooks: Vec<HookPoint> = (0..N_LAYERS)
         .flat_map(|layer| ["hook_resid_post", "hook_mlp_out"].map(|site| format!("blocks.{layer}.{site}")))

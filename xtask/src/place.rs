@@ -1,12 +1,19 @@
 //! Where do things lie: the checkout, the cache, the target folder?
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Result, bail};
 
-/// The root of the checkout.
+/// The root of the checkout that cargo runs this in.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies one folder below the root of the checkout")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        // Asked for at run time: checkouts that share a target folder share this program too, and what was compiled into
+        // it may be another checkout's place.
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&manifest).parent().expect("xtask lies one folder below the root of the checkout").to_owned()
+    });
+    &ROOT
 }
 
 /// Downloads, the unpacked libtorch, models and texts: `$POLARISCOPE_CACHE`, else the user's cache folder.

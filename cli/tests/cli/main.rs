@@ -1,6 +1,8 @@
 //! Does the command behave at its border: help, errors, exit codes, what it leaves behind?
 
 mod bad_input;
+mod hands;
 mod help;
 mod interrupted;
+mod routing;
 mod support;

@@ -143,11 +143,6 @@ impl SortedFeatures {
         at(feature as usize + 1) - at(feature as usize)
     }
 
-    /// What to write into the table beside the rows.
-    pub const fn info_mut(&mut self) -> &mut FeatureTableInfo {
-        &mut self.info
-    }
-
     /// Appends statistics: every feature once, in order.
     pub fn write_stats(&mut self, rows: &[FeatureStats]) -> Result<()> {
         for row in rows {

@@ -1,107 +1,187 @@
 //! What does a Hugging Face `config.json` say, in this year's and in earlier spellings?
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::{Architecture, Config, DEFAULT_SLIDING_WINDOW_PATTERN, LayerKind, Rope, bad, pattern};
+use super::{
+    Architecture, Config, DEFAULT_GLOBAL_HEAD_DIM, DEFAULT_KV_SHARED_3N, Generation, LayerConfig, LayerKind, MoeConfig,
+    PleConfig, Rope, RopeByKind, bad, layers,
+};
 use crate::error::Result;
+
+type Fields = Map<String, Value>;
 
 impl Config {
     /// Reads the content of a `config.json`.
     ///
-    /// Accepts `gemma3_text`, and of a multimodal `gemma3` the text stack. What is absent or null takes the defaults
-    /// of the reference implementation.
+    /// Of a multimodal configuration it takes the text stack. What is absent or null takes the defaults of the
+    /// reference implementation.
     pub fn from_hf(json: &Value) -> Result<Self> {
         let top = object("config.json", json)?;
-        let model_type = text(top, "model_type")?.unwrap_or("nothing");
-        let architecture = Architecture::from_model_type(model_type)?;
-        let fields = match (architecture, top.get("text_config")) {
-            (Architecture::Gemma3, Some(inner)) => object("text_config", inner)?,
-            (Architecture::Gemma3, None) => return Err(bad("text_config", "an object", "nothing")),
-            (Architecture::Gemma3Text, _) => top,
-        };
-        let mut fields: Map<String, Value> = fields.clone();
-        // Null means the default. `layers` is ours: a file must not reach it past `layer_types`.
-        fields.retain(|name, value| !value.is_null() && name != "layers");
-        fields.insert("model_type".to_owned(), json!(architecture.model_type()));
-        // The multimodal files of the Hub name the tokens with a role beside the text stack, not in it.
-        for role in ["bos_token_id", "eos_token_id", "pad_token_id"] {
-            if let Some(id) = top.get(role).filter(|id| !id.is_null()) {
-                fields.insert(role.to_owned(), id.clone());
+        let architecture = Architecture::from_model_type(text(top, "model_type")?.unwrap_or("nothing"))?;
+        let mut fields = if architecture == architecture.text() {
+            top.clone()
+        } else {
+            let inner = top.get("text_config").ok_or_else(|| bad("text_config", "an object", "nothing"))?;
+            let mut fields = object("text_config", inner)?.clone();
+            // The multimodal files of the Hub say these beside the text stack, not in it.
+            for name in ["bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"] {
+                if let Some(value) = top.get(name).filter(|value| !value.is_null()) {
+                    fields.insert(name.to_owned(), value.clone());
+                }
             }
-        }
-
+            fields
+        };
+        fields.shift_remove("model_type");
         check_activation(&fields)?;
-        let rope = rope(&fields)?;
-        fields.insert("rope_parameters".to_owned(), rope);
         if let Some(Value::Number(id)) = fields.get("eos_token_id") {
             let ids = json!([id]);
             fields.insert("eos_token_id".to_owned(), ids);
         }
-        let layer_types = fields.remove("layer_types");
-        let every = fields.remove("sliding_window_pattern");
+        let generation = architecture.generation();
+        if generation != Generation::Gemma3 {
+            // The Hub's configurations of Gemma 3n carry one that nothing reads.
+            fields.shift_remove("query_pre_attn_scalar");
+        }
+        let d_mlps = match fields.get("intermediate_size") {
+            Some(Value::Array(list)) if generation != Generation::Gemma3 => {
+                let widths: Result<Vec<usize>> = list.iter().map(|width| count("intermediate_size", width)).collect();
+                let first = list.first().cloned().unwrap_or_default();
+                fields.insert("intermediate_size".to_owned(), first);
+                Some(widths?)
+            }
+            _ => None,
+        };
 
-        let mut config = read(fields)?;
-        config.layers.clear();
-        config.check()?;
-        if architecture == Architecture::Gemma3 {
+        let mut config = overlay(&fields, Self::defaults(architecture))?;
+        config.check_n_layers()?;
+        if fields.get("final_logit_softcapping").is_some_and(Value::is_null) || architecture == Architecture::Gemma3 {
             config.final_logit_softcapping = None;
         }
-        if config.use_bidirectional_attention {
-            config.sliding_window = config.sliding_window / 2 + 1;
-        }
-        let kinds = layer_kinds(config.n_layers, layer_types, every)?;
-        Ok(config.with_layers(&kinds))
+        config.rope = ropes(&fields, &Self::defaults(architecture).rope, generation)?;
+        config.read_direction(&fields)?;
+        let with_table = architecture.text() != Architecture::Gemma4UnifiedText;
+        config.ple = if with_table { ple(&fields, generation)? } else { None };
+        config.moe = if with_table && generation == Generation::Gemma4 { moe(&fields)? } else { None };
+        config.altup = Self::defaults(architecture).altup.map(|altup| overlay(&fields, altup)).transpose()?;
+        config.read_layers(&fields, d_mlps)?;
+        config.check()?;
+        Ok(config)
     }
 
-    /// The `config.json` of `Gemma3ForCausalLM` that reads back as this configuration.
-    pub fn to_hf(&self) -> Value {
-        let mut json = serde_json::to_value(self).expect("a configuration holds only numbers, lists and names");
-        let fields = json.as_object_mut().expect("a struct is an object");
-        fields.shift_remove("layers");
-        let kinds: Vec<LayerKind> = self.layers.iter().map(|layer| layer.kind).collect();
-        fields.insert("layer_types".to_owned(), json!(kinds));
-        fields.insert("architectures".to_owned(), json!([Architecture::Gemma3Text.class()]));
-        fields.insert("model_type".to_owned(), json!(Architecture::Gemma3Text.model_type()));
-        fields.insert("hidden_activation".to_owned(), json!("gelu_pytorch_tanh"));
-        let rope = |rope: Rope| {
-            let kind = if rope.factor == 1.0 { "default" } else { "linear" };
-            json!({ "rope_type": kind, "rope_theta": rope.theta, "factor": rope.factor })
-        };
-        let ropes = json!({ "full_attention": rope(self.rope.full), "sliding_attention": rope(self.rope.sliding) });
-        fields.insert("rope_parameters".to_owned(), ropes);
-        if self.use_bidirectional_attention {
-            fields.insert("sliding_window".to_owned(), json!((self.sliding_window - 1) * 2));
+    /// Reads whether text sees what follows it, and converts the window to what is seen on each side.
+    fn read_direction(&mut self, fields: &Fields) -> Result<()> {
+        const FIELD: &str = "use_bidirectional_attention";
+        match self.generation() {
+            Generation::Gemma3 if flag(fields, FIELD)? => {
+                self.use_bidirectional_attention = true;
+                self.sliding_window = self.sliding_window / 2 + 1;
+            }
+            Generation::Gemma4 => match text(fields, FIELD)? {
+                None | Some("vision") => {}
+                Some("all") => {
+                    self.use_bidirectional_attention = true;
+                    self.sliding_window = self.sliding_window / 2 + 2;
+                }
+                Some(other) => return Err(bad(FIELD, "`vision`, `all` or null", &format!("`{other}`"))),
+            },
+            Generation::Gemma3 | Generation::Gemma3n => {}
         }
-        json
+        Ok(())
+    }
+
+    fn read_layers(&mut self, fields: &Fields, d_mlps: Option<Vec<usize>>) -> Result<()> {
+        let generation = self.generation();
+        let kinds = layer_kinds(self.n_layers, fields, generation)?;
+        let mut layers = layers::uniform(self, &kinds);
+        if let Some(d_mlps) = d_mlps {
+            check_length("intermediate_size", d_mlps.len(), self.n_layers)?;
+            for (layer, d_mlp) in layers.iter_mut().zip(d_mlps) {
+                layer.d_mlp = d_mlp;
+            }
+        }
+        if generation == Generation::Gemma4 {
+            read_heads(fields, &mut layers)?;
+            if let Some(sliding) = layers.iter().find(|layer| layer.kind == LayerKind::Sliding) {
+                (self.n_kv_heads, self.d_head) = (sliding.n_kv_heads, sliding.d_head);
+            }
+        }
+        if generation != Generation::Gemma3 {
+            let default = if generation == Generation::Gemma3n { DEFAULT_KV_SHARED_3N } else { 0 };
+            layers::share_keys(&mut layers, optional_count(fields, "num_kv_shared_layers")?.unwrap_or(default))?;
+        }
+        if generation == Generation::Gemma4 && flag(fields, "use_double_wide_mlp")? {
+            layers::double_sharing_mlps(&mut layers);
+        }
+        if generation == Generation::Gemma3n {
+            layers::set_sparsity(&mut layers, &sparsity(fields, self.n_layers)?);
+        }
+        self.layers = layers;
+        Ok(())
     }
 }
 
-fn read(fields: Map<String, Value>) -> Result<Config> {
-    // Field by field, so that a wrong type is reported with the field's name.
-    for (name, value) in &fields {
-        let mut one = Map::new();
-        one.insert(name.clone(), value.clone());
-        if let Err(error) = serde_json::from_value::<Config>(Value::Object(one)) {
-            return Err(bad(name, "another type", &error.to_string()));
+/// `default` with what `fields` says about the same names. A wrong type is reported with the field's name.
+fn overlay<T: Serialize + DeserializeOwned>(fields: &Fields, default: T) -> Result<T> {
+    let Value::Object(mut merged) = serde_json::to_value(&default).expect("numbers, lists and names are JSON") else {
+        return Ok(default);
+    };
+    let names: Vec<String> = merged.keys().cloned().collect();
+    let mut read = default;
+    for name in names {
+        if let Some(value) = fields.get(&name).filter(|value| !value.is_null()) {
+            merged.insert(name.clone(), value.clone());
+            read = serde_json::from_value(Value::Object(merged.clone()))
+                .map_err(|error| bad(&name, "another type", &error.to_string()))?;
         }
     }
-    serde_json::from_value(Value::Object(fields))
-        .map_err(|error| bad("config.json", "a Gemma 3 configuration", &error.to_string()))
+    Ok(read)
 }
 
-fn check_activation(fields: &Map<String, Value>) -> Result<()> {
+fn check_activation(fields: &Fields) -> Result<()> {
     // Old configurations carry a stale `hidden_act` beside `hidden_activation`.
-    let key = if fields.contains_key("hidden_activation") { "hidden_activation" } else { "hidden_act" };
+    let key = if fields.get("hidden_activation").is_some_and(|value| !value.is_null()) {
+        "hidden_activation"
+    } else {
+        "hidden_act"
+    };
     match text(fields, key)? {
         None | Some("gelu_pytorch_tanh") => Ok(()),
         Some(other) => Err(bad(key, "`gelu_pytorch_tanh`", &format!("`{other}`"))),
     }
 }
 
-/// The two ropes as `{"full_attention": {"rope_theta", "factor"}, "sliding_attention": {…}}`.
-fn rope(fields: &Map<String, Value>) -> Result<Value> {
-    let defaults = Config::default().rope;
-    let given = fields.get("rope_parameters").map(|value| object("rope_parameters", value)).transpose()?;
+/// Per-layer embeddings. Gemma 4 turns them off with 0 or null; Gemma 3n cannot be without.
+fn ple(fields: &Fields, generation: Generation) -> Result<Option<PleConfig>> {
+    let default = match generation {
+        Generation::Gemma3 => return Ok(None),
+        Generation::Gemma3n => Config::defaults(Architecture::Gemma3nText).ple,
+        Generation::Gemma4 => Config::defaults(Architecture::Gemma4Text).ple,
+    };
+    let width = fields.get("hidden_size_per_layer_input");
+    if generation == Generation::Gemma4 && width.is_some_and(|width| width.is_null() || *width == json!(0)) {
+        return Ok(None);
+    }
+    default.map(|default| overlay(fields, default)).transpose()
+}
+
+fn moe(fields: &Fields) -> Result<Option<MoeConfig>> {
+    if !flag(fields, "enable_moe_block")? {
+        return Ok(None);
+    }
+    let required = |name: &str| {
+        optional_count(fields, name)?.ok_or_else(|| bad(name, "a count beside `enable_moe_block`", "nothing"))
+    };
+    Ok(Some(MoeConfig {
+        n_experts: required("num_experts")?,
+        top_k: required("top_k_experts")?,
+        d_expert: required("moe_intermediate_size")?,
+    }))
+}
+
+fn ropes(fields: &Fields, defaults: &RopeByKind, generation: Generation) -> Result<RopeByKind> {
+    let given = present(fields, "rope_parameters").map(|value| object("rope_parameters", value)).transpose()?;
     if let Some(given) = given
         && !given.is_empty()
         && !given.contains_key("full_attention")
@@ -109,53 +189,134 @@ fn rope(fields: &Map<String, Value>) -> Result<Value> {
     {
         return Err(bad("rope_parameters", "`full_attention` and `sliding_attention`", "other keys"));
     }
-    let of_kind = |kind: &str, legacy_theta: &str, default: Rope, legacy_scaling: Option<&str>| -> Result<Value> {
-        let mut merged = match given.and_then(|given| given.get(kind)).filter(|value| !value.is_null()) {
-            Some(value) => object(kind, value)?.clone(),
-            None => Map::new(),
-        };
-        if let Some(scaling) = legacy_scaling.and_then(|key| fields.get(key)) {
+    // Earlier spellings, which Gemma 4 never had: scaling is of the full layers only.
+    let legacy = |key: &str| if generation == Generation::Gemma4 { None } else { present(fields, key) };
+    let of_kind = |kind: &str, default: Rope, theta: Option<&Value>, scaling: Option<&Value>| -> Result<Rope> {
+        let entry = given.and_then(|given| present(given, kind));
+        if entry.is_none() && theta.is_none() && scaling.is_none() {
+            return Ok(default);
+        }
+        let mut merged = entry.map(|entry| object(kind, entry)).transpose()?.cloned().unwrap_or_default();
+        if let Some(scaling) = scaling {
             merged.extend(object("rope_scaling", scaling)?.clone());
         }
-        let theta = match merged.get("rope_theta").or_else(|| fields.get(legacy_theta)) {
-            None => default.theta,
-            Some(value) => number("rope_theta", value)?,
-        };
-        let rope_type = text(&merged, "rope_type")?.or(text(&merged, "type")?).unwrap_or("default");
-        let factor = match (rope_type, merged.get("factor")) {
-            ("default", _) => 1.0,
-            ("linear", Some(value)) => number("factor", value)?,
-            ("linear", None) => return Err(bad("factor", "a number beside rope type `linear`", "nothing")),
-            (other, _) => return Err(bad("rope_type", "`default` or `linear`", &format!("`{other}`"))),
-        };
-        Ok(json!({ "rope_theta": theta, "factor": factor }))
-    };
-    Ok(json!({
-        "full_attention": of_kind("full_attention", "rope_theta", defaults.full, Some("rope_scaling"))?,
-        "sliding_attention": of_kind("sliding_attention", "rope_local_base_freq", defaults.sliding, None)?,
-    }))
-}
-
-fn layer_kinds(n_layers: usize, layer_types: Option<Value>, every: Option<Value>) -> Result<Vec<LayerKind>> {
-    if let Some(value) = layer_types {
-        let kinds: Vec<LayerKind> = serde_json::from_value(value)
-            .map_err(|error| bad("layer_types", "a list of layer types", &error.to_string()))?;
-        if kinds.len() != n_layers {
-            return Err(bad("layer_types", &format!("{n_layers} entries"), &kinds.len().to_string()));
+        let theta = present(&merged, "rope_theta").or(theta).map(|value| number("rope_theta", value)).transpose()?;
+        let mut rope = Rope::plain(theta.unwrap_or(default.theta));
+        let factor = present(&merged, "factor").map(|value| number("factor", value)).transpose()?;
+        match text(&merged, "rope_type")?.or(text(&merged, "type")?).unwrap_or("default") {
+            "default" => {}
+            "linear" => {
+                rope.factor = factor.ok_or_else(|| bad("factor", "a number beside rope type `linear`", "nothing"))?;
+            }
+            "proportional" if generation == Generation::Gemma4 => {
+                let part = present(&merged, "partial_rotary_factor");
+                rope.partial_rotary_factor = part.map_or(Ok(1.0), |value| number("partial_rotary_factor", value))?;
+                rope.factor = factor.unwrap_or(1.0);
+            }
+            other => {
+                let known = match generation {
+                    Generation::Gemma4 => "`default`, `linear` or `proportional`",
+                    Generation::Gemma3 | Generation::Gemma3n => "`default` or `linear`",
+                };
+                return Err(bad("rope_type", known, &format!("`{other}`")));
+            }
         }
-        return Ok(kinds);
-    }
-    let every = match every {
-        None => DEFAULT_SLIDING_WINDOW_PATTERN,
-        Some(value) => match value.as_u64() {
-            Some(every) if every > 0 => usize::try_from(every).unwrap_or(usize::MAX),
-            _ => return Err(bad("sliding_window_pattern", "a positive number", &value.to_string())),
-        },
+        Ok(rope)
     };
-    Ok(pattern(n_layers, every))
+    let (full, sliding) = (legacy("rope_theta"), legacy("rope_local_base_freq"));
+    Ok(RopeByKind {
+        full: of_kind("full_attention", defaults.full, full, legacy("rope_scaling"))?,
+        sliding: of_kind("sliding_attention", defaults.sliding, sliding, None)?,
+    })
 }
 
-fn object<'a>(field: &str, value: &'a Value) -> Result<&'a Map<String, Value>> {
+fn layer_kinds(n_layers: usize, fields: &Fields, generation: Generation) -> Result<Vec<LayerKind>> {
+    let mut kinds: Vec<LayerKind> = match present(fields, "layer_types") {
+        Some(value) => serde_json::from_value(value.clone())
+            .map_err(|error| bad("layer_types", "a list of layer types", &error.to_string()))?,
+        None => layers::pattern(n_layers, full_every(fields, generation)?),
+    };
+    check_length("layer_types", kinds.len(), n_layers)?;
+    if generation == Generation::Gemma4
+        && let Some(last) = kinds.last_mut()
+    {
+        *last = LayerKind::Full;
+    }
+    Ok(kinds)
+}
+
+/// How often a full layer comes where `layer_types` does not say.
+fn full_every(fields: &Fields, generation: Generation) -> Result<usize> {
+    match present(fields, "sliding_window_pattern") {
+        Some(value) if generation == Generation::Gemma3 => match value.as_u64() {
+            Some(every) if every > 0 => Ok(usize::try_from(every).unwrap_or(usize::MAX)),
+            _ => Err(bad("sliding_window_pattern", "a positive number", &value.to_string())),
+        },
+        _ => Ok(layers::full_every(generation)),
+    }
+}
+
+/// Gemma 4's heads by layer: `per_layer_config`, as the reference writes it, or else the Hub's `global_…` fields.
+fn read_heads(fields: &Fields, layers: &mut [LayerConfig]) -> Result<()> {
+    let value_is_key = flag(fields, "attention_k_eq_v")?;
+    layers::full(layers).for_each(|layer| layer.value_is_key = value_is_key);
+    let Some(overrides) = fields.get("per_layer_config") else {
+        let d_head = optional_count(fields, "global_head_dim")?.unwrap_or(DEFAULT_GLOBAL_HEAD_DIM);
+        let n_kv_heads = optional_count(fields, "num_global_key_value_heads")?.filter(|_| value_is_key);
+        for layer in layers::full(layers) {
+            layer.d_head = d_head;
+            layer.n_kv_heads = n_kv_heads.unwrap_or(layer.n_kv_heads);
+        }
+        return Ok(());
+    };
+    if overrides.is_null() {
+        return Ok(());
+    }
+    let n_layers = layers.len();
+    for (key, overrides) in object("per_layer_config", overrides)? {
+        // Keys may be padded with zeros to one length.
+        let layer = key.parse().ok().and_then(|index: usize| layers.get_mut(index));
+        let expected = format!("indices of the {n_layers} layers as keys");
+        let layer = layer.ok_or_else(|| bad("per_layer_config", &expected, &format!("`{key}`")))?;
+        for (name, value) in object(&format!("per_layer_config.{key}"), overrides)? {
+            match name.as_str() {
+                "head_dim" => layer.d_head = count(name, value)?,
+                "num_key_value_heads" => layer.n_kv_heads = count(name, value)?,
+                "skip" if *value == json!([]) => {}
+                same if fields.get(same) == Some(value) => {}
+                other => {
+                    let field = format!("per_layer_config.{key}");
+                    return Err(bad(&field, "`head_dim` or `num_key_value_heads`", &format!("`{other}`")));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What each layer of Gemma 3n cuts off: a list, one number for all, or the default.
+fn sparsity(fields: &Fields, n_layers: usize) -> Result<Vec<f64>> {
+    const FIELD: &str = "activation_sparsity_pattern";
+    match present(fields, FIELD) {
+        None => Ok(layers::default_sparsity(n_layers)),
+        Some(Value::Array(list)) => {
+            check_length(FIELD, list.len(), n_layers)?;
+            list.iter().map(|value| number(FIELD, value)).collect()
+        }
+        Some(value) => Ok(vec![number(FIELD, value)?; n_layers]),
+    }
+}
+
+fn check_length(field: &str, found: usize, n_layers: usize) -> Result<()> {
+    if found == n_layers { Ok(()) } else { Err(bad(field, &format!("{n_layers} entries"), &found.to_string())) }
+}
+
+/// A field that is there and not null.
+fn present<'a>(fields: &'a Fields, name: &str) -> Option<&'a Value> {
+    fields.get(name).filter(|value| !value.is_null())
+}
+
+fn object<'a>(field: &str, value: &'a Value) -> Result<&'a Fields> {
     value.as_object().ok_or_else(|| bad(field, "an object", kind_of(value)))
 }
 
@@ -163,9 +324,27 @@ fn number(field: &str, value: &Value) -> Result<f64> {
     value.as_f64().ok_or_else(|| bad(field, "a number", kind_of(value)))
 }
 
-fn text<'a>(fields: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>> {
-    match fields.get(field) {
-        None | Some(Value::Null) => Ok(None),
+fn count(field: &str, value: &Value) -> Result<usize> {
+    let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+    count.ok_or_else(|| {
+        bad(field, "a count", &if value.is_number() { value.to_string() } else { kind_of(value).to_owned() })
+    })
+}
+
+fn optional_count(fields: &Fields, field: &str) -> Result<Option<usize>> {
+    present(fields, field).map(|value| count(field, value)).transpose()
+}
+
+fn flag(fields: &Fields, field: &str) -> Result<bool> {
+    match present(fields, field) {
+        None => Ok(false),
+        Some(value) => value.as_bool().ok_or_else(|| bad(field, "a boolean", kind_of(value))),
+    }
+}
+
+fn text<'a>(fields: &'a Fields, field: &str) -> Result<Option<&'a str>> {
+    match present(fields, field) {
+        None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(other) => Err(bad(field, "a string", kind_of(other))),
     }

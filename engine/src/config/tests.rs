@@ -1,9 +1,10 @@
-use std::path::Path;
-
 use serde_json::json;
 
 use super::*;
-use crate::weights::gguf::{Metadata, Value};
+mod gemma3n;
+mod gemma4;
+mod gguf;
+mod presets;
 
 fn kinds(config: &Config) -> String {
     let letter = |layer: &LayerConfig| if layer.kind == LayerKind::Full { 'F' } else { 'S' };
@@ -32,7 +33,7 @@ fn the_4b_as_the_hub_spells_it() {
     let expected = Config {
         architecture: Architecture::Gemma3,
         eos_token_ids: vec![1, 106],
-        ..Preset::find("4b").unwrap().config()
+        ..Preset::find("gemma-3-4b").unwrap().config()
     };
     assert_eq!(config, expected, "and no soft cap: the multimodal class ignores it");
 }
@@ -52,14 +53,25 @@ fn the_tiny_text_model_of_the_parity_tests() {
     });
     let config = Config::from_hf(&json).unwrap();
     assert_eq!(kinds(&config), "SSSSSFS");
-    assert_eq!(config.rope(LayerKind::Full), Rope { theta: 1e6, factor: 8.0 });
-    assert_eq!(config.rope(LayerKind::Sliding), Rope { theta: 1e4, factor: 1.0 });
+    assert_eq!(config.rope(LayerKind::Full), Rope { factor: 8.0, ..Rope::plain(1e6) });
+    assert_eq!(config.rope(LayerKind::Sliding), Rope::plain(1e4));
     assert_eq!((config.window(0), config.window(5)), (Some(4), None));
     assert_eq!(config.attention_scale(), 24_f64.powf(-0.5));
     assert_eq!(config.final_logit_softcapping, Some(15.0));
     assert_eq!(config.eos_token_ids, [1]);
     assert_eq!(config.shape().d_head, 32);
-    assert_eq!(config.layers[6], LayerConfig { kind: LayerKind::Sliding, n_kv_heads: 2, d_head: 32, d_mlp: 96 });
+    assert_eq!(
+        config.layers[6],
+        LayerConfig {
+            kind: LayerKind::Sliding,
+            n_kv_heads: 2,
+            d_head: 32,
+            d_mlp: 96,
+            kv_source: None,
+            value_is_key: false,
+            activation_sparsity: 0.0
+        }
+    );
 }
 
 #[test]
@@ -88,29 +100,6 @@ fn bidirectional_models_halve_their_window() {
 }
 
 #[test]
-fn every_preset_survives_the_way_through_config_json() {
-    for preset in PRESETS {
-        let config = preset.config();
-        assert_eq!(Config::from_hf(&config.to_hf()).unwrap(), config, "{}", preset.name);
-    }
-    let last = |name: &str| kinds(&Preset::find(name).unwrap().config()).pop();
-    assert_eq!(["270m", "1b", "4b", "12b", "27b"].map(last), [Some('F'), Some('S'), Some('S'), Some('F'), Some('S')]);
-    assert_eq!(Preset::find("27b").unwrap().query_pre_attn_scalar, 5376.0 / 32.0);
-}
-
-#[test]
-fn parameters_add_up_to_what_the_names_say() {
-    let billions = |name: &str| {
-        let tensors = Preset::find(name).unwrap().config().tensors();
-        tensors.iter().map(|spec| spec.shape.iter().product::<usize>()).sum::<usize>() as f64 / 1e9
-    };
-    // The multimodal sizes without their vision tower.
-    for (name, expected) in [("270m", 0.268), ("1b", 1.000), ("4b", 3.880), ("12b", 11.766), ("27b", 27.009)] {
-        assert!((billions(name) - expected).abs() < 0.001, "{name}: {}", billions(name));
-    }
-}
-
-#[test]
 fn attention_bias_and_a_head_of_its_own_are_tensors() {
     let mut config = PRESETS[0].config();
     let n = config.tensors().len();
@@ -122,13 +111,13 @@ fn attention_bias_and_a_head_of_its_own_are_tensors() {
     assert_eq!(names.last().map(String::as_str), Some("lm_head.weight"));
 }
 
+const KNOWN: &str = "expected one of the architectures `gemma3_text`, `gemma3`, `gemma3n_text`, `gemma3n`, \
+    `gemma4_text`, `gemma4`, `gemma4_unified_text`, `gemma4_unified`";
+
 #[test]
 fn what_cannot_be_run_is_refused() {
-    assert_eq!(
-        message(&json!({"model_type": "llama"})),
-        "expected one of the architectures `gemma3_text`, `gemma3`, found `llama`"
-    );
-    assert_eq!(message(&json!({})), "expected one of the architectures `gemma3_text`, `gemma3`, found `nothing`");
+    assert_eq!(message(&json!({"model_type": "llama"})), format!("{KNOWN}, found `llama`"));
+    assert_eq!(message(&json!({})), format!("{KNOWN}, found `nothing`"));
     assert_eq!(message(&json!([])), "expected an object for `config.json`, found a list");
     assert_eq!(message(&json!({"model_type": "gemma3"})), "expected an object for `text_config`, found nothing");
     let with = |key: &str, value: serde_json::Value| {
@@ -176,81 +165,4 @@ fn what_cannot_be_run_is_refused() {
         let found = with(key, value);
         assert!(found.starts_with(expected), "expected `{expected}`, found `{found}`");
     }
-}
-
-fn gguf(pairs: &[(&str, Value)]) -> Metadata {
-    Metadata::new(Path::new("x.gguf"), pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())))
-}
-
-/// What a converted checkpoint says about its shape.
-fn gguf_of(preset: &Preset) -> Vec<(&'static str, Value)> {
-    let int = |number: usize| Value::Int(number as i64);
-    let mut pairs = vec![
-        ("general.architecture", Value::Text("gemma3".to_owned())),
-        ("gemma3.context_length", int(preset.n_ctx)),
-        ("gemma3.embedding_length", int(preset.d_model)),
-        ("gemma3.block_count", int(preset.n_layers)),
-        ("gemma3.feed_forward_length", int(preset.d_mlp)),
-        ("gemma3.attention.head_count", int(preset.n_heads)),
-        ("gemma3.attention.head_count_kv", int(preset.n_kv_heads)),
-        ("gemma3.attention.key_length", int(preset.d_head)),
-        ("gemma3.attention.value_length", int(preset.d_head)),
-        ("gemma3.attention.layer_norm_rms_epsilon", Value::Float(1e-6)),
-        ("gemma3.attention.sliding_window", int(preset.sliding_window)),
-        ("gemma3.rope.freq_base", Value::Float(1e6)),
-        ("tokenizer.ggml.bos_token_id", int(2)),
-        ("tokenizer.ggml.eos_token_id", int(1)),
-        ("tokenizer.ggml.padding_token_id", int(0)),
-    ];
-    if preset.rope_factor != 1.0 {
-        pairs.push(("gemma3.rope.scaling.type", Value::Text("linear".to_owned())));
-        pairs.push(("gemma3.rope.scaling.factor", Value::Float(preset.rope_factor)));
-    }
-    pairs
-}
-
-#[test]
-fn gguf_metadata_of_every_size() {
-    for preset in PRESETS {
-        let config = Config::from_gguf(&gguf(&gguf_of(preset))).unwrap();
-        // The rows of the embedding are known from its tensor.
-        let expected = Config { d_vocab: config.d_vocab, ..preset.config() };
-        assert_eq!(config, expected, "{}", preset.name);
-    }
-}
-
-#[test]
-fn gguf_metadata_that_cannot_be_run() {
-    let message = |key: &'static str, value: Option<Value>| {
-        let mut pairs = gguf_of(&PRESETS[0]);
-        pairs.retain(|(name, _)| *name != key);
-        pairs.extend(value.map(|value| (key, value)));
-        Config::from_gguf(&gguf(&pairs)).unwrap_err().to_string()
-    };
-    let text = |text: &str| Some(Value::Text(text.to_owned()));
-    assert_eq!(
-        message("general.architecture", text("gemma4")),
-        "expected one of the architectures `gemma3`, found `gemma4`"
-    );
-    assert_eq!(message("general.architecture", None), "expected one of the architectures `gemma3`, found `nothing`");
-    assert_eq!(
-        message("gemma3.block_count", None),
-        "expected a count for `gemma3.block_count`, found nothing in `x.gguf`"
-    );
-    assert_eq!(
-        message("gemma3.block_count", Some(Value::Int(-1))),
-        "expected a count for `gemma3.block_count`, found -1 in `x.gguf`"
-    );
-    assert_eq!(
-        message("split.count", Some(Value::Int(3))),
-        "expected one file that holds the whole model for `split.count`, found 3 parts"
-    );
-    assert_eq!(
-        message("gemma3.rope.scaling.type", text("yarn")),
-        "expected `none` or `linear` for `gemma3.rope.scaling.type`, found `yarn`"
-    );
-    assert_eq!(
-        message("gemma3.attention.value_length", Some(Value::Int(128))),
-        "expected the key length 256 for `gemma3.attention.value_length`, found 128"
-    );
 }

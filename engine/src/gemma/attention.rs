@@ -8,78 +8,82 @@ use std::ops::Range;
 use data::hook_point::{HookPoint, Site};
 use tch::{Device, Kind, Tensor};
 
-use super::linear;
+use super::linear::Linear;
+use super::load::Loader;
+use super::model::{Numerics, Pass};
 use super::norm::Norm;
 use super::rope::Rotation;
-use crate::config::Config;
+use crate::config::Generation;
 use crate::error::Result;
-use crate::gemma::model::{Attend, Pass};
-use crate::hook::{Hooks, Place};
+use crate::hook::Hooks;
 use crate::kv_cache::LayerCache;
-use crate::weights::Weights;
 
 /// Queries that look at their keys together: few enough to skip most of what they cannot see, enough to fill a product.
 const QUERY_BLOCK: i64 = 128;
 
 #[derive(Debug)]
 pub(crate) struct Attention {
-    q_proj: Projection, // [n_heads · d_head, d_model]
-    k_proj: Projection, // [n_kv_heads · d_head, d_model]
-    v_proj: Projection, // [n_kv_heads · d_head, d_model]
-    o_proj: Projection, // [d_model, n_heads · d_head]
-    q_norm: Norm,       // [d_head], shared by all heads
-    k_norm: Norm,       // [d_head]
+    q_proj: Linear, // [n_heads · d_head, d_model]
+    o_proj: Linear, // [d_model, n_heads · d_head]
+    q_norm: Norm,   // [d_head], shared by all heads
+    keys: Keys,
     n_heads: i64,
     n_kv_heads: i64,
     d_head: i64,
     scale: f64,
-    /// Keys further back than this are out of sight; `None` on full layers.
+    /// How many keys, its own included, a token sees; `None` on full layers.
     window: Option<i64>,
-    /// EmbeddingGemma looks both ways.
+    /// Encoders look both ways.
     bidirectional: bool,
     layer: usize,
 }
 
-/// A linear map, with a bias where the checkpoint has one.
+/// Where a layer's keys and values come from.
 #[derive(Debug)]
-struct Projection {
-    weight: Tensor,
-    bias: Option<Tensor>,
+enum Keys {
+    Own(OwnKeys),
+    /// From an earlier layer, as they were after its cache.
+    Shared { source: usize },
 }
 
-impl Projection {
-    fn new(weights: &Weights, name: &str, with_bias: bool, kind: Kind) -> Result<Self> {
-        let weight = weights.tensor(&format!("{name}.weight"), kind)?;
-        let bias = if with_bias { Some(weights.tensor(&format!("{name}.bias"), kind)?) } else { None };
-        Ok(Self { weight, bias })
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
-    }
+#[derive(Debug)]
+struct OwnKeys {
+    k_proj: Linear,         // [n_kv_heads · d_head, d_model]
+    v_proj: Option<Linear>, // the same; without it, the projected keys are the values
+    k_norm: Norm,           // [d_head]
+    v_norm: Option<Norm>,   // without a weight
+    /// Whether a later layer reads them.
+    kept: bool,
 }
+
+/// Keys and values of one sequence, `[n_kv_heads, key, d_head]`; keys after norm and rope.
+pub(crate) type KeysAndValues = (Tensor, Tensor);
 
 impl Attention {
-    pub(crate) fn new(weights: &Weights, block: &str, layer: usize, kind: Kind) -> Result<Self> {
-        let config = weights.config();
+    pub(crate) fn new(loader: &Loader<'_>, block: &str, layer: usize) -> Result<Self> {
+        let config = loader.config();
         let shape = &config.layers[layer];
-        let projection =
-            |name: &str| Projection::new(weights, &format!("{block}.self_attn.{name}"), config.attention_bias, kind);
-        let norm = |name: &str| -> Result<Norm> {
-            Ok(Norm::new(&weights.tensor(&format!("{block}.self_attn.{name}.weight"), kind)?, config.rms_norm_eps))
+        let name = |part: &str| format!("{block}.self_attn.{part}");
+        let keys = match shape.kv_source {
+            Some(source) => Keys::Shared { source },
+            None => Keys::Own(OwnKeys {
+                k_proj: loader.projection(&name("k_proj"))?,
+                v_proj: (!shape.value_is_key).then(|| loader.projection(&name("v_proj"))).transpose()?,
+                k_norm: loader.norm(&name("k_norm"))?,
+                v_norm: (config.generation() != Generation::Gemma3).then(|| loader.norm_without_weight()),
+                kept: config.layers.iter().any(|later| later.kv_source == Some(layer)),
+            }),
         };
         Ok(Self {
-            q_proj: projection("q_proj")?,
-            k_proj: projection("k_proj")?,
-            v_proj: projection("v_proj")?,
-            o_proj: projection("o_proj")?,
-            q_norm: norm("q_norm")?,
-            k_norm: norm("k_norm")?,
+            q_proj: loader.projection(&name("q_proj"))?,
+            o_proj: loader.projection(&name("o_proj"))?,
+            q_norm: loader.norm(&name("q_norm"))?,
+            keys,
             n_heads: config.n_heads as i64,
             n_kv_heads: shape.n_kv_heads as i64,
             d_head: shape.d_head as i64,
             scale: config.attention_scale(),
-            window: window(config, layer),
+            window: config.window(layer).map(|window| window as i64),
             bidirectional: config.use_bidirectional_attention,
             layer,
         })
@@ -90,32 +94,36 @@ impl Attention {
         &self,
         x: &Tensor,
         rotation: &Rotation,
-        mut cache: Option<&mut LayerCache>,
+        cache: Option<&mut LayerCache>,
         pass: &mut Pass<'_, '_>,
     ) -> Tensor {
         let at = |site| HookPoint::block(site, self.layer);
-        let split = |x: Tensor, heads| x.view([-1, heads, self.d_head]);
-
-        let q = pass.hooks.at(at(Site::QProj), split(self.q_proj.forward(x), self.n_heads)); // [tok, n_heads, d_head]
-        let k = pass.hooks.at(at(Site::KProj), split(self.k_proj.forward(x), self.n_kv_heads)); // [tok, n_kv_heads, d_head]
-        let v = pass.hooks.at(at(Site::VProj), split(self.v_proj.forward(x), self.n_kv_heads)); // [tok, n_kv_heads, d_head]
-
-        let q = pass.hooks.at(at(Site::Q), self.q_norm.forward(&q));
-        let k = pass.hooks.at(at(Site::K), self.k_norm.forward(&k));
-        let v = pass.hooks.at(at(Site::V), v);
-
+        let q = pass.hooks.at(at(Site::QProj), self.q_proj.forward(x).view([-1, self.n_heads, self.d_head]));
+        let q = pass.hooks.at(at(Site::Q), self.q_norm.forward(&q)); // [tok, n_heads, d_head]
         let q = pass.hooks.at(at(Site::RotQ), rotation.apply(&q));
-        let k = pass.hooks.at(at(Site::RotK), rotation.apply(&k));
+        let keys = match &self.keys {
+            Keys::Own(own) => {
+                let keys = self.own_keys(own, x, rotation, cache, pass);
+                if own.kept {
+                    let handles = keys.iter().map(|(k, v)| (k.shallow_clone(), v.shallow_clone())).collect();
+                    pass.shared.insert(self.layer, handles);
+                }
+                keys
+            }
+            Keys::Shared { source } => {
+                let source_at = || Tensor::full([x.size()[0], 1], *source as f64, (Kind::Float, x.device()));
+                // Looked at, not obeyed: which layer is read is a matter of the weights.
+                let _ = pass.hooks.run_if_wanted(at(Site::KvSource), source_at);
+                let shared = &pass.shared[source];
+                shared.iter().map(|(k, v)| (k.shallow_clone(), v.shallow_clone())).collect()
+            }
+        };
 
         let mut mixed = Vec::with_capacity(pass.lengths.len());
         let mut start = 0;
-        for (sequence, &length) in pass.lengths.iter().enumerate() {
-            let of = |x: &Tensor| x.narrow(0, start, length).transpose(0, 1); // [heads, pos, d_head]
-            let (q, mut k, mut v) = (of(&q), of(&k), of(&v));
-            if let Some(cache) = cache.as_deref_mut() {
-                (k, v) = cache.update(sequence, k, v, self.window);
-            }
-            let z = self.mix(&q, &k, &v, sequence, pass); // [n_heads, pos, d_head]
+        for (sequence, (&length, (k, v))) in pass.lengths.iter().zip(&keys).enumerate() {
+            let q = q.narrow(0, start, length).transpose(0, 1); // [n_heads, pos, d_head]
+            let z = self.mix(&q, k, v, sequence, pass.numerics, pass.hooks); // [n_heads, pos, d_head]
             mixed.push(z.transpose(0, 1)); // [pos, n_heads, d_head]
             start += length;
         }
@@ -130,18 +138,62 @@ impl Attention {
         }
     }
 
+    /// Keys and values of every sequence, those in the cache included.
+    fn own_keys(
+        &self,
+        own: &OwnKeys,
+        x: &Tensor,
+        rotation: &Rotation,
+        mut cache: Option<&mut LayerCache>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Vec<KeysAndValues> {
+        let at = |site| HookPoint::block(site, self.layer);
+        let split = |x: Tensor| x.view([-1, self.n_kv_heads, self.d_head]); // [tok, n_kv_heads, d_head]
+        let k = pass.hooks.at(at(Site::KProj), split(own.k_proj.forward(x)));
+        let v = match &own.v_proj {
+            Some(v_proj) => pass.hooks.at(at(Site::VProj), split(v_proj.forward(x))),
+            None => k.shallow_clone(),
+        };
+        let k = pass.hooks.at(at(Site::K), own.k_norm.forward(&k));
+        let v = match &own.v_norm {
+            Some(norm) => norm.forward(&v),
+            None => v,
+        };
+        let v = pass.hooks.at(at(Site::V), v);
+        let k = pass.hooks.at(at(Site::RotK), rotation.apply(&k));
+
+        let mut start = 0;
+        let mut keys = Vec::with_capacity(pass.lengths.len());
+        for (sequence, &length) in pass.lengths.iter().enumerate() {
+            let of = |x: &Tensor| x.narrow(0, start, length).transpose(0, 1); // [n_kv_heads, pos, d_head]
+            keys.push(match cache.as_deref_mut() {
+                Some(cache) => cache.update(sequence, of(&k), of(&v), self.window),
+                None => (of(&k), of(&v)),
+            });
+            start += length;
+        }
+        keys
+    }
+
     /// Queries of one sequence against its keys.
     /// `q`: `[n_heads, pos, d_head]`; `k`, `v`: `[n_kv_heads, key, d_head]`, where the last `pos` keys are those of the queries.
-    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor, sequence: usize, pass: &mut Pass<'_, '_>) -> Tensor {
-        let place = |site| Place { point: HookPoint::block(site, self.layer), sequence: Some(sequence) };
-        let (scores_at, pattern_at) = (place(Site::AttnScores), place(Site::Pattern));
-        let hooked = pass.hooks.wants(scores_at.point) || pass.hooks.wants(pattern_at.point);
-        if pass.attend == Attend::Reference {
-            return self.reference(q, k, v, scores_at, pattern_at, pass.hooks).0;
+    fn mix(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        sequence: usize,
+        numerics: Numerics,
+        hooks: &mut Hooks<'_>,
+    ) -> Tensor {
+        if numerics == Numerics::Reference {
+            return self.reference(q, k, v, sequence, hooks).0;
         }
+        let at = |site| HookPoint::block(site, self.layer);
+        let hooked = hooks.wants(at(Site::AttnScores)) || hooks.wants(at(Site::Pattern));
         // Looking at a pattern must not change a single bit of what follows, so it is computed beside the fast path, and
         // takes its place only if a hook replaced something.
-        let beside = hooked.then(|| self.reference(q, k, v, scores_at, pattern_at, pass.hooks));
+        let beside = hooked.then(|| self.reference(q, k, v, sequence, hooks));
         match beside {
             Some((z, true)) => z,
             _ => self.blocked(q, k, v),
@@ -155,19 +207,19 @@ impl Attention {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        scores_at: Place,
-        pattern_at: Place,
+        sequence: usize,
         hooks: &mut Hooks<'_>,
     ) -> (Tensor, bool) {
+        let at = |site| HookPoint::block(site, self.layer);
         let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
         let share = |x: &Tensor| x.repeat_interleave_self_int(self.n_heads / self.n_kv_heads, 0, None);
         let hidden = self.hidden(0..n_queries, 0..n_keys, n_keys - n_queries, q.device());
         let mask = Tensor::zeros([n_queries, n_keys], (q.kind(), q.device())).masked_fill(&hidden, lowest(q.kind())); // [pos, key]
         let scores = q.matmul(&share(k).transpose(1, 2)) * self.scale + mask; // [n_heads, pos, key]
-        let new_scores = hooks.run(scores_at, &scores);
+        let new_scores = hooks.run(at(Site::AttnScores), Some(sequence), &scores);
         let replaced = new_scores.is_some();
         let pattern = new_scores.unwrap_or(scores).softmax(-1, Kind::Float).to_kind(q.kind()); // [n_heads, pos, key]
-        let new_pattern = hooks.run(pattern_at, &pattern);
+        let new_pattern = hooks.run(at(Site::Pattern), Some(sequence), &pattern);
         let replaced = replaced || new_pattern.is_some();
         (new_pattern.unwrap_or(pattern).matmul(&share(v)), replaced) // [n_heads, pos, d_head]
     }
@@ -219,18 +271,18 @@ impl Attention {
         hidden
     }
 
+    /// What each head adds to the output projection, and its whole output: `[tok, n_heads, d_model]` and `[tok, d_model]`.
+    pub(crate) fn by_head(&self, z: &Tensor) -> (Tensor, Tensor) {
+        (self.result(z), self.o_proj.forward(&z.reshape([-1, self.n_heads * self.d_head])))
+    }
+
     /// What each head adds to the output projection. `[tok, n_heads, d_head]` to `[tok, n_heads, d_model]`
     fn result(&self, z: &Tensor) -> Tensor {
         let by_head: Vec<Tensor> = (0..self.n_heads)
-            .map(|head| linear(&z.select(1, head), &self.o_proj.weight.narrow(1, head * self.d_head, self.d_head)))
+            .map(|head| self.o_proj.forward_part(&z.select(1, head), head * self.d_head, self.d_head))
             .collect();
         Tensor::stack(&by_head, 1)
     }
-}
-
-/// How many keys, itself included, a token of this layer sees; `None` on full layers.
-fn window(config: &Config, layer: usize) -> Option<i64> {
-    config.window(layer).map(|window| window as i64)
 }
 
 /// The finite number that masks a score.

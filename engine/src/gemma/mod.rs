@@ -1,16 +1,14 @@
 //! The network. Read [`model`] from top to bottom, then [`block`].
 
+pub mod load;
 pub mod model;
 
+mod altup;
 mod attention;
 mod block;
+mod linear;
 mod mlp;
+mod moe;
 mod norm;
+pub(crate) mod ple;
 mod rope;
-
-use tch::Tensor;
-
-/// `x · Wᵀ`: `[tok, in]` by `[out, in]` to `[tok, out]`.
-fn linear(x: &Tensor, weight: &Tensor) -> Tensor {
-    x.linear::<&Tensor>(weight, None)
-}

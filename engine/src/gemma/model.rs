@@ -1,17 +1,22 @@
 //! A Gemma from token ids to logits.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use data::hook_point::{HookPoint, ModelShape, Site};
 use tch::{Device, Kind, Tensor};
 
+use super::altup::Streams;
+use super::attention::KeysAndValues;
 use super::block::Block;
-use super::linear;
+use super::load::Loader;
+pub use super::load::{LoadOptions, PlePlacement, Precision};
 use super::norm::{Norm, points_at_the_end};
+use super::ple::PerLayerEmbeddings;
 use super::rope::Rotation;
 use crate::config::{Config, LayerKind};
 use crate::error::{Error, Result};
-use crate::hook::Hooks;
+use crate::hook::{Hooks, Tokens};
 use crate::kv_cache::KvCache;
 use crate::weights::Weights;
 
@@ -22,30 +27,14 @@ const UNEMBED_ROWS: i64 = 64;
 const EFFECT_ROWS: i64 = 256;
 const EFFECT_VOCAB: i64 = 32_768;
 
-/// What a model computes in.
+/// In which order sums are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Precision {
+pub enum Numerics {
+    /// Attention by blocks of queries, against the keys that they can see; experts summed in f32. Equal to the reference
+    /// but for the order of sums.
     #[default]
-    F32,
-    Bf16,
-}
-
-impl Precision {
-    fn kind(self) -> Kind {
-        match self {
-            Self::F32 => Kind::Float,
-            Self::Bf16 => Kind::BFloat16,
-        }
-    }
-}
-
-/// How attention is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Attend {
-    /// A block of queries at a time, against the keys that it can see: faster, and equal but for the order of sums.
-    #[default]
-    Blocked,
-    /// Step by step, as the reference implementation does.
+    Fast,
+    /// Operation by operation, as the reference implementation does it.
     Reference,
 }
 
@@ -88,7 +77,9 @@ pub struct Forward {
     pub logits: Logits,
     /// Stop after this layer: later layers and the unembedding do not run.
     pub stop_after: Option<usize>,
-    pub attend: Attend,
+    pub numerics: Numerics,
+    /// Keep what the gradients of the weights need; for training.
+    pub grad: bool,
 }
 
 /// What every part of the network needs to know of the pass that it is in.
@@ -96,14 +87,17 @@ pub struct Forward {
 pub(crate) struct Pass<'a, 'h> {
     /// The new tokens of each sequence.
     pub(crate) lengths: &'a [i64],
-    pub(crate) attend: Attend,
+    pub(crate) numerics: Numerics,
+    /// Keys and values that later layers read too, by layer and sequence.
+    pub(crate) shared: BTreeMap<usize, Vec<KeysAndValues>>,
     pub(crate) hooks: &'a mut Hooks<'h>,
 }
 
 /// What a forward pass returns.
 #[derive(Debug)]
 pub struct Output {
-    /// The residual stream where the pass stopped, before the final norm. `[tok, d_model]`
+    /// The residual stream where the pass stopped, before the final norm: in Gemma 3n the merged streams, or the first of
+    /// them where the pass stopped early. `[tok, d_model]`
     pub resid: Tensor,
     /// See [`Logits`]; in the dtype of the model.
     pub logits: Option<Tensor>,
@@ -123,9 +117,11 @@ pub struct LogitEffects {
 pub struct Model {
     config: Config,
     changes: Vec<String>,
-    kind: Kind,
+    options: LoadOptions,
     embed_tokens: Tensor, // [d_vocab, d_model]
     embed_scale: Tensor,  // [], rounded to the dtype of the weights, as the reference does
+    ple: Option<PerLayerEmbeddings>,
+    streams: Option<Streams>,
     layers: Vec<Block>,
     norm: Norm,
     lm_head: Tensor, // [d_vocab, d_model]
@@ -133,27 +129,29 @@ pub struct Model {
 
 impl Model {
     /// Loads a folder of safetensors or a GGUF file.
-    pub fn load(path: impl AsRef<Path>, precision: Precision) -> Result<Self> {
-        Self::from_weights(&Weights::open(path)?, precision)
+    pub fn load(path: impl AsRef<Path>, options: impl Into<LoadOptions>) -> Result<Self> {
+        Self::from_weights(&Weights::open(path)?, options)
     }
 
     /// Loads from weights that are open already.
-    pub fn from_weights(weights: &Weights, precision: Precision) -> Result<Self> {
-        let _no_grad = tch::no_grad_guard();
-        let kind = precision.kind();
+    pub fn from_weights(weights: &Weights, options: impl Into<LoadOptions>) -> Result<Self> {
+        let options = options.into();
+        let loader = Loader { weights, options };
         let config = weights.config().clone();
-        let embed_tokens = weights.tensor("model.embed_tokens.weight", kind)?;
+        let embed_tokens = loader.tensor("model.embed_tokens.weight")?;
         let lm_head = if config.tie_word_embeddings {
             embed_tokens.shallow_clone()
         } else {
-            weights.tensor("lm_head.weight", kind)?
+            loader.tensor("lm_head.weight")?
         };
         Ok(Self {
-            changes: weights.changes().to_vec(),
-            kind,
-            embed_scale: Tensor::from((config.d_model as f64).sqrt()).to_kind(Kind::Float).to_kind(kind),
-            layers: (0..config.n_layers).map(|layer| Block::new(weights, layer, kind)).collect::<Result<_>>()?,
-            norm: Norm::new(&weights.tensor("model.norm.weight", kind)?, config.rms_norm_eps),
+            changes: loader.changes(),
+            options,
+            embed_scale: loader.rounded((config.d_model as f64).sqrt()),
+            ple: PerLayerEmbeddings::new(&loader)?,
+            streams: Streams::new(&loader)?,
+            layers: (0..config.n_layers).map(|layer| Block::new(&loader, layer)).collect::<Result<_>>()?,
+            norm: loader.norm("model.norm")?,
             embed_tokens,
             lm_head,
             config,
@@ -177,7 +175,12 @@ impl Model {
 
     /// What the model computes in.
     pub fn precision(&self) -> Precision {
-        if self.kind == Kind::BFloat16 { Precision::Bf16 } else { Precision::F32 }
+        self.options.precision
+    }
+
+    /// How the model was put into memory.
+    pub fn options(&self) -> LoadOptions {
+        self.options
     }
 
     /// An empty cache for a batch of `sequences`.
@@ -197,38 +200,68 @@ impl Model {
         options: Forward,
     ) -> Result<Output> {
         self.check(batch, cache.as_deref())?;
-        let _no_grad = tch::no_grad_guard();
+        let _no_grad = (!options.grad).then(tch::no_grad_guard);
         let lengths: Vec<i64> = batch.lengths.iter().map(|&length| length as i64).collect();
-        let positions = positions(&lengths, cache.as_deref());
+        let past = cache.as_deref().map_or_else(|| vec![0; lengths.len()], |cache| cache.seen().to_vec());
+        hooks.begin(|| Tokens { ids: batch.ids.clone(), lengths: batch.lengths.clone(), past: past.clone() });
+        let positions = positions(&lengths, &past).to_device(self.device());
         let full = self.rotation(LayerKind::Full, &positions);
         let sliding = self.rotation(LayerKind::Sliding, &positions);
 
-        let mut resid = hooks.at(HookPoint::whole(Site::Embed), self.embed(&batch.ids)); // [tok, d_model]
+        let embed = hooks.at(HookPoint::whole(Site::Embed), self.embed(&batch.ids)); // [tok, d_model]
+        let ple = self.ple.as_ref().map(|ple| ple.forward(&batch.ids, &embed, hooks)).transpose()?;
+        // [tok, d_model], or in Gemma 3n [n_altup, tok, d_model]
+        let mut stream = match &self.streams {
+            Some(streams) => streams.split(&embed, hooks),
+            None => embed,
+        };
+        let mut pass = Pass { lengths: &lengths, numerics: options.numerics, shared: BTreeMap::new(), hooks };
         for (layer, block) in self.layers.iter().enumerate() {
             let rotation = match self.config.layers[layer].kind {
                 LayerKind::Full => &full,
                 LayerKind::Sliding => &sliding,
             };
             let remembered = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
-            let mut pass = Pass { lengths: &lengths, attend: options.attend, hooks };
-            resid = block.forward(resid, rotation, remembered, &mut pass);
+            stream = block.forward(stream, ple.as_ref(), rotation, remembered, &mut pass);
             if options.stop_after == Some(layer) {
+                let resid = if self.streams.is_some() { stream.get(0) } else { stream };
                 return Ok(Output { resid, logits: None });
             }
         }
         if let Some(cache) = cache {
             cache.advance(&lengths);
         }
-
-        let (scale, normalized) = points_at_the_end();
-        let normed = (options.logits != Logits::None || hooks.wants(scale) || hooks.wants(normalized))
-            .then(|| self.norm.forward_hooked(&resid, scale, normalized, hooks)); // [tok, d_model]
-        let logits = normed.and_then(|normed| match options.logits {
-            Logits::None => None,
-            Logits::Last => Some(self.unembed(&normed.index_select(0, &last_of_each(&lengths)))),
-            Logits::All => Some(self.unembed(&normed)),
-        });
+        let resid = match &self.streams {
+            Some(streams) => hooks.at(HookPoint::whole(Site::AltupMerged), streams.merge(&stream)),
+            None => stream,
+        }; // [tok, d_model]
+        let logits = self.head(&resid, &lengths, options.logits, hooks);
         Ok(Output { resid, logits })
+    }
+
+    /// The final norm and the unembedding, as far as somebody wants them.
+    fn head(&self, resid: &Tensor, lengths: &[i64], wanted: Logits, hooks: &mut Hooks<'_>) -> Option<Tensor> {
+        let (scale, normalized) = points_at_the_end();
+        let (precap, capped) = (HookPoint::whole(Site::LogitsPrecap), HookPoint::whole(Site::Logits));
+        let hooked = hooks.wants(precap) || hooks.wants(capped);
+        if wanted == Logits::None && !hooked && !hooks.wants(scale) && !hooks.wants(normalized) {
+            return None;
+        }
+        let mut normed = self.norm.forward_hooked(resid, scale, normalized, hooks); // [tok, d_model]
+        let last = || Tensor::from_slice(&last_of_each(lengths)).to_device(resid.device());
+        match (wanted, hooked) {
+            (Logits::None, false) => return None,
+            // Hooks see every token's logits.
+            (Logits::Last, false) => normed = normed.index_select(0, &last()),
+            _ => {}
+        }
+        let logits = hooks.at(precap, normed.linear::<&Tensor>(&self.lm_head, None)); // [tok, d_vocab]
+        let logits = hooks.at(capped, self.softcap(logits));
+        match (wanted, hooked) {
+            (Logits::None, _) => None,
+            (Logits::Last, true) => Some(logits.index_select(0, &last())),
+            _ => Some(logits),
+        }
     }
 
     /// `−ln p(target)` of each row of a final residual stream, in nats, f32.
@@ -238,7 +271,7 @@ impl Model {
     pub fn nll(&self, resid: &Tensor, targets: &[u32]) -> Vec<f32> {
         let _no_grad = tch::no_grad_guard();
         let normed = self.norm.forward(resid);
-        let targets = ids_tensor(targets);
+        let targets = self.ids_tensor(targets);
         let mut nll = Vec::with_capacity(targets.size()[0] as usize);
         for (rows, target) in normed.split(UNEMBED_ROWS, 0).iter().zip(targets.split(UNEMBED_ROWS, 0)) {
             let logits = self.unembed(rows).to_kind(Kind::Float); // [rows, d_vocab]
@@ -250,7 +283,10 @@ impl Model {
 
     /// Logits of rows that went through the final norm. `[rows, d_model]` to `[rows, d_vocab]`
     pub fn unembed(&self, normed: &Tensor) -> Tensor {
-        let logits = linear(normed, &self.lm_head);
+        self.softcap(normed.linear::<&Tensor>(&self.lm_head, None))
+    }
+
+    fn softcap(&self, logits: Tensor) -> Tensor {
         match self.config.final_logit_softcapping {
             Some(cap) => (logits / cap).tanh() * cap,
             None => logits,
@@ -258,12 +294,19 @@ impl Model {
     }
 
     /// Logits of a residual stream at any depth, through the final norm: the logit lens. `[tok, d_model]` to `[tok, d_vocab]`
+    ///
+    /// Of several streams, `[tok, n_altup, d_model]`, the model's own mean is taken first.
     pub fn logit_lens(&self, resid: &Tensor) -> Tensor {
         let _no_grad = tch::no_grad_guard();
-        self.unembed(&self.norm.forward(resid))
+        match &self.streams {
+            Some(streams) if resid.dim() == 3 => {
+                self.unembed(&self.norm.forward(&streams.merge(&resid.transpose(0, 1))))
+            }
+            _ => self.unembed(&self.norm.forward(resid)),
+        }
     }
 
-    /// What directions in the residual stream do to the logits: `d · (1 + w) · W_Uᵀ` with the final norm's gain `1 + w`,
+    /// What directions in the residual stream do to the logits: `d · g · W_Uᵀ` with the final norm's gain `g`,
     /// leaving out the norm's division, which is the same for all tokens, and any softcap.
     ///
     /// `directions`: rows of `d_model`, end to end. The `top` largest and smallest effects of each row are returned.
@@ -274,7 +317,11 @@ impl Model {
         let rows = Tensor::from_slice(directions).view([-1, self.config.d_model as i64]);
         let mut effects = Vec::new();
         for rows in rows.split(EFFECT_ROWS, 0) {
-            let rows = (rows * self.norm.gain()).to_kind(self.kind);
+            let rows = match self.norm.gain() {
+                Some(gain) => rows.to_device(self.device()) * gain,
+                None => rows.to_device(self.device()),
+            };
+            let rows = rows.to_kind(self.kind());
             let [high, low] = self.extremes(&rows, top);
             let n = rows.size()[0] as usize;
             let of = |pairs: &[(u32, f32)], row: usize| pairs[row * top as usize..(row + 1) * top as usize].to_vec();
@@ -289,7 +336,7 @@ impl Model {
     fn extremes(&self, rows: &Tensor, top: i64) -> [Vec<(u32, f32)>; 2] {
         let mut found = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
         for (i, block) in self.lm_head.split(EFFECT_VOCAB, 0).iter().enumerate() {
-            let logits = linear(rows, block).to_kind(Kind::Float); // [rows, block]
+            let logits = rows.linear::<&Tensor>(block, None).to_kind(Kind::Float); // [rows, block]
             for ((values, ids), largest) in found.iter_mut().zip([true, false]) {
                 let (best, at) = logits.topk(top.min(block.size()[0]), -1, largest, true);
                 values.push(best);
@@ -305,12 +352,47 @@ impl Model {
         })
     }
 
-    fn embed(&self, ids: &[u32]) -> Tensor {
-        self.embed_tokens.index_select(0, &ids_tensor(ids)) * &self.embed_scale
+    /// One row for each token of the vocabulary. `[d_vocab, d_model]`
+    pub(crate) fn unembedding(&self) -> &Tensor {
+        &self.lm_head
     }
 
-    fn rotation(&self, layers: LayerKind, positions: &Tensor) -> Rotation {
-        Rotation::new(&self.config.rope(layers), self.config.d_head, positions, self.kind)
+    /// The norm in front of it.
+    pub(crate) fn final_norm(&self) -> &Norm {
+        &self.norm
+    }
+
+    /// How several streams become one, in a model that has several.
+    pub(crate) fn streams(&self) -> Option<&Streams> {
+        self.streams.as_ref()
+    }
+
+    /// One layer.
+    pub(crate) fn block(&self, layer: usize) -> &Block {
+        &self.layers[layer]
+    }
+
+    fn embed(&self, ids: &[u32]) -> Tensor {
+        self.embed_tokens.index_select(0, &self.ids_tensor(ids)) * &self.embed_scale
+    }
+
+    fn kind(&self) -> Kind {
+        self.options.precision.kind()
+    }
+
+    fn device(&self) -> Device {
+        self.options.device.into()
+    }
+
+    fn ids_tensor(&self, ids: &[u32]) -> Tensor {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        Tensor::from_slice(&ids).to_device(self.device())
+    }
+
+    /// The rotation of the layers of a kind, all of which have heads of one size.
+    fn rotation(&self, kind: LayerKind, positions: &Tensor) -> Rotation {
+        let d_head = self.config.layers.iter().find(|layer| layer.kind == kind).map_or(self.config.d_head, |l| l.d_head);
+        Rotation::new(&self.config.rope(kind), d_head, positions, self.kind())
     }
 
     fn check(&self, batch: &Batch, cache: Option<&KvCache>) -> Result<()> {
@@ -327,28 +409,19 @@ impl Model {
 }
 
 /// The position of each token in its sequence. `[tok]`, f32
-fn positions(lengths: &[i64], cache: Option<&KvCache>) -> Tensor {
-    let past = |sequence: usize| cache.map_or(0, |cache| cache.seen()[sequence] as i64);
-    let positions: Vec<f32> =
-        lengths.iter().enumerate().flat_map(|(i, &length)| (past(i)..past(i) + length).map(|p| p as f32)).collect();
+fn positions(lengths: &[i64], past: &[usize]) -> Tensor {
+    let of_sequence = |(&length, &past): (&i64, &usize)| (past as i64..past as i64 + length).map(|p| p as f32);
+    let positions: Vec<f32> = lengths.iter().zip(past).flat_map(of_sequence).collect();
     Tensor::from_slice(&positions)
 }
 
-/// The row of the last token of each sequence. `[sequences]`
-fn last_of_each(lengths: &[i64]) -> Tensor {
-    let rows: Vec<i64> = lengths
-        .iter()
-        .scan(-1, |last, &length| {
-            *last += length;
-            Some(*last)
-        })
-        .collect();
-    Tensor::from_slice(&rows)
-}
-
-fn ids_tensor(ids: &[u32]) -> Tensor {
-    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-    Tensor::from_slice(&ids).to_device(Device::Cpu)
+/// The row of the last token of each sequence.
+fn last_of_each(lengths: &[i64]) -> Vec<i64> {
+    let ends = lengths.iter().scan(0, |end, &length| {
+        *end += length;
+        Some(*end - 1)
+    });
+    ends.collect()
 }
 
 /// The values of a tensor, in row-major order.

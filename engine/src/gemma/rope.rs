@@ -12,13 +12,18 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
+    /// The first pairs turn, with the frequencies that they have when all do; the others stand still.
+    ///
     /// Angles are formed in f32 and rounded to `kind` before anything is multiplied by them, as the reference does.
     /// `positions`: `[tok]`, f32.
     pub(crate) fn new(rope: &Rope, d_head: usize, positions: &Tensor, kind: Kind) -> Self {
-        let exponents = Tensor::arange_start_step(0, d_head as i64, 2, (Kind::Int64, positions.device()))
+        let pairs = d_head as i64 / 2;
+        let turning = (rope.partial_rotary_factor * d_head as f64 / 2.0).floor() as i64;
+        let exponents = Tensor::arange_start_step(0, 2 * turning, 2, (Kind::Int64, positions.device()))
             .to_kind(Kind::Float)
             / d_head as f64;
-        let inv_freq = Tensor::pow_scalar(rope.theta, &exponents).reciprocal() / rope.factor; // [d_head/2]
+        let inv_freq = Tensor::pow_scalar(rope.theta, &exponents).reciprocal(); // [turning]
+        let inv_freq = inv_freq.constant_pad_nd([0, pairs - turning]) / rope.factor; // [d_head/2]
         let freqs = positions.unsqueeze(1) * inv_freq.unsqueeze(0); // [tok, d_head/2]
         let angles = Tensor::cat(&[&freqs, &freqs], -1).unsqueeze(1); // [tok, 1, d_head]
         Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }

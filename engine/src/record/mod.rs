@@ -4,16 +4,19 @@
 //! network on batches of whole sequences, [`write`] turns tensors into shards.
 //! What a shard holds depends on the corpus and the options alone, so a resumed recording writes the same bytes.
 
+mod download;
 mod read;
+mod routing;
 mod write;
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use crossbeam_channel::{Receiver, bounded};
 use data::Dtype;
 use data::corpus::Corpus;
-use data::hook_point::{HookPoint, Site};
+use data::hook_point::{HookPoint, Part};
 use data::manifest::{self, Counts, HookPointEntry, Manifest};
 use data::shard::RunWriter;
 use data::tables::{DocumentRow, TokenColumns};
@@ -21,10 +24,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::Tensor;
 
+use self::download::Downloads;
 use self::read::{Item, Reader, Sequence};
+use self::routing::Listener;
 use self::write::{Job, Rows};
 use crate::error::{Error, Result};
-use crate::gemma::model::{Batch, Forward, Model, Precision};
+use crate::gemma::model::{Batch, Forward, LoadOptions, Model, Precision};
 use crate::hook::Hooks;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -55,6 +60,8 @@ pub struct RecordOptions {
     pub nll: bool,
     /// Leave the rows of special tokens out.
     pub skip_special: bool,
+    /// Store all logits of the routers beside what they chose; of models with experts.
+    pub router_logits: bool,
     pub shard_tokens: u64,
     pub seed: u64,
 }
@@ -70,6 +77,7 @@ impl RecordOptions {
             store_dtype: None,
             nll: false,
             skip_special: false,
+            router_logits: false,
             shard_tokens: DEFAULT_SHARD_TOKENS,
             seed: 0,
         }
@@ -120,8 +128,8 @@ pub(crate) struct Cursor {
 }
 
 /// Describes a model for a manifest. Reads the weight files once, for their sums.
-pub fn describe(id: &str, weights: &Weights, precision: Precision) -> Result<manifest::Model> {
-    let config = weights.config();
+pub fn describe(id: &str, weights: &Weights, options: impl Into<LoadOptions>) -> Result<manifest::Model> {
+    let (config, options) = (weights.config(), options.into());
     let sha256 = weights
         .sha256()?
         .into_iter()
@@ -132,8 +140,8 @@ pub fn describe(id: &str, weights: &Weights, precision: Precision) -> Result<man
         architecture: config.architecture.to_string(),
         source: weights.path().display().to_string(),
         sha256,
-        dtype: dtype(precision).to_string(),
-        quantization: weights.quantization(),
+        dtype: dtype(options.precision).to_string(),
+        quantization: options.quantize.map(|quantize| quantize.to_string()).or_else(|| weights.quantization()),
         shape: config.shape(),
     })
 }
@@ -145,9 +153,8 @@ pub fn hook_point_entry(
     store: Option<Dtype>,
     precision: Precision,
 ) -> Result<HookPointEntry> {
-    let shape = point.shape(&model.shape).ok_or(Error::NotRecordable { point })?;
-    let computed = if is_f32_always(point.site) { Dtype::F32 } else { dtype(precision) };
-    Ok(HookPointEntry { name: point, width: shape.iter().product(), dtype: store.unwrap_or(computed), shape })
+    let computed = if point.site.row().f32_always { Dtype::F32 } else { dtype(precision) };
+    Ok(HookPointEntry::new(point, &model.shape, store.unwrap_or(computed))?)
 }
 
 /// Records the activations of `corpus` into the run directory `out`.
@@ -185,6 +192,7 @@ pub fn record(
         from: cursor,
     };
 
+    let downloads = Downloads::new(model.options().device)?;
     std::thread::scope(|scope| {
         let (items_in, items) = bounded(SEQUENCES_AHEAD);
         let reading = std::thread::Builder::new()
@@ -208,6 +216,7 @@ pub fn record(
         }
 
         let started = Started {
+            routing: run.manifest().routing.clone(),
             next_shard: run.next_shard(),
             next_token_idx: run.next_token_idx(),
             tokens: planner.tokens_before,
@@ -217,7 +226,7 @@ pub fn record(
             .name("write shards".to_owned())
             .spawn_scoped(scope, move || write::write(run, &jobs_out))
             .map_err(Error::thread)?;
-        let mut recorder = Recorder::new(model, options, &started, jobs);
+        let mut recorder = Recorder::new(model, options, started, jobs, downloads);
         let ended = recorder.run(first, planner, &items, progress);
         let last = recorder.progress;
         drop(recorder);
@@ -237,6 +246,7 @@ pub fn record(
 
 /// What the network thread starts from.
 struct Started {
+    routing: Option<manifest::Routing>,
     next_shard: usize,
     next_token_idx: u64,
     tokens: u64,
@@ -312,7 +322,9 @@ impl Planner {
 struct Recorder<'a> {
     model: &'a Model,
     options: &'a RecordOptions,
+    routing: Option<manifest::Routing>,
     jobs: crossbeam_channel::Sender<Job>,
+    downloads: Downloads,
     batch: Vec<Sequence>,
     documents: Vec<DocumentRow>,
     batch_tokens: usize,
@@ -330,8 +342,9 @@ impl<'a> Recorder<'a> {
     fn new(
         model: &'a Model,
         options: &'a RecordOptions,
-        started: &Started,
+        started: Started,
         jobs: crossbeam_channel::Sender<Job>,
+        downloads: Downloads,
     ) -> Self {
         let progress = RecordProgress {
             tokens: started.tokens,
@@ -342,7 +355,9 @@ impl<'a> Recorder<'a> {
         Self {
             model,
             options,
+            routing: started.routing,
             jobs,
+            downloads,
             batch: Vec::new(),
             documents: Vec::new(),
             batch_tokens: 0,
@@ -451,7 +466,7 @@ impl<'a> Recorder<'a> {
         for sequence in sequences {
             batch.push(&sequence.tokens.iter().map(|token| token.id).collect::<Vec<_>>());
         }
-        let (captured, nll) = capture(self.model, &batch, &self.options.hook_points, self.options.nll)?;
+        let Captured { acts, routing, nll } = self.capture(&batch)?;
         let mut columns = TokenColumns::default();
         let mut keep = Vec::with_capacity(batch.ids.len());
         let mut row = 0;
@@ -472,8 +487,10 @@ impl<'a> Recorder<'a> {
                 row += 1;
             }
         }
+        let bring = |tensors: Vec<Tensor>| tensors.into_iter().map(|x| self.downloads.start(x)).collect::<Result<_>>();
+        let (acts, routing) = (bring(acts)?, bring(routing)?);
         let keep = (keep.len() < batch.ids.len()).then(|| Tensor::from_slice(&keep));
-        Ok(Rows { tokens: columns, documents, acts: captured, keep })
+        Ok(Rows { tokens: columns, documents, acts, routing, keep })
     }
 
     fn close_shard(&mut self, cursor: Cursor) -> Result<()> {
@@ -489,30 +506,59 @@ impl<'a> Recorder<'a> {
     fn send(&self, job: Job) -> Result<()> {
         self.jobs.send(job).map_err(|_closed| Error::WriterEnded)
     }
+
+    /// One forward pass.
+    fn capture(&self, batch: &Batch) -> Result<Captured> {
+        let points = &self.options.hook_points;
+        let slots: Vec<RefCell<Option<Tensor>>> = points.iter().map(|_| None.into()).collect();
+        let listener = self.routing.as_ref().map(Listener::new);
+        let mut hooks = Hooks::none();
+        for (&point, slot) in points.iter().zip(&slots) {
+            // Nothing in the network writes in place, so a second handle on the tensor is enough.
+            hooks.read(point, |_, value| {
+                slot.replace(Some(value.shallow_clone()));
+            });
+        }
+        if let Some(listener) = &listener {
+            listener.attach(&mut hooks);
+        }
+        let n_layers = self.model.config().n_layers;
+        let last = last_layer(self.options, n_layers);
+        let stop_after = (last < n_layers).then_some(last);
+        let output = self.model.forward(batch, None, &mut hooks, Forward { stop_after, ..Forward::default() })?;
+        drop(hooks);
+        let nll = if self.options.nll { shifted_nll(self.model, batch, &output.resid) } else { Vec::new() };
+        let acts = slots
+            .into_iter()
+            .zip(points)
+            .map(|(slot, &point)| slot.into_inner().ok_or(Error::NotReached { point }))
+            .collect::<Result<_>>()?;
+        let routing = listener.map(Listener::finish).transpose()?.unwrap_or_default();
+        Ok(Captured { acts, routing, nll })
+    }
 }
 
-/// One forward pass: the activation at every hook point, and the NLL of every token where `nll` asks for it.
-fn capture(model: &Model, batch: &Batch, points: &[HookPoint], nll: bool) -> Result<(Vec<Tensor>, Vec<Option<f32>>)> {
-    let captured: Vec<std::cell::RefCell<Option<Tensor>>> = points.iter().map(|_| None.into()).collect();
-    let mut hooks = Hooks::none();
-    for (&point, slot) in points.iter().zip(&captured) {
-        // Nothing in the network writes in place, so a second handle on the tensor is enough.
-        hooks.read(point, |_, value| {
-            slot.replace(Some(value.shallow_clone()));
-        });
+/// What one forward pass gave.
+struct Captured {
+    /// One for each hook point, `[tok, …]`.
+    acts: Vec<Tensor>,
+    /// One for each layer that routes, packed.
+    routing: Vec<Tensor>,
+    /// Of every token, where it is asked for.
+    nll: Vec<Option<f32>>,
+}
+
+/// The last layer that the forward pass runs, or `n_layers` if it runs to the end.
+fn last_layer(options: &RecordOptions, n_layers: usize) -> usize {
+    if options.nll {
+        return n_layers;
     }
-    let n_layers = model.config().n_layers;
-    let last = hooks.last_layer(n_layers).unwrap_or(0);
-    let stop_after = (!nll && last < n_layers).then_some(last);
-    let output = model.forward(batch, None, &mut hooks, Forward { stop_after, ..Forward::default() })?;
-    drop(hooks);
-    let nll = if nll { shifted_nll(model, batch, &output.resid) } else { Vec::new() };
-    let captured = captured
-        .into_iter()
-        .zip(points)
-        .map(|(slot, &point)| slot.into_inner().ok_or(Error::NotReached { point }))
-        .collect::<Result<_>>()?;
-    Ok((captured, nll))
+    let layer = |point: &HookPoint| match point.site.row().part {
+        Part::Start => 0,
+        Part::Block => point.layer.unwrap_or(0),
+        Part::End => n_layers,
+    };
+    options.hook_points.iter().map(layer).max().unwrap_or(0)
 }
 
 /// The NLL of each token given those before it; `None` for the first of each sequence.
@@ -525,9 +571,10 @@ fn shifted_nll(model: &Model, batch: &Batch, resid: &Tensor) -> Vec<Option<f32>>
     }
     let mut nll = vec![None; batch.ids.len()];
     if !from.is_empty() {
-        let rows: Vec<i64> = from.iter().map(|&row| row as i64).collect();
+        let rows = from.iter().map(|&row| row as i64).collect::<Vec<_>>();
+        let rows = Tensor::from_slice(&rows).to_device(resid.device());
         let targets: Vec<u32> = from.iter().map(|&row| batch.ids[row + 1]).collect();
-        let values = model.nll(&resid.index_select(0, &Tensor::from_slice(&rows)), &targets);
+        let values = model.nll(&resid.index_select(0, &rows), &targets);
         for (row, value) in from.into_iter().zip(values) {
             nll[row + 1] = Some(value);
         }
@@ -573,6 +620,8 @@ fn new_manifest(
         }),
     };
     let mut manifest = Manifest::new(described, corpus, hook_points);
+    let last = last_layer(options, model.config().n_layers);
+    manifest.routing = routing::recorded(model.config(), last, options.router_logits);
     manifest.tokenizer = tokenizer.map(|tokenizer| manifest::Tokenizer { sha256: tokenizer.sha256().to_owned() });
     manifest.seeds.insert("record".to_owned(), options.seed);
     manifest.created_by = provenance.created_by;
@@ -586,17 +635,4 @@ fn dtype(precision: Precision) -> Dtype {
         Precision::F32 => Dtype::F32,
         Precision::Bf16 => Dtype::Bf16,
     }
-}
-
-/// Norms compute in f32 whatever the model computes in.
-fn is_f32_always(site: Site) -> bool {
-    matches!(
-        site,
-        Site::Ln1Scale
-            | Site::Ln1Normalized
-            | Site::Ln2Scale
-            | Site::Ln2Normalized
-            | Site::LnFinalScale
-            | Site::LnFinalNormalized
-    )
 }

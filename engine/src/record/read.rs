@@ -2,6 +2,7 @@
 
 use crossbeam_channel::Sender;
 use data::corpus::{Content, Corpus, Document};
+use data::files::hex;
 use data::tables::DocumentRow;
 use sha2::{Digest as _, Sha256};
 
@@ -9,7 +10,6 @@ use super::Cursor;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
-use crate::weights::hex;
 
 /// One token of a sequence.
 #[derive(Clone, Debug)]

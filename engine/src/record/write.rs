@@ -3,12 +3,14 @@
 use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use data::Dtype;
-use data::manifest::Counts;
+use data::manifest::{Counts, Routing};
 use data::shard::{RunWriter, ShardWriter};
 use data::tables::{DocumentRow, TokenColumns};
 use tch::{Kind, Tensor};
 
 use super::Cursor;
+use super::download::Download;
+use super::routing::unpack;
 use crate::error::{Error, Result};
 
 /// What the network thread asks the writer to do.
@@ -23,19 +25,22 @@ pub(super) enum Job {
 pub(super) struct Rows {
     pub(super) tokens: TokenColumns,
     pub(super) documents: Vec<DocumentRow>,
-    /// One tensor for each hook point, `[tok, …]`.
-    pub(super) acts: Vec<Tensor>,
+    /// One for each hook point, `[tok, …]`.
+    pub(super) acts: Vec<Download>,
+    /// One for each layer that routes, packed.
+    pub(super) routing: Vec<Download>,
     /// The rows that are written; `None` for all. `[kept]`
     pub(super) keep: Option<Tensor>,
 }
 
 /// Writes until the queue is closed. Returns the run if no shard was left open.
 pub(super) fn write(run: RunWriter, jobs: &Receiver<Job>) -> Result<Option<RunWriter>> {
+    let routing = run.manifest().routing.clone();
     let mut shard: Option<ShardWriter> = None;
     for job in jobs {
         match job {
             Job::Open { shard: index, first_token_idx } => shard = Some(run.shard(index, first_token_idx)?),
-            Job::Rows(rows) => write_rows(shard.as_mut().ok_or(Error::WriterEnded)?, rows)?,
+            Job::Rows(rows) => write_rows(shard.as_mut().ok_or(Error::WriterEnded)?, rows, routing.as_ref())?,
             Job::Close { cursor, counts } => {
                 let cursor = serde_json::to_value(cursor).unwrap_or_default();
                 shard.take().ok_or(Error::WriterEnded)?.commit(cursor, counts)?;
@@ -45,19 +50,22 @@ pub(super) fn write(run: RunWriter, jobs: &Receiver<Job>) -> Result<Option<RunWr
     Ok(shard.is_none().then_some(run))
 }
 
-fn write_rows(shard: &mut ShardWriter, rows: Rows) -> Result<()> {
+fn write_rows(shard: &mut ShardWriter, rows: Rows, routing: Option<&Routing>) -> Result<()> {
     shard.write_documents(&rows.documents)?;
     if rows.tokens.is_empty() {
         return Ok(());
     }
     shard.write_tokens(&rows.tokens)?;
+    let kept = |x: &Tensor| rows.keep.as_ref().map_or_else(|| x.shallow_clone(), |keep| x.index_select(0, keep));
     for (hook, act) in rows.acts.into_iter().enumerate() {
-        let act = match &rows.keep {
-            Some(keep) => act.index_select(0, keep),
-            None => act,
-        };
-        let (dtype, bytes) = bytes_of(&act);
+        let (dtype, bytes) = act.land(|act| bytes_of(&kept(act)))?;
         shard.write_acts(hook, dtype, bytes)?;
+    }
+    if let Some(routing) = routing {
+        for (&layer, packed) in routing.layers.iter().zip(rows.routing) {
+            let columns = packed.land(|packed| unpack(&kept(packed), routing))?;
+            shard.write_routing(layer, &columns)?;
+        }
     }
     Ok(())
 }

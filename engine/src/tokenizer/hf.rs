@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use data::files::hex;
+use fs_err as fs;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::vocab::Vocab;
 use super::{Scheme, Tokenizer, check_roles};
 use crate::error::{Error, Result};
-use crate::weights::{hex, read_bounded, read_json};
+use crate::weights::{read_bounded, read_json};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
@@ -56,7 +58,59 @@ pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
         eos_ids.extend(named("eos", "<eos>"));
     }
     check_roles(bos_id.iter().chain(&pad_id).chain(&eos_ids), vocab.len(), dir)?;
-    Ok(Tokenizer { vocab, special, bos_id, eos_ids, pad_id, sha256, scheme: Scheme::Hf(Box::new(tokenizer)) })
+    let templates = templates(dir, roles.tokenizer_config.as_ref())?;
+    Ok(Tokenizer {
+        vocab,
+        special,
+        bos_id,
+        eos_ids,
+        pad_id,
+        sha256,
+        templates,
+        scheme: Scheme::Hf(Box::new(tokenizer)),
+    })
+}
+
+/// The chat templates of a folder: `default`, and others that have a name. Files of their own come before what
+/// `tokenizer_config.json` says.
+fn templates(dir: &Path, tokenizer_config: Option<&Value>) -> Result<Vec<(String, String)>> {
+    let mut templates = Vec::new();
+    let file = dir.join("chat_template.jinja");
+    if file.is_file() {
+        templates.push(("default".to_owned(), read_text(&file)?));
+    }
+    let folder = dir.join("additional_chat_templates");
+    if folder.is_dir() {
+        let entries = fs::read_dir(&folder).map_err(|source| Error::io(&folder, source))?;
+        let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.sort();
+        for file in files.iter().filter(|file| file.extension().is_some_and(|ending| ending == "jinja")) {
+            let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            templates.push((name, read_text(file)?));
+        }
+    }
+    // Checkpoints that see images may keep it in a file of the processor.
+    let processor = dir.join("chat_template.json");
+    let processor = if processor.is_file() { Some(read_json(&processor)?) } else { None };
+    for config in [tokenizer_config, processor.as_ref()].into_iter().flatten() {
+        match config.get("chat_template") {
+            Some(Value::String(template)) => templates.push(("default".to_owned(), template.clone())),
+            Some(Value::Array(named)) => templates.extend(named.iter().filter_map(|entry| {
+                let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+                Some((text("name")?, text("template")?))
+            })),
+            _ => {}
+        }
+    }
+    Ok(templates)
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read_bounded(path)?).map_err(|error| Error::Malformed {
+        format: "text",
+        what: format!("expected UTF-8, found other bytes ({error})"),
+        path: path.to_owned(),
+    })
 }
 
 /// Calls `add` with the id, start and end of each token.

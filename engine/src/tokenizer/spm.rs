@@ -1,55 +1,81 @@
-//! How does a SentencePiece vocabulary cut a text, given nothing but its scores?
+//! How does a SentencePiece vocabulary cut a text, given its scores or its merges?
 //!
 //! Tokens that are whole by definition are taken out of the text first. In what lies between, spaces become `▁`,
-//! and neighbors that together are a token are merged, the best-scored pair first, until none is left; a character that
+//! and neighbors that together are a token are merged, the best pair first, until none is left; a character that
 //! is no token becomes its bytes.
 //!
-//! The order of merges is that of the `tokenizer.json` which the reference derives from the same scores: higher score,
-//! then longer left part, then longer right part, then lower id, then further left. User-defined tokens have the score
-//! 0 there, whatever the GGUF says, and so a run of spaces is merged before anything else.
+//! With merges, the order is theirs. With scores, it is that of the `tokenizer.json` which the reference derives from
+//! the same scores: higher score, then longer left part, then longer right part, then lower id, then further left.
+//! User-defined tokens have the score 0 there, whatever the GGUF says, and so a run of spaces is merged before anything
+//! else.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 
 use super::SPACE;
 use super::vocab::Vocab;
 
 /// The types of tokens in GGUF metadata.
 const NORMAL: i64 = 1;
-pub(super) const UNKNOWN: i64 = 2;
-pub(super) const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-const BYTE: i64 = 6;
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+pub(super) const USER_DEFINED: i64 = 4;
+pub(super) const BYTE: i64 = 6;
+
+/// Whether tokens of this type are taken out of a text before anything is merged.
+pub(super) fn is_whole(kind: i64) -> bool {
+    matches!(kind, UNKNOWN | CONTROL | USER_DEFINED)
+}
+
+pub(super) fn is_control(kind: i64) -> bool {
+    matches!(kind, UNKNOWN | CONTROL)
+}
 
 /// What is needed beside the vocabulary.
 #[derive(Debug)]
 pub(super) struct Spm {
-    /// By id: 0 for the best score; equal scores have the same rank.
-    ranks: Vec<u32>,
+    order: Order,
     /// By byte.
     byte_ids: Vec<Option<u32>>,
     unknown: Option<u32>,
     whole: Trie,
 }
 
-impl Spm {
-    /// The three slices have the same length.
-    pub(super) fn new(tokens: &[String], scores: &[f32], types: &[i64]) -> (Vocab, Self) {
-        // GGUF files hold runs of spaces as spaces; the vocabulary of the reference has them as `▁`.
-        let strings: Vec<String> = tokens.iter().map(|token| token.replace(' ', "▁")).collect();
-        let vocab = Vocab::new(strings.iter().map(String::as_str), |id| types[id as usize] == BYTE);
+/// Which neighbors are merged, and which of them first.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Those that together are a token. By id of that token: 0 for the best score; equal scores have the same rank.
+    Scores(Vec<u32>),
+    /// Those that are listed: rank and the id of what they become, by the ids of both.
+    Merges(HashMap<(u32, u32), (u32, u32)>),
+}
 
+impl Order {
+    /// The two slices have the same length.
+    pub(super) fn scores(scores: &[f32], types: &[i64]) -> Self {
         let score = |id: usize| if types[id] == NORMAL { scores[id] } else { 0.0 };
-        let mut by_score: Vec<usize> = (0..tokens.len()).collect();
+        let mut by_score: Vec<usize> = (0..scores.len()).collect();
         by_score.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
-        let mut ranks = vec![0; tokens.len()];
+        let mut ranks = vec![0; scores.len()];
         for pair in by_score.windows(2) {
             ranks[pair[1]] = ranks[pair[0]] + u32::from(score(pair[0]) != score(pair[1]));
         }
+        Self::Scores(ranks)
+    }
+}
 
+impl Spm {
+    /// `types` are those of the tokens; `whole` says of an id whether its token is taken out of a text first.
+    pub(super) fn new(
+        tokens: &[String],
+        types: &[i64],
+        whole: impl Fn(usize) -> bool,
+        order: impl FnOnce(&Vocab) -> Order,
+    ) -> (Vocab, Self) {
+        let vocab = Vocab::new(tokens.iter().map(String::as_str), |id| types[id as usize] == BYTE);
         let mut byte_ids = vec![None; 256];
         let mut unknown = None;
-        let mut whole = Trie::default();
+        let mut trie = Trie::default();
         for (id, &kind) in (0..).zip(types) {
             if let Some(byte) = vocab.byte(id) {
                 byte_ids[usize::from(byte)] = Some(id);
@@ -57,15 +83,16 @@ impl Spm {
             if kind == UNKNOWN {
                 unknown = Some(id);
             }
-            if matches!(kind, UNKNOWN | CONTROL | USER_DEFINED)
+            if whole(id as usize)
                 && let Some(string) = vocab.get(id)
             {
-                whole.insert(string, id);
+                trie.insert(string, id);
             }
         }
         // Files mark `<unk>` as a control token.
         let unknown = unknown.or_else(|| vocab.find("<unk>"));
-        (vocab, Self { ranks, byte_ids, unknown, whole })
+        let order = order(&vocab);
+        (vocab, Self { order, byte_ids, unknown, whole: trie })
     }
 
     /// Calls `add` with the id, start and end of each token.
@@ -98,10 +125,10 @@ impl Spm {
     ) {
         segment.fill(vocab, text);
         for left in 1..segment.symbols.len() {
-            segment.propose(vocab, &self.ranks, left - 1);
+            segment.propose(vocab, &self.order, left - 1);
         }
         while let Some(Reverse(merge)) = segment.queue.pop() {
-            segment.apply(vocab, &self.ranks, &merge);
+            segment.apply(vocab, &self.order, &merge);
         }
         let mut at = 0;
         while at != NONE && at < segment.symbols.len() {
@@ -186,20 +213,23 @@ impl Segment {
         }
     }
 
-    /// The token that the symbol at `left` and the one after it make, if both are tokens and make one.
-    fn joined(&self, vocab: &Vocab, left: usize) -> Option<u32> {
+    /// The rank and the token that the symbol at `left` and the one after it make, if they make one.
+    fn joined(&self, vocab: &Vocab, order: &Order, left: usize) -> Option<(u32, u32)> {
         let left = self.symbols[left];
         let right = self.symbols.get(left.next)?;
-        left.id.and(right.id)?;
-        vocab.find(&self.text[left.start..right.end])
+        let pair = (left.id?, right.id?);
+        match order {
+            Order::Scores(ranks) => vocab.find(&self.text[left.start..right.end]).map(|id| (ranks[id as usize], id)),
+            Order::Merges(merges) => merges.get(&pair).copied(),
+        }
     }
 
     /// Queues the merge of the symbol at `left` with the one after it.
-    fn propose(&mut self, vocab: &Vocab, ranks: &[u32], left: usize) {
-        if let Some(id) = self.joined(vocab, left) {
+    fn propose(&mut self, vocab: &Vocab, order: &Order, left: usize) {
+        if let Some((rank, id)) = self.joined(vocab, order, left) {
             let symbol = self.symbols[left];
             self.queue.push(Reverse(Merge {
-                rank: ranks[id as usize],
+                rank,
                 left_length: Reverse(symbol.length),
                 right_length: Reverse(self.symbols[symbol.next].length),
                 id,
@@ -209,9 +239,9 @@ impl Segment {
     }
 
     /// Merges, unless the neighbors have changed since it was queued.
-    fn apply(&mut self, vocab: &Vocab, ranks: &[u32], merge: &Merge) {
+    fn apply(&mut self, vocab: &Vocab, order: &Order, merge: &Merge) {
         let left = merge.left;
-        if self.symbols[left].length == 0 || self.joined(vocab, left) != Some(merge.id) {
+        if self.symbols[left].length == 0 || self.joined(vocab, order, left).is_none_or(|(_, id)| id != merge.id) {
             return;
         }
         let right = self.symbols[left].next;
@@ -228,9 +258,9 @@ impl Segment {
             next.previous = left;
         }
         if previous != NONE {
-            self.propose(vocab, ranks, previous);
+            self.propose(vocab, order, previous);
         }
-        self.propose(vocab, ranks, left);
+        self.propose(vocab, order, left);
     }
 }
 

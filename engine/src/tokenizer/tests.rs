@@ -147,16 +147,99 @@ fn decoding_gives_the_text_back() {
 }
 
 #[test]
+fn a_stream_gives_whole_characters_and_what_decoding_gives() {
+    let tokenizer = tiny();
+    let byte = |byte: u32| 23 + byte;
+    let mut stream = TextStream::new(&tokenizer);
+    let ids = [9, byte(0xf0), byte(0x9f), byte(0x98), byte(0x80), byte(0xc3), byte(0xa9), byte(0xff), byte(0xc3), 19];
+    let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id)).collect();
+    assert_eq!(pieces, [" t", "", "", "", "😀", "", "é", "\u{fffd}", "", "\u{fffd}a"]);
+    assert_eq!(
+        (stream.push(byte(0xe2)), stream.push(byte(0x82)), stream.finish()),
+        (String::new(), String::new(), "\u{fffd}\u{fffd}".to_owned())
+    );
+    assert_eq!(stream.finish(), "");
+
+    // Every run of up to four of these.
+    let alphabet = [9, 12, 9999, byte(0x41), byte(0x80), byte(0xc3), byte(0xe2), byte(0x98), byte(0xf0), byte(0x9f)];
+    let mut runs = vec![Vec::new()];
+    for _ in 0..4 {
+        runs = runs.iter().flat_map(|run: &Vec<u32>| alphabet.map(|next| [&run[..], &[next]].concat())).collect();
+        for run in &runs {
+            let mut stream = TextStream::new(&tokenizer);
+            let mut text: String = run.iter().map(|&id| stream.push(id)).collect();
+            text.push_str(&stream.finish());
+            assert_eq!(text, tokenizer.decode(run), "{run:?}");
+            let bytes: Vec<u8> = run.iter().filter_map(|&id| tokenizer.vocab.byte(id)).collect();
+            if bytes.len() == run.len() && std::str::from_utf8(&bytes).is_ok() {
+                assert_eq!(text.as_bytes(), bytes);
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Cases {
+    texts: Vec<Case>,
+}
+
+/// A vocabulary of 500 with the control tokens of Gemma 4, as a folder and as its converter writes it.
+#[test]
+fn merges_in_a_gguf_cut_as_tokenizer_json_does() {
+    let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/chat"));
+    let hf = Tokenizer::from_hf_dir(&fixtures.join("tiny")).unwrap();
+    let path = fixtures.join("tiny.gguf");
+    let gguf = Tokenizer::from_gguf(&Header::parse(&fs::read(&path).unwrap(), &path).unwrap().metadata).unwrap();
+    let cases: Cases = serde_json::from_slice(&fs::read(fixtures.join("tokens.json")).unwrap()).unwrap();
+    for tokenizer in [&hf, &gguf] {
+        assert_eq!(tokenizer.vocab_size(), 500);
+        assert_eq!((tokenizer.bos_id(), tokenizer.pad_id(), tokenizer.eos_ids()[0]), (Some(2), Some(0), 1));
+        assert!(
+            ["<bos>", "<|turn>", "<|channel>", "<|\"|>"]
+                .iter()
+                .all(|mark| tokenizer.is_special(tokenizer.id_of(mark).unwrap()))
+        );
+        assert!(
+            !["\n\n", "<b>", "a", "<0x41>"].iter().any(|token| tokenizer.is_special(tokenizer.id_of(token).unwrap()))
+        );
+        for case in &cases.texts {
+            let pieces = tokenizer.encode(&case.text, false);
+            let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
+            assert_eq!(ids, case.ids, "{:?}", case.text);
+            check_spans(tokenizer, &case.text, &pieces);
+            for (piece, &(start, end)) in pieces.iter().zip(&case.spans) {
+                let span = piece.span.unwrap();
+                assert!(span.0 >= start && span.1 <= end, "{:?}", case.text);
+            }
+            assert_eq!(tokenizer.decode(&ids), case.text.replace(SPACE, " "));
+        }
+    }
+    // Every text of up to four of these.
+    let alphabet = ["t", "he", " ", "  ", "r", "ain", "s", "\n", "\t", "<b>", "<|turn>", "▁", "é"];
+    let mut texts = vec![String::new()];
+    for _ in 0..4 {
+        texts = texts.iter().flat_map(|text| alphabet.map(|next| format!("{text}{next}"))).collect();
+        for text in &texts {
+            assert_eq!(hf.encode(text, true), gguf.encode(text, true), "{text:?}");
+        }
+    }
+    for id in 0..500 {
+        assert_eq!(hf.token_text(id), gguf.token_text(id));
+        assert_eq!(hf.is_special(id), gguf.is_special(id), "{:?}", hf.token_text(id));
+    }
+}
+
+#[test]
 fn metadata_that_is_no_tokenizer() {
     let message =
         |key: &str, value: Value| Tokenizer::from_gguf(&tiny_metadata(&[(key, value)])).unwrap_err().to_string();
     assert_eq!(
         message("tokenizer.ggml.model", Value::Text("gpt2".to_owned())),
-        "expected the tokenizer model `llama`, found `gpt2` in the tokenizer of `x.gguf`"
+        "expected the tokenizer model `llama` or `gemma4`, found `gpt2` in the tokenizer of `x.gguf`"
     );
     assert_eq!(
         message("tokenizer.ggml.scores", Value::Floats(vec![0.0])),
-        "expected tokens with a score and a type each, found 279 tokens, 1 scores, 279 types in the tokenizer of `x.gguf`"
+        "expected tokens with a score each, found 279 tokens and 1 scores in the tokenizer of `x.gguf`"
     );
     assert_eq!(
         message("tokenizer.ggml.bos_token_id", Value::Int(279)),

@@ -33,33 +33,25 @@ impl<'a> Checkpoint<'a> {
         *self.left_out.entry(part).or_default() += 1;
     }
 
-    pub(super) fn add(
-        &mut self,
-        name: String,
-        stored_name: String,
-        dtype: String,
-        place: Place,
-        file: &Path,
-    ) -> Result<()> {
-        let Some(expected) = self.shapes.get(&name) else {
-            return Err(Error::UnexpectedTensor { name: stored_name, path: file.to_owned() });
+    /// Adds a tensor that was found in `file`, under its canonical name.
+    pub(super) fn add(&mut self, info: TensorInfo, place: Place, file: &Path) -> Result<()> {
+        let Some(expected) = self.shapes.get(&info.name) else {
+            return Err(Error::UnexpectedTensor { name: info.stored_name, path: file.to_owned() });
         };
-        if *expected != place.shape {
-            let (expected, found) = (expected.clone(), place.shape);
-            return Err(Error::WrongShape { name: stored_name, expected, found, path: file.to_owned() });
+        if *expected != info.shape {
+            let (expected, found) = (expected.clone(), info.shape);
+            return Err(Error::WrongShape { name: info.stored_name, expected, found, path: file.to_owned() });
         }
-        let info = TensorInfo {
-            name: name.clone(),
-            stored_name,
-            shape: place.shape.clone(),
-            dtype,
-            bytes: place.bytes as u64,
-        };
-        if let Some((first, _)) = self.found.insert(name, (info, place)) {
+        if let Some((first, _)) = self.found.insert(info.name.clone(), (info, place)) {
             // The same tensor under two names, or in two files: nobody can say which one is meant.
             return Err(Error::UnexpectedTensor { name: first.stored_name, path: file.to_owned() });
         }
         Ok(())
+    }
+
+    /// The shape that the configuration asks for.
+    pub(super) fn expected_shape(&self, name: &str) -> Option<&[usize]> {
+        self.shapes.get(name).map(Vec::as_slice)
     }
 
     pub(super) fn finish(mut self) -> Result<Checked> {

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use data::files::hex;
 use fs_err as fs;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
@@ -78,12 +79,4 @@ pub(super) fn sha256_of_file(path: &Path) -> Result<String> {
         }
         hash.update(&buffer[..n]);
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string takes what is written to it");
-        text
-    })
 }

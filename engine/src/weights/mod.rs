@@ -1,15 +1,17 @@
 //! Where do the numbers of a model come from, and what was changed on the way?
 //!
 //! [`Weights::open`] reads headers only, and checks every name, shape and dtype against what the configuration asks
-//! for. [`Weights::tensor`] decodes one tensor out of the memory-mapped file. Names are those of
-//! `Gemma3ForCausalLM`, whatever the checkpoint calls them. Nothing is folded: [`Weights::changes`] lists the little
-//! that differs from the file.
+//! for. [`Weights::tensor`] decodes one tensor out of the memory-mapped file. Names are those of the reference's
+//! `…ForCausalLM`, whatever the checkpoint calls them. Nothing is folded: [`Weights::changes`] lists the little that
+//! differs from the file. [`Weights::in_memory`] are tensors that the caller has, such as those of a training.
 
 mod checkpoint;
 mod files;
+mod from_gguf;
 pub mod gguf;
 mod names;
 mod quant;
+mod rows;
 mod safetensors;
 
 use std::collections::BTreeMap;
@@ -22,9 +24,12 @@ use tch::{Device, Kind, Tensor};
 use self::checkpoint::Checkpoint;
 pub use self::files::WeightFile;
 use self::files::{File, map_files, sha256_of_file};
-pub(crate) use self::files::{hex, read_bounded, read_json};
+pub(crate) use self::files::{read_bounded, read_json};
 use self::names::Meaning;
+use self::quant::Target;
 pub use self::quant::{BlockFormat, FORMATS};
+pub use self::rows::Rows;
+pub(crate) use self::rows::Scratch;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
@@ -92,18 +97,42 @@ pub struct Inspection {
 enum Source {
     Folder,
     Gguf(gguf::Metadata),
+    Memory(BTreeMap<String, Tensor>),
 }
 
 /// Where a tensor's bytes are and how they are read.
 #[derive(Debug)]
 struct Place {
     shape: Vec<usize>,
+    /// One behind the other they hold the tensor's numbers, last dimension fastest. Without pieces it is in memory.
+    pieces: Vec<Piece>,
+    /// Taken away after decoding: 1 for the norms of Gemma 3 in GGUF.
+    subtract: f64,
+}
+
+/// A run of whole blocks in a file.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
     file: usize,
     offset: usize,
     bytes: usize,
     format: &'static BlockFormat,
-    /// Taken away after decoding: 1 for GGUF's norms.
-    subtract: f64,
+}
+
+impl Piece {
+    fn n_values(&self) -> usize {
+        self.bytes / self.format.bytes * self.format.values
+    }
+}
+
+/// A tensor that lies in one file as one run of bytes, which hold the numbers as they are meant.
+#[derive(Debug)]
+pub(crate) struct Stored<'a> {
+    pub(crate) path: &'a Path,
+    /// From the start of the file.
+    pub(crate) offset: u64,
+    pub(crate) shape: &'a [usize],
+    pub(crate) format: &'static BlockFormat,
 }
 
 impl Weights {
@@ -113,6 +142,28 @@ impl Weights {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if is_folder(path)? { Self::open_folder(path) } else { Self::open_gguf(path) }
+    }
+
+    /// A checkpoint whose tensors are in memory, by their canonical names. The same names and shapes are asked for as
+    /// of a file.
+    pub fn in_memory(config: Config, tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self> {
+        config.check()?;
+        let path = PathBuf::from("memory");
+        let tensors: BTreeMap<String, Tensor> = tensors.into_iter().collect();
+        let mut checkpoint = Checkpoint::new(&path, &config);
+        for (name, tensor) in &tensors {
+            let shape: Vec<usize> = tensor.size().iter().map(|&dim| dim as usize).collect();
+            let info = TensorInfo {
+                name: name.clone(),
+                stored_name: name.clone(),
+                shape: shape.clone(),
+                dtype: dtype_name(tensor.kind()),
+                bytes: (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64,
+            };
+            checkpoint.add(info, Place { shape, pieces: Vec::new(), subtract: 0.0 }, &path)?;
+        }
+        let (infos, places, changes) = checkpoint.finish()?;
+        Ok(Self { path, config, source: Source::Memory(tensors), files: Vec::new(), tensors: infos, places, changes })
     }
 
     /// The shape and the constants of the model.
@@ -126,30 +177,58 @@ impl Weights {
     }
 
     /// Decodes a tensor into `kind`, which is `Float` or `BFloat16`. On the CPU, contiguous, `[out, in]`.
+    ///
+    /// A tensor in memory is handed out as it is, with the same storage if it is of this kind, and on its device; so
+    /// gradients reach it.
     pub fn tensor(&self, name: &str, kind: Kind) -> Result<Tensor> {
-        let place = self
-            .places
-            .get(name)
-            .ok_or_else(|| Error::MissingTensor { name: name.to_owned(), path: self.path.clone() })?;
-        let blocks = &self.files[place.file].map[place.offset..place.offset + place.bytes];
-        let size: Vec<i64> = place.shape.iter().map(|&dim| dim as i64).collect();
+        let place = self.place(name)?;
+        if !matches!(kind, Kind::Float | Kind::BFloat16) {
+            return Err(Error::UnsupportedKind { name: name.to_owned(), kind });
+        }
+        let torch = |source| Error::Torch { what: format!("make tensor `{name}` of shape {:?}", place.shape), source };
+        if let Source::Memory(tensors) = &self.source
+            && let Some(tensor) = tensors.get(name)
+        {
+            return tensor.f_to_kind(kind).map_err(torch);
+        }
         // What is subtracted is subtracted in f32, before any rounding.
         let decoded_kind = if place.subtract == 0.0 { kind } else { Kind::Float };
-        let torch = |source| Error::Torch { what: format!("make tensor `{name}` of shape {:?}", place.shape), source };
+        let size: Vec<i64> = place.shape.iter().map(|&dim| dim as i64).collect();
         let mut tensor = Tensor::f_empty(size, (decoded_kind, Device::Cpu)).map_err(torch)?;
-        match decoded_kind {
-            Kind::Float => place.format.decode(blocks, values_mut::<f32>(&mut tensor)),
-            Kind::BFloat16 => place.format.decode(blocks, values_mut::<bf16>(&mut tensor)),
-            _ => return Err(Error::UnsupportedKind { name: name.to_owned(), kind }),
+        if decoded_kind == Kind::Float {
+            self.decode(place, values_mut::<f32>(&mut tensor));
+        } else {
+            self.decode(place, values_mut::<bf16>(&mut tensor));
         }
         if place.subtract == 0.0 {
             return Ok(tensor);
         }
         let shifted = tensor.f_sub_scalar(place.subtract).map_err(torch)?;
-        match kind {
-            Kind::Float | Kind::BFloat16 => shifted.f_to_kind(kind).map_err(torch),
-            _ => Err(Error::UnsupportedKind { name: name.to_owned(), kind }),
+        shifted.f_to_kind(kind).map_err(torch)
+    }
+
+    fn decode<T: Target>(&self, place: &Place, mut out: &mut [T]) {
+        for piece in &place.pieces {
+            let (values, rest) = out.split_at_mut(piece.n_values());
+            let blocks = &self.files[piece.file].map[piece.offset..piece.offset + piece.bytes];
+            piece.format.decode(blocks, values);
+            out = rest;
         }
+        assert!(out.is_empty(), "the pieces hold every number of the tensor");
+    }
+
+    /// Where a tensor lies, if it is in one piece in a file and nothing is to be done to its numbers.
+    pub(crate) fn stored(&self, name: &str) -> Result<Option<Stored<'_>>> {
+        let place = self.place(name)?;
+        let [piece] = place.pieces.as_slice() else { return Ok(None) };
+        let path = self.files[piece.file].path.as_path();
+        let stored = Stored { path, offset: piece.offset as u64, shape: &place.shape, format: piece.format };
+        Ok((place.subtract == 0.0).then_some(stored))
+    }
+
+    fn place(&self, name: &str) -> Result<&Place> {
+        let place = self.places.get(name);
+        place.ok_or_else(|| Error::MissingTensor { name: name.to_owned(), path: self.path.clone() })
     }
 
     /// The canonical names of all tensors, in the order of the forward pass.
@@ -202,6 +281,7 @@ impl Weights {
         match &self.source {
             Source::Folder => Tokenizer::from_hf_dir(&self.path),
             Source::Gguf(metadata) => Tokenizer::from_gguf(metadata),
+            Source::Memory(_) => Err(Error::NoTokenizer { path: self.path.clone() }),
         }
     }
 
@@ -219,66 +299,16 @@ impl Weights {
                         } else {
                             &FORMATS[0]
                         };
-                        let place = Place {
-                            shape: entry.shape,
-                            file: index,
-                            offset: entry.offset,
-                            bytes: entry.bytes,
-                            format,
-                            subtract: 0.0,
-                        };
-                        checkpoint.add(name, entry.name, entry.dtype, place, &file.path)?;
+                        let info = TensorInfo { name, ..entry.info() };
+                        let piece = Piece { file: index, offset: entry.offset, bytes: entry.bytes, format };
+                        let place = Place { shape: entry.shape, pieces: vec![piece], subtract: 0.0 };
+                        checkpoint.add(info, place, &file.path)?;
                     }
                 }
             }
         }
         let (tensors, places, changes) = checkpoint.finish()?;
         Ok(Self { path: dir.to_owned(), config, source: Source::Folder, files, tensors, places, changes })
-    }
-
-    fn open_gguf(path: &Path) -> Result<Self> {
-        let files = map_files(vec![path.to_owned()])?;
-        let header = gguf::Header::parse(&files[0].map, path)?;
-        let config = gguf_config(&header)?;
-        let mut checkpoint = Checkpoint::new(path, &config);
-        let mut n_norms = 0;
-        for entry in header.tensors {
-            let name = match names::from_gguf(&entry.name) {
-                Meaning::Ignored(part) => {
-                    checkpoint.leave_out(part);
-                    continue;
-                }
-                Meaning::Text(name) => name,
-            };
-            let norm = names::is_norm(&name);
-            n_norms += usize::from(norm);
-            let place = Place {
-                shape: entry.shape,
-                file: 0,
-                offset: entry.offset,
-                bytes: entry.bytes,
-                format: entry.format,
-                subtract: if norm { 1.0 } else { 0.0 },
-            };
-            checkpoint.add(name, entry.name, entry.format.name.to_owned(), place, path)?;
-        }
-        let (tensors, places, mut changes) = checkpoint.finish()?;
-        changes.insert(0, format!("subtracted 1 in f32 from {n_norms} norm weights, which GGUF stores as 1 + w"));
-        let quantized = tensors.iter().filter(|info| info.dtype.starts_with('Q')).count();
-        if quantized > 0 {
-            changes.push(format!(
-                "decoded {quantized} quantized tensors; the numbers are those of the blocks, not of the original"
-            ));
-        }
-        Ok(Self {
-            path: path.to_owned(),
-            config,
-            source: Source::Gguf(header.metadata),
-            files,
-            tensors,
-            places,
-            changes,
-        })
     }
 }
 
@@ -288,20 +318,10 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
     if !is_folder(path)? {
         let files = map_files(vec![path.to_owned()])?;
         let header = gguf::Header::parse(&files[0].map, path)?;
-        let info = |entry: &gguf::TensorEntry| TensorInfo {
-            name: match names::from_gguf(&entry.name) {
-                Meaning::Text(name) => name,
-                Meaning::Ignored(_) => entry.name.clone(),
-            },
-            stored_name: entry.name.clone(),
-            shape: entry.shape.clone(),
-            dtype: entry.format.name.to_owned(),
-            bytes: entry.bytes as u64,
-        };
         return Ok(Inspection {
             files: files.iter().map(File::describe).collect(),
-            tensors: header.tensors.iter().map(info).collect(),
-            config: gguf_config(&header),
+            tensors: header.tensors.iter().map(from_gguf::info).collect(),
+            config: from_gguf::config(&header, &files[0].map),
             metadata: Some(header.metadata),
         });
     }
@@ -315,13 +335,7 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection> {
                 Ok(Meaning::Text(name)) => name,
                 _ => entry.name.clone(),
             };
-            tensors.push(TensorInfo {
-                name,
-                stored_name: entry.name,
-                shape: entry.shape,
-                dtype: entry.dtype,
-                bytes: entry.bytes as u64,
-            });
+            tensors.push(TensorInfo { name, ..entry.info() });
         }
     }
     Ok(Inspection { files: files.iter().map(File::describe).collect(), tensors, config, metadata: None })
@@ -369,16 +383,14 @@ fn folder_config(dir: &Path) -> Result<Config> {
     Config::from_hf(&read_json(&path)?).map_err(|error| error.at(&path))
 }
 
-/// The configuration in the metadata, with what only the tensors tell: rows of the embedding, and a separate head.
-fn gguf_config(header: &gguf::Header) -> Result<Config> {
-    let mut config = Config::from_gguf(&header.metadata).map_err(|error| error.at(header.metadata.path()))?;
-    let shape_of =
-        |name: &str| header.tensors.iter().find(|entry| entry.name == name).map(|entry| entry.shape.as_slice());
-    if let Some(&[rows, _]) = shape_of("token_embd.weight") {
-        config.d_vocab = rows;
+/// A dtype as safetensors spells it.
+fn dtype_name(kind: Kind) -> String {
+    match kind {
+        Kind::Float => "F32".to_owned(),
+        Kind::Half => "F16".to_owned(),
+        Kind::BFloat16 => "BF16".to_owned(),
+        other => format!("{other:?}"),
     }
-    config.tie_word_embeddings = shape_of("output.weight").is_none();
-    Ok(config)
 }
 
 #[cfg(test)]

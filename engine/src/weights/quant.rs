@@ -78,7 +78,9 @@ pub(super) fn ggml_type_name(id: u32) -> String {
 }
 
 /// A number type that weights are decoded to.
-pub trait Target: Copy + Send + Sync {
+pub trait Target: bytemuck::Pod + Send + Sync {
+    /// The name of the format whose bytes are this type's.
+    const STORED_AS: &'static str;
     /// Stores `values`, rounding to nearest even where it must.
     fn store(values: &[f32], out: &mut [Self]);
     /// The slice as f32, where that is what it is, so that nothing is decoded twice over.
@@ -86,6 +88,8 @@ pub trait Target: Copy + Send + Sync {
 }
 
 impl Target for f32 {
+    const STORED_AS: &'static str = "F32";
+
     fn store(values: &[f32], out: &mut [Self]) {
         out.copy_from_slice(values);
     }
@@ -96,6 +100,8 @@ impl Target for f32 {
 }
 
 impl Target for bf16 {
+    const STORED_AS: &'static str = "BF16";
+
     fn store(values: &[f32], out: &mut [Self]) {
         for (out, value) in out.iter_mut().zip(values) {
             let bits = value.to_bits();
@@ -127,7 +133,8 @@ impl BlockFormat {
             .for_each(|(out, blocks)| self.decode_task(blocks, out));
     }
 
-    fn decode_task<T: Target>(&self, blocks: &[u8], out: &mut [T]) {
+    /// Decodes whole blocks on this thread.
+    pub(super) fn decode_task<T: Target>(&self, blocks: &[u8], out: &mut [T]) {
         // Formats of one value each are cheaper in groups.
         let group = MAX_BLOCK.max(self.values);
         let group_bytes = group / self.values * self.bytes;

@@ -7,6 +7,7 @@ use fs_err as fs;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::TensorInfo;
 use super::quant::{BlockFormat, FORMATS};
 use crate::error::{Error, Result};
 
@@ -46,6 +47,19 @@ pub(super) struct TensorEntry {
     /// From the start of the file.
     pub offset: usize,
     pub bytes: usize,
+}
+
+impl TensorEntry {
+    /// What the header says, under the name in the file.
+    pub(super) fn info(&self) -> TensorInfo {
+        TensorInfo {
+            name: self.name.clone(),
+            stored_name: self.name.clone(),
+            shape: self.shape.clone(),
+            dtype: self.dtype.clone(),
+            bytes: self.bytes as u64,
+        }
+    }
 }
 
 /// The safetensors files of a checkpoint: those that the index names, or else every one in the folder. Sorted.

@@ -1,10 +1,13 @@
 use ::safetensors::tensor::{Dtype, TensorView, serialize};
+use data::files::hex;
 use half::f16;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::testing::{cached_model, gguf_file};
+
+mod family;
 
 /// A model that has every kind of tensor and is quick to write.
 fn tiny() -> Config {
@@ -199,7 +202,8 @@ fn what_is_no_model_is_said_to_be_none() {
     fs::write(dir.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
     assert_eq!(
         message(dir.path()),
-        "expected one of the architectures `gemma3_text`, `gemma3`, found `llama` in `DIR/config.json`"
+        "expected one of the architectures `gemma3_text`, `gemma3`, `gemma3n_text`, `gemma3n`, `gemma4_text`, `gemma4`, \
+         `gemma4_unified_text`, `gemma4_unified`, found `llama` in `DIR/config.json`"
     );
     fs::write(dir.path().join("config.json"), "{").unwrap();
     assert!(message(dir.path()).starts_with("expected JSON, found other text"));
@@ -377,7 +381,7 @@ fn the_real_270m() {
         return;
     };
     let weights = Weights::open(&path).unwrap();
-    let preset = crate::config::Preset::find("270m").unwrap().config();
+    let preset = crate::config::Preset::find("gemma-3-270m").unwrap().config();
     // The metadata holds 1e-6 as f32.
     assert_eq!(*weights.config(), Config { rms_norm_eps: f64::from(1e-6_f32), ..preset });
     assert_eq!(weights.quantization().as_deref(), Some("Q4_K_M"));

@@ -1,0 +1,184 @@
+//! What is the loss, and what do the experts do meanwhile?
+
+use std::cell::RefCell;
+
+use engine::config::Config;
+use engine::error::Result;
+use engine::gemma::model::{Batch, Forward, Logits, Model, Precision};
+use engine::hook::Hooks;
+use engine::weights::Weights;
+use tch::{Kind, Reduction, Tensor};
+
+use data::hook_point::{HookPoint, Site};
+
+use crate::parameters::{Parameter, shared};
+
+/// Sequences and what should come after each of their tokens.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lesson {
+    pub(crate) batch: Batch,
+    pub(crate) targets: Vec<u32>,
+}
+
+impl Lesson {
+    pub(crate) fn push(&mut self, (inputs, targets): (Vec<u32>, Vec<u32>)) {
+        self.batch.push(&inputs);
+        self.targets.extend(targets);
+    }
+}
+
+/// The engine's model over the weights in training: what it computes has gradients with respect to them.
+/// In bf16 the weights stay f32, and the model has their rounded values.
+pub(crate) fn model(config: &Config, parameters: &[Parameter], precision: Precision) -> Result<Model> {
+    Model::from_weights(&Weights::in_memory(config.clone(), shared(parameters))?, precision)
+}
+
+/// `−ln p` of what should come, and how unequal the experts' load is.
+#[derive(Debug)]
+pub(crate) struct Loss {
+    /// Mean over tokens, in nats.
+    pub(crate) nll: Tensor,
+    /// `E · Σₑ fₑ · Pₑ`, the mean over layers: 1 where all experts get the same (Fedus et al. 2021, equation 4).
+    /// `f`: the part of the choices that fall on an expert; `P`: its mean probability, which has a gradient.
+    pub(crate) balance: Tensor,
+}
+
+/// Runs the model with gradients.
+pub(crate) fn loss(model: &Model, lesson: &Lesson) -> Result<Loss> {
+    let layers = 0..model.config().n_layers;
+    let probs: RefCell<Vec<Tensor>> = RefCell::default();
+    let chosen: RefCell<Vec<Tensor>> = RefCell::default();
+    let mut hooks = Hooks::none();
+    for layer in layers {
+        hooks.read(HookPoint::block(Site::RouterProbs, layer), |_, x| probs.borrow_mut().push(x.shallow_clone()));
+        hooks.read(HookPoint::block(Site::TopkIdx, layer), |_, x| chosen.borrow_mut().push(x.shallow_clone()));
+    }
+    let options = Forward { logits: Logits::All, grad: true, ..Forward::default() };
+    let logits = model.forward(&lesson.batch, None, &mut hooks, options)?.logits;
+    drop(hooks);
+    let logits = logits.expect("logits of all tokens were asked for").to_kind(Kind::Float); // [tok, d_vocab]
+    let targets = Tensor::from_slice(&lesson.targets.iter().map(|&id| i64::from(id)).collect::<Vec<_>>());
+    let nll = logits.cross_entropy_loss::<Tensor>(&targets, None, Reduction::Mean, -100, 0.0);
+
+    let n_experts = model.config().moe.map_or(0, |moe| moe.n_experts) as i64;
+    let of_layer = |(probs, chosen): (&Tensor, &Tensor)| {
+        let load = chosen.view([-1]).bincount::<Tensor>(None, n_experts).to_kind(Kind::Float) / chosen.numel() as f64;
+        (load * probs.mean_dim([0].as_slice(), false, Kind::Float)).sum(Kind::Float) * n_experts as f64
+    };
+    let balance: Vec<Tensor> = probs.borrow().iter().zip(chosen.borrow().iter()).map(of_layer).collect();
+    let balance = if balance.is_empty() { nll.zeros_like() } else { Tensor::stack(&balance, 0).mean(Kind::Float) };
+    Ok(Loss { nll, balance })
+}
+
+/// The sum of `−ln p` over the targets of a lesson, in nats, without gradients.
+pub(crate) fn nll(model: &Model, lesson: &Lesson) -> Result<f64> {
+    let output = model.forward(&lesson.batch, None, &mut Hooks::none(), Forward::default())?;
+    Ok(model.nll(&output.resid, &lesson.targets).into_iter().map(f64::from).sum())
+}
+
+/// The part of the choices that fall on each expert, by layer.
+pub(crate) fn load(model: &Model, lessons: &[Lesson]) -> Result<Vec<Vec<f64>>> {
+    let config = model.config();
+    let n_experts = config.moe.map_or(0, |moe| moe.n_experts);
+    let counts = RefCell::new(vec![vec![0.0; n_experts]; config.n_layers]);
+    for lesson in lessons {
+        let mut hooks = Hooks::none();
+        for layer in 0..config.n_layers {
+            let counts = &counts;
+            hooks.read(HookPoint::block(Site::TopkIdx, layer), move |_, chosen| {
+                let ids = Vec::<i64>::try_from(chosen.contiguous().view([-1])).unwrap_or_default();
+                ids.into_iter().for_each(|expert| counts.borrow_mut()[layer][expert as usize] += 1.0);
+            });
+        }
+        model.forward(&lesson.batch, None, &mut hooks, Forward::default())?;
+    }
+    let mut load = counts.into_inner();
+    for row in &mut load {
+        let all: f64 = row.iter().sum();
+        row.iter_mut().for_each(|count| *count /= all);
+    }
+    Ok(load)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parameters::initial;
+    use serde_json::json;
+
+    /// The architecture of the mini model, small enough to nudge weights one by one.
+    fn tiny() -> Config {
+        let mut json = crate::recipe::config();
+        for (name, value) in [
+            ("vocab_size", json!(40)),
+            ("vocab_size_per_layer_input", json!(40)),
+            ("hidden_size", json!(16)),
+            ("intermediate_size", json!(20)),
+            ("num_hidden_layers", json!(4)),
+            ("layer_types", json!(["sliding_attention", "full_attention", "sliding_attention", "full_attention"])),
+            ("num_kv_shared_layers", json!(2)),
+            ("num_attention_heads", json!(2)),
+            ("head_dim", json!(8)),
+            ("global_head_dim", json!(16)),
+            ("sliding_window", json!(4)),
+            ("hidden_size_per_layer_input", json!(4)),
+            ("num_experts", json!(4)),
+            ("moe_intermediate_size", json!(6)),
+        ] {
+            json[name] = value;
+        }
+        Config::from_hf(&json).unwrap()
+    }
+
+    fn lesson() -> Lesson {
+        let mut lesson = Lesson::default();
+        lesson.push((vec![2, 5, 7, 9, 11, 13, 5, 7], vec![5, 7, 9, 11, 13, 5, 7, 1]));
+        lesson.push((vec![2, 30, 31, 30], vec![30, 31, 30, 31]));
+        lesson
+    }
+
+    fn total(model: &Model) -> Tensor {
+        let loss = loss(model, &lesson()).unwrap();
+        loss.nll + loss.balance * 0.1
+    }
+
+    /// Every tensor of the checkpoint has a gradient, and along the gradient the loss changes as fast as it says.
+    #[test]
+    fn gradients_are_those_of_finite_differences() {
+        let config = tiny();
+        let mut parameters = initial(&config, 3);
+        let network = model(&config, &parameters, Precision::F32).unwrap();
+        total(&network).backward();
+        let gradients: Vec<Tensor> = parameters.iter().map(|p| p.tensor.grad().copy()).collect();
+        for (i, gradient) in gradients.iter().enumerate() {
+            let name = parameters[i].name.clone();
+            let norm = gradient.square().sum(Kind::Double).sqrt().double_value(&[]);
+            assert!(norm > 1e-7, "`{name}` has no gradient");
+            // A step along the gradient, small against the weight, large against the rounding of the loss.
+            let reach = 2e-3 * parameters[i].tensor.square().sum(Kind::Double).sqrt().double_value(&[]);
+            let mut at = |along: f64| {
+                let nudge = gradient * (along * reach / norm);
+                tch::no_grad(|| parameters[i].tensor.g_add_(&nudge));
+                let network = model(&config, &parameters, Precision::F32).unwrap();
+                let value = total(&network).double_value(&[]);
+                tch::no_grad(|| parameters[i].tensor.g_sub_(&nudge));
+                value
+            };
+            let slope = (at(1.0) - at(-1.0)) / (2.0 * reach);
+            let tolerance = 0.03 * norm + 1e-6 / reach;
+            assert!((slope - norm).abs() < tolerance, "`{name}`: gradient {norm}, finite difference {slope}");
+        }
+    }
+
+    #[test]
+    fn loss_and_evaluation_agree() {
+        let config = tiny();
+        let network = model(&config, &initial(&config, 5), Precision::F32).unwrap();
+        let mean = loss(&network, &lesson()).unwrap().nll.double_value(&[]);
+        let sum = nll(&network, &lesson()).unwrap();
+        assert!((mean * lesson().targets.len() as f64 - sum).abs() < 1e-4, "{mean} {sum}");
+        for row in load(&network, &[lesson()]).unwrap() {
+            assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-9 && row.len() == 4);
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! How are the matrices of a model kept in 8 or 4 bits, and multiplied without being unpacked as a whole?
+//!
+//! The linear maps of attention, of the MLPs, of the experts and around the per-layer embeddings are packed while they are
+//! loaded, one tensor at a time. Embeddings, norms, routers and the small maps of Gemma 3n stay as they are.
+//!
+//! libtorch multiplies packed matrices itself, but not everywhere, and not everywhere fast or rightly: what it offers on
+//! which device, in which dtype and for which shapes is decided in [`Packed`] alone. Elsewhere blocks of rows are unpacked
+//! and multiplied one after the other.
+
+use std::fmt;
+use std::str::FromStr;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// How linear maps are packed when a model is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quantize {
+    /// Whole numbers from −127 to 127, with a scale for each output: `w ≈ code · scale`.
+    Int8,
+    /// Whole numbers from 0 to 15, with a scale and an offset for each group of 64 (or 32) inputs of an output:
+    /// `w ≈ (code − 8) · scale + zero`. A map whose inputs do not divide into such groups stays as it is.
+    Int4,
+}
+
+/// Inputs that share a scale in [`Quantize::Int4`]: the first that divides the inputs of a map.
+const GROUPS: [usize; 2] = [64, 32];
+
+/// The ends of the canonical names of what is packed.
+const PACKED: [&str; 12] = [
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight",
+    "mlp.gate_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+    "experts.gate_up_proj",
+    "experts.down_proj",
+    "per_layer_model_projection.weight",
+    "per_layer_input_gate.weight",
+    "per_layer_projection.weight",
+];
+
+/// Numbers that are unpacked at once: 32 MB in f32.
+const BLOCK: i64 = 1 << 23;
+
+/// Rows up to which libtorch's 8-bit product on a CPU is faster than unpacking, measured with 2,560 inputs and 10,240
+/// outputs on two cores with AVX-512. In f32 it has no vector code.
+const FEW_ROWS_BF16: i64 = 32;
+const FEW_ROWS_F32: i64 = 2;
+
+impl Quantize {
+    /// Whether the tensor of this canonical name is packed, if its shape allows.
+    pub(crate) fn packs(name: &str) -> bool {
+        PACKED.iter().any(|end| name.ends_with(end))
+    }
+
+    /// Bytes of a matrix `[…, out, in]` once it is packed; `None` if it stays as it is. `kind`: what the model computes in.
+    pub(crate) fn bytes(self, shape: &[usize], kind: Kind) -> Option<u64> {
+        let &[ref outer @ .., d_in] = shape else { return None };
+        let d_out = outer.iter().map(|&dim| dim as u64).product::<u64>();
+        let number = kind.elt_size_in_bytes() as u64;
+        match self {
+            Self::Int8 => Some(d_out * (d_in as u64 + number)),
+            Self::Int4 => group(d_in).map(|group| d_out * (d_in as u64 / 2 + (d_in / group) as u64 * 2 * number)),
+        }
+    }
+
+    /// What packing changes in a model, in words.
+    pub(crate) fn change(self, config: &Config) -> String {
+        let maps = config.tensors().into_iter().filter(|spec| Self::packs(&spec.name));
+        let fits = |shape: &[usize]| self.bytes(shape, Kind::Float).is_some();
+        let (packed, left): (Vec<_>, Vec<_>) = maps.partition(|spec| fits(&spec.shape));
+        let how = match self {
+            Self::Int8 => "int8, with a scale for each output".to_owned(),
+            Self::Int4 => format!("int4, with a scale and an offset for each {} inputs", GROUPS[0]),
+        };
+        let left = match left.len() {
+            0 => String::new(),
+            n => format!("; {n} do not divide into groups and stay"),
+        };
+        format!("packed {} tensors of linear maps to {how}{left}", packed.len())
+    }
+}
+
+impl fmt::Display for Quantize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        })
+    }
+}
+
+impl FromStr for Quantize {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "int8" => Ok(Self::Int8),
+            "int4" => Ok(Self::Int4),
+            _ => Err(Error::Quantization { found: text.to_owned() }),
+        }
+    }
+}
+
+fn group(d_in: usize) -> Option<usize> {
+    GROUPS.into_iter().find(|&group| d_in > 0 && d_in.is_multiple_of(group))
+}
+
+/// A matrix `[out, in]` of a few bits for each number.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    form: Form,
+    codes: Tensor,
+    /// In the dtype of the model: `[out]` in 8 bits; scales and offsets, `[in / group, out, 2]`, in 4 bits.
+    scales: Tensor,
+    d_out: i64,
+    d_in: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// `[out, in]`
+    Bytes,
+    /// `[out, in / 2]`, the even inputs in the high halves.
+    Nibbles { group: i64 },
+    /// In libtorch's own order for its 4-bit product on the device.
+    Libtorch { group: i64 },
+}
+
+impl Packed {
+    /// Packs a matrix for a model that computes in `kind`; `None` if its shape does not allow it.
+    ///
+    /// `weight`: `[out, in]` in f32, on the device of the model.
+    pub(crate) fn new(weight: &Tensor, quantize: Quantize, kind: Kind) -> Option<Self> {
+        let _no_grad = tch::no_grad_guard();
+        let (d_out, d_in) = weight.size2().ok()?;
+        match quantize {
+            Quantize::Int8 => Some(Self::int8(weight, d_out, d_in, kind)),
+            Quantize::Int4 => group(d_in as usize).map(|group| Self::int4(weight, d_out, d_in, group as i64, kind)),
+        }
+    }
+
+    fn int8(weight: &Tensor, d_out: i64, d_in: i64, kind: Kind) -> Self {
+        let pack = |rows: &Tensor| {
+            // The codes are for the scale as it is stored, so that its rounding costs nothing.
+            let scale = (rows.abs().amax(1, true) / 127.0).to_kind(kind); // [rows, 1]
+            let codes = (rows / nonzero(&scale)).round().clamp(-127.0, 127.0).to_kind(Kind::Int8);
+            (codes, scale.squeeze_dim(1))
+        };
+        let (codes, scales) = in_blocks(weight, d_in, pack, 0);
+        Self { form: Form::Bytes, codes, scales, d_out, d_in }
+    }
+
+    fn int4(weight: &Tensor, d_out: i64, d_in: i64, group: i64, kind: Kind) -> Self {
+        let pack = |rows: &Tensor| {
+            let grouped = rows.view([-1, d_in / group, group]);
+            // With 0 in its range, an offset is of the size of the weights, and its rounding is small beside a step.
+            let low = grouped.amin(2, true).clamp_max(0.0);
+            let high = grouped.amax(2, true).clamp_min(0.0);
+            let scale = ((high - &low) / 15.0).to_kind(kind); // [rows, in / group, 1]
+            let zero = (low + scale.to_kind(Kind::Float) * 8.0).to_kind(kind);
+            let codes = ((grouped - zero.to_kind(Kind::Float)) / nonzero(&scale) + 8.0).round().clamp(0.0, 15.0);
+            let pairs = codes.view([-1, d_in / 2, 2]);
+            let bytes = (pairs.select(2, 0) * 16.0 + pairs.select(2, 1)).to_kind(Kind::Uint8); // [rows, in / 2]
+            (bytes, Tensor::cat(&[scale, zero], 2).transpose(0, 1)) // [in / group, rows, 2]
+        };
+        let (codes, scales) = in_blocks(weight, d_in, pack, 1);
+        let scales = scales.contiguous();
+        let packed = Self { form: Form::Nibbles { group }, codes, scales, d_out, d_in };
+        if kind == Kind::BFloat16 { packed.into_libtorch(group) } else { packed }
+    }
+
+    /// libtorch's 4-bit products: bf16 on a CUDA device; any dtype on a CPU, where only that of bf16 has vector code.
+    fn into_libtorch(self, group: i64) -> Self {
+        let codes = match self.codes.device() {
+            Device::Cpu if self.d_out % 16 == 0 => {
+                // It wants every number by itself, as 32 bits.
+                self.numbers(0, self.d_out).to_kind(Kind::Int).internal_convert_weight_to_int4pack_for_cpu(1)
+            }
+            Device::Cuda(_) if self.d_out % 8 == 0 => {
+                // Tiles of 16 inputs that are laid together; all of them must be full.
+                let tiles = if self.d_in % 128 == 0 {
+                    8
+                } else if self.d_in % 64 == 0 {
+                    4
+                } else {
+                    2
+                };
+                self.codes.internal_convert_weight_to_int4pack(tiles)
+            }
+            _ => return self,
+        };
+        Self { form: Form::Libtorch { group }, codes, ..self }
+    }
+
+    /// `x · Wᵀ`: `[…, in]`, in the dtype of the model, to `[…, out]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        let mut size = x.size();
+        let rows = x.reshape([-1, self.d_in]).contiguous();
+        // libtorch's products have no gradient.
+        let out = if x.requires_grad() { self.unpacked(&rows) } else { self.product(&rows) };
+        if let Some(last) = size.last_mut() {
+            *last = self.d_out;
+        }
+        out.view(size.as_slice())
+    }
+
+    /// The same for the inputs `start..start + length`, the others being 0.
+    pub(crate) fn forward_part(&self, x: &Tensor, start: i64, length: i64) -> Tensor {
+        self.forward(&x.constant_pad_nd([start, self.d_in - start - length]))
+    }
+
+    fn product(&self, rows: &Tensor) -> Tensor {
+        let n = rows.size()[0];
+        match (self.form, rows.device(), rows.kind()) {
+            (Form::Libtorch { .. }, ..) => self.libtorch_int4(rows),
+            // Its code for bf16 takes 32 inputs at a time, and reads past the end of a row that has others.
+            (Form::Bytes, Device::Cpu, Kind::BFloat16) if n <= FEW_ROWS_BF16 && self.d_in % 32 == 0 => {
+                rows.internal_weight_int8pack_mm(&self.codes, &self.scales)
+            }
+            // On a CUDA device it is there for f32 only.
+            (Form::Bytes, _, Kind::Float) if n <= FEW_ROWS_F32 => {
+                rows.internal_weight_int8pack_mm(&self.codes, &self.scales)
+            }
+            _ => self.unpacked(rows),
+        }
+    }
+
+    fn libtorch_int4(&self, rows: &Tensor) -> Tensor {
+        let (Form::Nibbles { group } | Form::Libtorch { group }) = self.form else { return self.unpacked(rows) };
+        match rows.device() {
+            Device::Cpu => rows.internal_weight_int4pack_mm_for_cpu(&self.codes, group, &self.scales),
+            _ => rows.internal_weight_int4pack_mm(&self.codes, group, &self.scales),
+        }
+    }
+
+    /// The product by blocks of outputs, each of which is unpacked, used and dropped.
+    fn unpacked(&self, rows: &Tensor) -> Tensor {
+        let outputs: Vec<Tensor> =
+            blocks(self.d_out, self.d_in).map(|(start, n)| self.unpacked_block(rows, start, n)).collect();
+        Tensor::cat(&outputs, 1)
+    }
+
+    fn unpacked_block(&self, rows: &Tensor, start: i64, n: i64) -> Tensor {
+        let kind = self.scales.kind();
+        match self.form {
+            // Codes are exact in every dtype; the scale is applied to what comes out.
+            Form::Bytes => {
+                let codes = self.codes.narrow(0, start, n).to_kind(kind);
+                rows.matmul(&codes.transpose(0, 1)) * self.scales.narrow(0, start, n)
+            }
+            Form::Nibbles { group } => {
+                let of = |which| self.scales.narrow(1, start, n).select(2, which).transpose(0, 1).unsqueeze(2);
+                let codes = self.numbers(start, n).view([n, -1, group]).to_kind(Kind::Float) - 8.0;
+                let weight = (codes * of(0) + of(1)).to_kind(kind).view([n, self.d_in]);
+                rows.matmul(&weight.transpose(0, 1))
+            }
+            // The product with the unit matrix is the matrix.
+            Form::Libtorch { .. } => {
+                let unit = Tensor::eye(self.d_in, (kind, rows.device()));
+                rows.matmul(&self.libtorch_int4(&unit).narrow(1, start, n)) // [in, n]
+            }
+        }
+    }
+
+    /// The 4-bit numbers of outputs `start..start + n`, one a byte: `[n, in]`.
+    fn numbers(&self, start: i64, n: i64) -> Tensor {
+        let bytes = self.codes.narrow(0, start, n);
+        let (high, low) = (bytes.bitwise_right_shift_tensor_scalar(4), bytes.bitwise_and(15));
+        Tensor::stack(&[high, low], 2).view([n, self.d_in])
+    }
+}
+
+/// What can be divided by: a row or a group of zeros has the scale 0.
+fn nonzero(scale: &Tensor) -> Tensor {
+    scale.to_kind(Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE))
+}
+
+/// Outputs that are unpacked together: first one and number.
+fn blocks(d_out: i64, d_in: i64) -> impl Iterator<Item = (i64, i64)> {
+    let n = (BLOCK / d_in.max(1)).clamp(1, d_out.max(1));
+    (0..d_out).step_by(n as usize).map(move |start| (start, n.min(d_out - start)))
+}
+
+/// Packs blocks of rows one after the other, and lays the codes and the scales together, these along `scales_dim`.
+fn in_blocks(
+    weight: &Tensor,
+    d_in: i64,
+    pack: impl Fn(&Tensor) -> (Tensor, Tensor),
+    scales_dim: i64,
+) -> (Tensor, Tensor) {
+    let packed = blocks(weight.size()[0], d_in).map(|(start, n)| pack(&weight.narrow(0, start, n).contiguous()));
+    let (codes, scales): (Vec<Tensor>, Vec<Tensor>) = packed.unzip();
+    (Tensor::cat(&codes, 0), Tensor::cat(&scales, scales_dim))
+}
+
+#[cfg(test)]
+mod tests;
