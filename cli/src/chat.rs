@@ -66,7 +66,7 @@ impl ChatArgs {
             output::note("the checkpoint has no chat template: taking ours; a base model will ramble");
         }
         let messages: Vec<Message> = self.system.iter().map(|text| Message::new(Role::System, text)).collect();
-        let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).datetime();
+        let now = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now());
         let options = ChatOptions { tools, thinking: self.think, now: Some(now) };
         let mut first = messages.clone();
         first.push(Message::new(Role::User, "Hello"));

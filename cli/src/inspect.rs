@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use data::hook_point::TABLE;
+use data::hook_point::{SiteRow, TABLE};
 use data::{HookPoint, ModelShape, Run};
 use engine::config::{Config, LayerKind};
 use engine::weights::{self, Inspection};
@@ -95,12 +95,12 @@ fn model(path: &Path) -> Result<(Value, String)> {
             let shape = config.shape();
             describe(&mut sheet, config);
             value["architecture"] = config.architecture.to_string().into();
-            value["shape"] = serde_json::to_value(shape)?;
+            value["shape"] = serde_json::to_value(&shape)?;
             value["sliding_window"] = config.sliding_window.into();
-            value["hook_points"] = hook_points(&shape).collect();
+            value["hook_points"] = hook_points(&shape);
             value["memory"] = memory::json(config);
             let text = sheet.finish(&memory::table(config), &[1, 2, 3, 4]);
-            let hook_points = output::table(&hook_point_table(&shape), &[1, 2]);
+            let hook_points = output::table(&hook_point_table(&shape), &[1, 2, 3]);
             Ok((value, format!("{text}{}\n\n{hook_points}", memory::note(config))))
         }
         Err(err) => {
@@ -140,28 +140,58 @@ fn formats(inspection: &Inspection) -> Vec<(String, u64)> {
     formats
 }
 
-fn hook_points(shape: &ModelShape) -> impl Iterator<Item = Value> {
-    let shape = *shape;
-    TABLE.iter().map(move |row| {
-        let point = HookPoint { site: row.site, layer: row.per_layer.then_some(0) };
-        let per_token = point.shape(&shape);
-        json!({
-            "name": if row.per_layer { format!("blocks.*.{}", row.name) } else { row.name.to_owned() },
-            "shape": per_token, "about": row.about,
-        })
-    })
+/// A name with the shapes that it has and the layers that have each; a site without layers has one shape, and no layer.
+struct Listed {
+    name: String,
+    shapes: Vec<(Option<Vec<usize>>, Vec<usize>)>,
+    about: &'static str,
 }
 
-fn hook_point_table(shape: &ModelShape) -> Vec<Vec<String>> {
-    let mut rows = vec![["hook point", "shape", "f32 bytes a token", ""].map(String::from).to_vec()];
-    for row in &TABLE {
-        let point = HookPoint { site: row.site, layer: row.per_layer.then_some(0) };
-        let name = if row.per_layer { format!("blocks.*.{}", row.name) } else { row.name.to_owned() };
-        let (dims, bytes) = match point.shape(shape) {
-            Some(dims) => (format!("{dims:?}"), count(4 * dims.iter().product::<usize>() as u64)),
-            None => ("query by key".to_owned(), String::new()),
-        };
-        rows.push(vec![name, dims, bytes, row.about.to_owned()]);
+/// The sites that the model has, in the order of the table.
+fn sites(model: &ModelShape) -> Vec<Listed> {
+    let listed = |row: &'static SiteRow| {
+        let layers: Vec<Option<usize>> =
+            if row.per_layer() { (0..model.n_layers).map(Some).collect() } else { vec![None] };
+        let points = layers.into_iter().map(|layer| HookPoint { site: row.site, layer });
+        let mut shapes: Vec<(Option<Vec<usize>>, Vec<usize>)> = Vec::new();
+        for point in points.filter(|point| point.exists(model)) {
+            let shape = point.shape(model);
+            match shapes.iter_mut().find(|(other, _)| *other == shape) {
+                Some((_, layers)) => layers.extend(point.layer),
+                None => shapes.push((shape, point.layer.into_iter().collect())),
+            }
+        }
+        let name = if row.per_layer() { format!("blocks.*.{}", row.name) } else { row.name.to_owned() };
+        Listed { name, shapes, about: row.about }
+    };
+    TABLE.iter().map(listed).filter(|listed| !listed.shapes.is_empty()).collect()
+}
+
+fn hook_points(model: &ModelShape) -> Value {
+    let shapes = |shapes: &[(Option<Vec<usize>>, Vec<usize>)]| -> Value {
+        shapes.iter().map(|(shape, layers)| json!({ "shape": shape, "layers": layers })).collect()
+    };
+    sites(model)
+        .iter()
+        .map(|listed| json!({ "name": listed.name, "shapes": shapes(&listed.shapes), "about": listed.about }))
+        .collect()
+}
+
+fn hook_point_table(model: &ModelShape) -> Vec<Vec<String>> {
+    let mut rows = vec![["hook point", "layers", "shape", "f32 bytes a token", ""].map(String::from).to_vec()];
+    for Listed { name, shapes, about } in sites(model) {
+        for (shape, layers) in shapes {
+            let (dims, bytes) = match shape {
+                Some(dims) => (format!("{dims:?}"), count(4 * dims.iter().product::<usize>() as u64)),
+                None => ("query by key".to_owned(), String::new()),
+            };
+            let layers = match layers.len() {
+                0 => String::new(),
+                n if n == model.n_layers => "all".to_owned(),
+                n => n.to_string(),
+            };
+            rows.push(vec![name.clone(), layers, dims, bytes, about.to_owned()]);
+        }
     }
     rows
 }

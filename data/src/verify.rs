@@ -124,7 +124,7 @@ impl Work<'_> {
                 }
             }
             for folder in manifest.routing_layers().iter().map(|&layer| Routing::folder(layer)) {
-                if let Some(found) = self.check_routing(&format!("{folder}/{}", shard.file_name()), shard)? {
+                if let Some(found) = self.check_routing(&format!("{folder}/{}", shard.file_name()), shard) {
                     return Ok(Some(found));
                 }
             }
@@ -186,13 +186,13 @@ impl Work<'_> {
     }
 
     /// What the rows of routing say of themselves.
-    fn check_routing(&self, relative: &str, shard: &Shard) -> Result<Option<Problem>> {
-        let Some(routing) = &self.run.manifest().routing else { return Ok(None) };
+    fn check_routing(&self, relative: &str, shard: &Shard) -> Option<Problem> {
+        let routing = self.run.manifest().routing.as_ref()?;
         let path = self.run.dir().join(relative);
         let found = TableFile::open(&path)
             .and_then(|table| routing::first_bad_row(&table, routing, shard.first_token_idx))
             .unwrap_or_else(|error| Some((None, error.to_string())));
-        Ok(found.map(|(row_group, message)| Problem { file: relative.to_owned(), row_group, message }))
+        found.map(|(row_group, message)| Problem { file: relative.to_owned(), row_group, message })
     }
 
     /// Order and counts of a feature table, which has no checksums.

@@ -31,6 +31,7 @@ impl KvCache {
     }
 
     /// A second cache that remembers the same and goes on by itself. Tensors are shared, for none is written in place.
+    #[must_use]
     pub fn fork(&self) -> Self {
         let layers = self.layers.iter().map(LayerCache::fork).collect();
         Self { layers, seen: self.seen.clone() }

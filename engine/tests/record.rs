@@ -14,12 +14,13 @@ use engine::gemma::model::{Batch, Forward, Model, Precision};
 use engine::record::{Provenance, RecordOptions, Recorded, describe, record};
 use engine::weights::Weights;
 use fs_err as fs;
+use tch::{Kind, Tensor};
 
 /// Documents of given tokens: short ones, an empty one, one longer than the context, and special tokens among them.
-const CORPUS: &str = r#"{"tokens": [2, 17, 250, 9, 44], "title": "first"}
+const CORPUS: &str = r#"{"tokens": [2, 17, 125, 9, 44], "title": "first"}
 {"tokens": []}
 {"tokens": [2, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26]}
-{"tokens": [300]}
+{"tokens": [150]}
 {"tokens": [2, 31, 32, 1, 33, 34]}
 {"tokens": [2, 41, 42, 43, 44, 45, 46, 47, 48]}
 {"tokens": []}
@@ -33,20 +34,28 @@ struct Bench {
     corpus: Corpus,
 }
 
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
 impl Bench {
     fn new(precision: Precision) -> Self {
+        Self::of("gemma3/text", precision)
+    }
+
+    fn of(fixture: &str, precision: Precision) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("corpus.jsonl");
         fs::write(&path, CORPUS).unwrap();
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3/text");
-        let weights = Weights::open(fixture).unwrap();
+        let weights = Weights::open(fixtures().join(fixture)).unwrap();
         let model = Model::from_weights(&weights, precision).unwrap();
         let corpus = Corpus::open(&[path.display().to_string()], false).unwrap();
         Self { folder, weights, model, corpus }
     }
 
-    fn options() -> RecordOptions {
-        let points = HookPoint::parse_list("blocks.*.hook_resid_post,blocks.1.attn.hook_z,hook_embed", 7).unwrap();
+    fn options(&self) -> RecordOptions {
+        let list = "blocks.*.hook_resid_post,blocks.1.attn.hook_z,hook_embed";
+        let points = HookPoint::parse_list(list, &self.model.shape()).unwrap();
         RecordOptions { context: Some(8), batch_tokens: 10, shard_tokens: 16, ..RecordOptions::new(points) }
     }
 
@@ -87,7 +96,7 @@ fn sequences() -> Vec<Vec<u32>> {
 fn a_recording_holds_what_the_network_computed() {
     for precision in [Precision::F32, Precision::Bf16] {
         let bench = Bench::new(precision);
-        let (out, options) = (bench.path("run"), Bench::options());
+        let (out, options) = (bench.path("run"), bench.options());
         let manifest = bench.complete(&out, &options);
         assert!(manifest.complete);
         assert_eq!(manifest.counts.tokens_expected, TOKENS);
@@ -116,7 +125,7 @@ fn a_recording_holds_what_the_network_computed() {
                 let (_, cache) =
                     bench.model.forward_with_cache(&Batch::one(&sequence), &[point], Forward::default()).unwrap();
                 computed.extend(
-                    Vec::<f32>::try_from(cache.get(point).unwrap().to_kind(tch::Kind::Float).reshape([-1])).unwrap(),
+                    Vec::<f32>::try_from(cache.get(point).unwrap().to_kind(Kind::Float).reshape([-1])).unwrap(),
                 );
             }
             assert_eq!(stored.len(), computed.len());
@@ -132,7 +141,7 @@ fn a_recording_holds_what_the_network_computed() {
 fn the_nll_is_of_the_next_token() {
     let bench = Bench::new(Precision::F32);
     let out = bench.path("run");
-    bench.complete(&out, &RecordOptions { nll: true, ..Bench::options() });
+    bench.complete(&out, &RecordOptions { nll: true, ..bench.options() });
     let tokens = Run::open(&out).unwrap().tokens(0..TOKENS).unwrap();
     let mut row = 0;
     for sequence in sequences() {
@@ -155,8 +164,8 @@ fn the_nll_is_of_the_next_token() {
 fn special_tokens_can_be_left_out_and_are_counted() {
     let bench = Bench::new(Precision::F32);
     let (all, some) = (bench.path("all"), bench.path("some"));
-    bench.complete(&all, &Bench::options());
-    let manifest = bench.complete(&some, &RecordOptions { skip_special: true, ..Bench::options() });
+    bench.complete(&all, &bench.options());
+    let manifest = bench.complete(&some, &RecordOptions { skip_special: true, ..bench.options() });
     let special = 5;
     assert_eq!(manifest.counts.tokens_expected, TOKENS);
     assert_eq!(manifest.counts.tokens_captured, TOKENS - special);
@@ -181,7 +190,7 @@ fn the_number_of_tokens_can_be_limited() {
     let bench = Bench::new(Precision::F32);
     for limit in [1, 5, 6, 20, 28, 43, 100] {
         let out = bench.path(&format!("run-{limit}"));
-        let manifest = bench.complete(&out, &RecordOptions { max_tokens: Some(limit), ..Bench::options() });
+        let manifest = bench.complete(&out, &RecordOptions { max_tokens: Some(limit), ..bench.options() });
         assert_eq!(manifest.counts.tokens_captured, limit.min(TOKENS));
         let ids = Run::open(&out).unwrap().tokens(0..limit.min(TOKENS)).unwrap().token_id;
         assert_eq!(ids, sequences().concat()[..ids.len()]);
@@ -192,7 +201,7 @@ fn the_number_of_tokens_can_be_limited() {
 fn a_resumed_recording_is_the_same_to_the_byte() {
     let bench = Bench::new(Precision::F32);
     // One hook point: every file of every shard costs an fsync.
-    let base = RecordOptions { hook_points: vec![HookPoint::block(Site::ResidPost, 2)], ..Bench::options() };
+    let base = RecordOptions { hook_points: vec![HookPoint::block(Site::ResidPost, 2)], ..bench.options() };
     for options in [
         RecordOptions { skip_special: true, nll: true, ..base.clone() },
         RecordOptions { max_tokens: Some(40), shard_tokens: 8, ..base.clone() },
@@ -220,7 +229,7 @@ fn a_resumed_recording_is_the_same_to_the_byte() {
 #[test]
 fn resuming_with_another_corpus_or_other_options_is_refused() {
     let bench = Bench::new(Precision::F32);
-    let (out, options) = (bench.path("run"), Bench::options());
+    let (out, options) = (bench.path("run"), bench.options());
     assert!(matches!(bench.record(&out, &options, false, 4).unwrap(), Recorded::Interrupted(at) if at.shards > 0));
     assert!(bench.record(&out, &options, false, 4).is_err(), "a run is there already");
     assert!(bench.record(&out, &RecordOptions { nll: true, ..options.clone() }, true, 9).is_err());
@@ -236,7 +245,7 @@ fn bad_corpora_leave_nothing_behind() {
     let check = |corpus: &str, expected: &str| {
         fs::write(bench.path("corpus.jsonl"), corpus).unwrap();
         let out = bench.path("run");
-        let error = bench.record(&out, &Bench::options(), false, usize::MAX).unwrap_err().to_string();
+        let error = bench.record(&out, &bench.options(), false, usize::MAX).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
         assert!(!out.exists(), "{corpus}");
     };
@@ -247,8 +256,8 @@ fn bad_corpora_leave_nothing_behind() {
     check("not json\n", "line 1");
     fs::write(bench.path("corpus.jsonl"), CORPUS).unwrap();
     for (options, expected) in [
-        (RecordOptions { context: Some(257), ..Bench::options() }, "256"),
-        (RecordOptions { context: Some(1), ..Bench::options() }, "256"),
+        (RecordOptions { context: Some(257), ..bench.options() }, "256"),
+        (RecordOptions { context: Some(1), ..bench.options() }, "256"),
         (RecordOptions::new(vec![HookPoint::block(Site::Pattern, 0)]), "hook_pattern"),
     ] {
         let error = bench.record(&bench.path("run"), &options, false, usize::MAX).unwrap_err().to_string();
@@ -259,7 +268,7 @@ fn bad_corpora_leave_nothing_behind() {
 #[test]
 fn what_was_durable_stays_when_a_later_document_is_bad() {
     let bench = Bench::new(Precision::F32);
-    let (out, options) = (bench.path("run"), Bench::options());
+    let (out, options) = (bench.path("run"), bench.options());
     fs::write(bench.path("corpus.jsonl"), format!("{CORPUS}{{\"tokens\": [999]}}\n")).unwrap();
     assert!(bench.record(&out, &options, false, usize::MAX).is_err());
     let run = Run::open(&out).unwrap();
@@ -287,26 +296,93 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-#[test]
-fn every_recordable_hook_point_equals_the_reference() {
-    let mut bench = Bench::new(Precision::F32);
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3/text.f32.safetensors");
-    let reference: BTreeMap<String, tch::Tensor> =
-        tch::Tensor::read_safetensors(fixture).unwrap().into_iter().collect();
+/// The prompt of a fixture, recorded; and what the reference computed on it.
+fn recorded_prompt(
+    name: &str,
+    options: impl FnOnce(&Bench) -> RecordOptions,
+) -> (Bench, Run, BTreeMap<String, Tensor>, u64) {
+    let mut bench = Bench::of(name, Precision::F32);
+    let reference = Tensor::read_safetensors(fixtures().join(format!("{name}.f32.safetensors"))).unwrap();
+    let reference: BTreeMap<String, Tensor> = reference.into_iter().collect();
     let ids = Vec::<i64>::try_from(&reference["one/ids"]).unwrap();
     let path = bench.path("one.jsonl");
     fs::write(&path, format!("{{\"tokens\": {ids:?}}}")).unwrap();
     bench.corpus = Corpus::open(&[path.display().to_string()], false).unwrap();
-    let shape = bench.model.shape();
-    let points: Vec<HookPoint> = HookPoint::all(7).into_iter().filter(|point| point.shape(&shape).is_some()).collect();
     let out = bench.path("run");
-    bench.complete(&out, &RecordOptions::new(points.clone()));
+    bench.complete(&out, &options(&bench));
     let run = Run::open(&out).unwrap();
-    for point in points {
-        let stored = run.acts(point, 0..ids.len() as u64).unwrap().to_f32();
-        let expected = reference[&format!("one/{point}")].reshape([-1]);
-        assert_eq!(stored.len(), expected.numel(), "{point}");
-        let difference = (tch::Tensor::from_slice(&stored) - expected).abs().max().double_value(&[]);
-        assert!(difference < 1e-4, "{point}: {difference}");
+    (bench, run, reference, ids.len() as u64)
+}
+
+fn difference(stored: &[f32], expected: &Tensor) -> f64 {
+    assert_eq!(stored.len(), expected.numel());
+    let expected = expected.to_kind(Kind::Float).reshape([-1]);
+    (Tensor::from_slice(stored) - expected).abs().max().double_value(&[])
+}
+
+#[test]
+fn every_recordable_hook_point_equals_the_reference() {
+    for name in ["gemma3/text", "gemma3n/text", "gemma4/e", "gemma4/dense", "gemma4/moe", "gemma4/moe_ple"] {
+        let every = |bench: &Bench| {
+            let shape = bench.model.shape();
+            let points = HookPoint::all(&shape).into_iter().filter(|point| point.shape(&shape).is_some());
+            RecordOptions::new(points.collect())
+        };
+        let (bench, run, reference, n_tokens) = recorded_prompt(name, every);
+        for point in every(&bench).hook_points {
+            let stored = run.acts(point, 0..n_tokens).unwrap().to_f32();
+            let difference = difference(&stored, &reference[&format!("one/{point}")]);
+            assert!(difference < 1e-4, "{name} {point}: {difference}");
+        }
     }
+}
+
+#[test]
+fn routing_equals_the_reference() {
+    for name in ["gemma4/moe", "gemma4/moe_ple"] {
+        let options = |_: &Bench| RecordOptions {
+            router_logits: true,
+            ..RecordOptions::new(vec!["blocks.1.hook_resid_post".parse().unwrap()])
+        };
+        let (_bench, run, reference, n_tokens) = recorded_prompt(name, options);
+        // The pass stops behind the last layer that is asked for.
+        assert_eq!(run.routing_info().unwrap().layers, [0, 1], "{name}");
+        for layer in 0..2 {
+            let routing = run.routing(layer).unwrap().rows(0..n_tokens).unwrap();
+            let expected = |site: &str| &reference[&format!("one/blocks.{layer}.{site}")];
+            let chosen = Vec::<i64>::try_from(expected("moe.hook_topk_idx").reshape([-1])).unwrap();
+            assert_eq!(routing.expert_ids, chosen.iter().map(|&id| id as u16).collect::<Vec<_>>(), "{name} {layer}");
+            let probs = expected("moe.hook_router_probs");
+            let norm = |x: &Tensor| x.square().sum_dim_intlist(-1, false, Kind::Float).sqrt();
+            let entropy = -(probs * probs.log()).sum_dim_intlist(-1, false, Kind::Float);
+            for (what, stored, expected) in [
+                ("weights", &routing.weights, expected("moe.hook_topk_weight")),
+                ("probs", &routing.probs, &probs.gather(1, expected("moe.hook_topk_idx"), false)),
+                ("entropy", &routing.entropy, &entropy),
+                ("dense_norm", &routing.dense_norm, &norm(expected("hook_dense_out"))),
+                ("moe_norm", &routing.moe_norm, &norm(expected("hook_moe_out"))),
+                ("router_logits", routing.router_logits.as_ref().unwrap(), expected("moe.hook_router_logits")),
+            ] {
+                let difference = difference(stored, expected);
+                assert!(difference < 1e-4, "{name} {layer} {what}: {difference}");
+            }
+        }
+        data::verify::verify(&run, &mut |_| ControlFlow::Continue(())).unwrap();
+    }
+}
+
+#[test]
+fn routing_resumes_to_the_byte() {
+    let bench = Bench::of("gemma4/moe_ple", Precision::F32);
+    let options = RecordOptions { skip_special: true, ..bench.options() };
+    let (whole, parts) = (bench.path("whole"), bench.path("parts"));
+    bench.complete(&whole, &options);
+    let mut resume = false;
+    while let Recorded::Interrupted(_) = bench.record(&parts, &options, resume, 3).unwrap() {
+        resume = true;
+    }
+    assert!(resume, "it was interrupted at least once");
+    let files = |run: &Path| Run::open(run).unwrap().manifest().shards.clone();
+    assert_eq!(files(&whole), files(&parts));
+    assert!(files(&whole).iter().any(|shard| shard.files.keys().any(|file| file.starts_with("routing/layer=3/"))));
 }

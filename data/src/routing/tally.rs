@@ -83,11 +83,15 @@ impl Tally {
                 self.weights[expert] += f64::from(weights[slot]);
                 self.probs[expert] += f64::from(probs[slot]);
                 let row = &mut self.co_selected[expert * n_experts..(expert + 1) * n_experts];
-                ids.iter().for_each(|&other| row[usize::from(other)] += 1);
+                for &other in ids {
+                    row[usize::from(other)] += 1;
+                }
             }
             if let Some(slot) = tokens.slot[i] {
                 let row = &mut self.by_token[slot as usize * n_experts..(slot as usize + 1) * n_experts];
-                ids.iter().for_each(|&id| row[usize::from(id)] += 1);
+                for &id in ids {
+                    row[usize::from(id)] += 1;
+                }
             }
             if tokens.follows[i] {
                 let last = if i == 0 { &self.last[..] } else { &columns.expert_ids[(i - 1) * k..i * k] };

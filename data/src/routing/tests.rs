@@ -113,7 +113,9 @@ fn what_is_written_is_read() {
         let sizes: Vec<(u64, usize)> = batches.iter().map(|b| (b.first_token_idx, b.columns.len())).collect();
         assert_eq!(sizes, [(0, 700), (700, 8192), (8892, 808)]);
         let mut all = RoutingColumns::default();
-        batches.iter().for_each(|batch| all.extend(&batch.columns));
+        for batch in &batches {
+            all.extend(&batch.columns);
+        }
         assert_eq!(all, choices(0..9700, 1, &routing));
         let without = layer.without_logits().rows(0..5).unwrap();
         assert_eq!(without, RoutingColumns { router_logits: None, ..choices(0..5, 1, &routing) });
@@ -163,7 +165,9 @@ fn a_killed_run_resumes_to_the_same_manifest() {
     let folder = dir.path().join("routing/layer=1");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     let leftovers = [folder.join(".shard-00001.parquet.tmp"), folder.join("shard-00001.parquet")];
-    leftovers.iter().for_each(|path| fs::write(path, "half").unwrap());
+    for path in &leftovers {
+        fs::write(path, "half").unwrap();
+    }
     let seen = Run::open(dir.path()).unwrap();
     assert_eq!(seen.routing(1).unwrap().batches().map(|batch| batch.unwrap().columns.len()).sum::<usize>(), 500);
     assert_eq!(report(&seen, &RoutingOptions::default()).n_tokens, 450);
@@ -533,7 +537,9 @@ fn it_agrees_with_counting_without_shards() {
     let first = |layer: usize| choices(0..n, layer, &routing).expert_ids.into_iter().step_by(3).collect::<Vec<u16>>();
     let (this, next) = (first(0), first(1));
     let mut joint: BTreeMap<(u16, u16), f64> = BTreeMap::new();
-    counted.iter().for_each(|&i| *joint.entry((this[i], next[i])).or_default() += 1.0);
+    for &i in &counted {
+        *joint.entry((this[i], next[i])).or_default() += 1.0;
+    }
     let p = |a: Option<u16>, b: Option<u16>| {
         let fits = joint.iter().filter(|((x, y), _)| a.is_none_or(|a| a == *x) && b.is_none_or(|b| b == *y));
         fits.map(|(_, count)| count).sum::<f64>() / total

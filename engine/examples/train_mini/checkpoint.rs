@@ -120,10 +120,8 @@ mod tests {
         let mut optimizer = Optimizer::new(&parameters);
         assert!(resume(dir.path(), &mut parameters, &mut optimizer).unwrap().is_none());
         let step = |parameters: &mut [Parameter], optimizer: &mut Optimizer, n: usize| {
-            for p in parameters.iter() {
-                (p.tensor.square() * (n + 1) as f64).sum(Kind::Float).backward();
-            }
-            optimizer.step(parameters, 1.0, n, 1.0);
+            let gradients: Vec<Tensor> = parameters.iter().map(|p| &p.tensor * (n + 1) as f64).collect();
+            optimizer.step(parameters, &gradients, 1.0, n, 1.0);
         };
         step(&mut parameters, &mut optimizer, 0);
         save(dir.path(), &parameters, &optimizer, &Progress { step: 1, ..Progress::default() }).unwrap();

@@ -66,7 +66,7 @@ impl Arguments {
             work: PathBuf::new(),
             out: PathBuf::new(),
             steps: recipe::STEPS,
-            threads: 0,
+            threads: recipe::PARTS,
             precision: Precision::Bf16,
         };
         let mut places = Vec::new();
@@ -93,7 +93,8 @@ impl Arguments {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse(std::env::args().skip(1))?;
-    engine::device::set_threads(arguments.threads);
+    // Threads compute parts of a step, and none of them is split further.
+    engine::device::set_threads(1);
     fs::create_dir_all(&arguments.work)?;
     let corpus = Corpus::read(&arguments.texts, &arguments.work)?;
     let (taught, held_out) = (corpus.taught(), corpus.held_out());
@@ -185,6 +186,7 @@ impl<'a> Training<'a> {
         let windows = self.corpus.windows(&self.corpus.taught());
         let measured = self.corpus.windows(&self.corpus.held_out()).into_iter().step_by(MEASURED).collect::<Vec<_>>();
         let measured = self.corpus.lessons(&measured);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.arguments.threads).build()?;
         let mut order = Order::new(recipe::SEED, windows.len());
         let steps = self.arguments.steps;
         let (begun, before) = (Instant::now(), self.progress.seconds);
@@ -192,15 +194,16 @@ impl<'a> Training<'a> {
         while self.progress.step < steps {
             let step = self.progress.step;
             let nth = step * recipe::SEQUENCES..(step + 1) * recipe::SEQUENCES;
-            let lesson = self.corpus.lesson(nth.map(|nth| windows[order.nth(nth)]));
-            let network = step::model(&self.config, &self.parameters, self.arguments.precision)?;
-            let loss = step::loss(&network, &lesson)?;
-            (&loss.nll + &loss.balance * recipe::BALANCE).backward();
+            let chosen: Vec<Window> = nth.map(|nth| windows[order.nth(nth)]).collect();
+            let parts = chosen.chunks(recipe::SEQUENCES / recipe::PARTS);
+            let parts: Vec<Lesson> = parts.map(|part| self.corpus.lesson(part.iter().copied())).collect();
+            let n: usize = parts.iter().map(|part| part.targets.len()).sum();
+            let found = step::gradients(&self.config, &self.parameters, parts, self.arguments.precision, &pool)?;
             let factor = recipe::schedule(step, steps);
-            let norm = self.optimizer.step(&mut self.parameters, factor, step, recipe::MAX_GRADIENT);
-            nll += loss.nll.double_value(&[]) * lesson.targets.len() as f64;
-            balance += loss.balance.double_value(&[]) / ROW as f64;
-            tokens += lesson.targets.len();
+            let norm = self.optimizer.step(&mut self.parameters, &found.of, factor, step, recipe::MAX_GRADIENT);
+            nll += found.nll * n as f64;
+            balance += found.balance / ROW as f64;
+            tokens += n;
 
             self.progress.step += 1;
             self.progress.seconds = before + begun.elapsed().as_secs_f64();

@@ -39,11 +39,17 @@ impl Optimizer {
         Self { first: parameters.iter().map(first).collect(), second: parameters.iter().map(second).collect() }
     }
 
-    /// One step with the gradients that the parameters hold; `factor` multiplies every rate, `step` counts from 0.
-    /// The norm of all gradients together is cut to `max_norm`. Returns the norm before that, and clears the gradients.
-    pub(crate) fn step(&mut self, parameters: &mut [Parameter], factor: f64, step: usize, max_norm: f64) -> f64 {
+    /// One step; `factor` multiplies every rate, `step` counts from 0. The norm of all gradients together is cut to
+    /// `max_norm`. Returns the norm before that.
+    pub(crate) fn step(
+        &mut self,
+        parameters: &mut [Parameter],
+        gradients: &[Tensor],
+        factor: f64,
+        step: usize,
+        max_norm: f64,
+    ) -> f64 {
         tch::no_grad(|| {
-            let gradients: Vec<Tensor> = parameters.iter().map(gradient).collect();
             let squares: Vec<Tensor> = gradients.iter().map(|g| g.square().sum(Kind::Float)).collect();
             let norm = Tensor::stack(&squares, 0).sum(Kind::Float).sqrt().double_value(&[]);
             let cut = (max_norm / (norm + 1e-6)).min(1.0);
@@ -64,17 +70,10 @@ impl Optimizer {
                     let root = (&*second / (1.0 - BETA_2.powi(t))).sqrt() + EPSILON;
                     let _ = p.tensor.g_add_(&(mean / root * (-RATE * factor)));
                 }
-                p.tensor.zero_grad();
             }
             norm
         })
     }
-}
-
-/// A weight that the loss does not depend on has no gradient.
-fn gradient(p: &Parameter) -> Tensor {
-    let gradient = p.tensor.grad();
-    if gradient.defined() { gradient } else { p.tensor.zeros_like() }
 }
 
 /// The orthogonal step of a linear map, or of each of the maps in one tensor, as long as AdamW's would be.
@@ -129,16 +128,16 @@ mod tests {
         for rule in [Rule::Matrix, Rule::Vector] {
             tch::manual_seed(2);
             let target = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu)) * 0.1;
-            let tensor = Tensor::zeros([6, 4], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
+            let tensor = Tensor::zeros([6, 4], (Kind::Float, tch::Device::Cpu));
             let mut parameters = vec![Parameter { name: "x".into(), tensor, rule }];
             let mut optimizer = Optimizer::new(&parameters);
-            let loss = |p: &[Parameter]| (&p[0].tensor - &target).square().sum(Kind::Float);
-            let begun = loss(&parameters).double_value(&[]);
+            let loss = |p: &[Parameter]| (&p[0].tensor - &target).square().sum(Kind::Float).double_value(&[]);
+            let begun = loss(&parameters);
             for step in 0..300 {
-                loss(&parameters).backward();
-                optimizer.step(&mut parameters, 1.0 - step as f64 / 300.0, step, 1e9);
+                let gradient = (&parameters[0].tensor - &target) * 2.0;
+                optimizer.step(&mut parameters, &[gradient], 1.0 - step as f64 / 300.0, step, 1e9);
             }
-            let ended = loss(&parameters).double_value(&[]);
+            let ended = loss(&parameters);
             assert!(ended < begun / 50.0, "{rule:?}: {begun} to {ended}");
         }
     }

@@ -1,7 +1,5 @@
 //! Where do the weights begin, and which optimizer moves each of them?
 
-use std::collections::BTreeMap;
-
 use engine::config::Config;
 use tch::{Device, Kind, Tensor};
 
@@ -19,7 +17,7 @@ pub(crate) enum Rule {
     Vector,
 }
 
-/// One tensor of the checkpoint, in f32, with its gradient.
+/// One tensor of the checkpoint, in f32.
 #[derive(Debug)]
 pub(crate) struct Parameter {
     pub(crate) name: String,
@@ -31,15 +29,14 @@ pub(crate) struct Parameter {
 pub(crate) fn initial(config: &Config, seed: u64) -> Vec<Parameter> {
     tch::manual_seed(seed as i64);
     let parameter = |(name, shape): (String, Vec<i64>)| {
-        let tensor = begin(&name, &shape, config).set_requires_grad(true);
-        Parameter { rule: rule(&name, shape.len()), name, tensor }
+        Parameter { tensor: begin(&name, &shape, config), rule: rule(&name, shape.len()), name }
     };
     let specs = config.tensors().into_iter();
     specs.map(|spec| (spec.name, spec.shape.iter().map(|&dim| dim as i64).collect())).map(parameter).collect()
 }
 
 /// The tensors as the engine takes them: the same storage.
-pub(crate) fn shared(parameters: &[Parameter]) -> BTreeMap<String, Tensor> {
+pub(crate) fn shared(parameters: &[Parameter]) -> Vec<(String, Tensor)> {
     parameters.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
 }
 
@@ -91,7 +88,6 @@ mod tests {
         assert_eq!(of("layers.2.experts.gate_up_proj"), Some(Rule::Matrix));
         assert_eq!(of("layers.2.layer_scalar"), Some(Rule::Vector));
         assert_eq!(of("layers.7.self_attn.q_norm.weight"), Some(Rule::Vector));
-        assert!(parameters.iter().all(|p| p.tensor.requires_grad() && p.tensor.is_leaf()));
         assert_eq!(initial(&config, 1)[0].tensor, parameters[0].tensor);
     }
 }

@@ -10,15 +10,16 @@ use crate::vocabulary;
 
 /// Tokens that a sequence teaches; the sequence begins with BOS before them.
 pub(crate) const CONTEXT: usize = 256;
-/// Sequences of a step.
+/// Sequences of a step, and the parts of it that are computed by themselves, at the same time where there are cores.
 pub(crate) const SEQUENCES: usize = 8;
+pub(crate) const PARTS: usize = 2;
 /// Steps of the training whose weights lie in the repository.
-pub(crate) const STEPS: usize = 1900;
+pub(crate) const STEPS: usize = 2400;
 /// Steps in which the rates rise from nothing.
 pub(crate) const WARM_UP: usize = 100;
 /// The part of the steps, at the end, in which the rates fall to nothing along a straight line. Before it they stand
 /// still, so a training can be given another length until its fall begins.
-pub(crate) const FALL: f64 = 0.45;
+pub(crate) const FALL: f64 = 2.0 / 3.0;
 /// Largest norm of the gradient of all weights together.
 pub(crate) const MAX_GRADIENT: f64 = 1.0;
 /// What multiplies the loss that keeps the experts equally busy (Fedus et al. 2021).
@@ -87,11 +88,11 @@ mod tests {
 
     #[test]
     fn rates_rise_stand_and_fall() {
-        assert!(schedule(0, 1000) <= 0.01 && schedule(99, 1000) == 1.0 && schedule(300, 1000) == 1.0);
+        assert!(schedule(0, 1000) <= 0.01 && schedule(99, 1000) == 1.0 && schedule(250, 1000) == 1.0);
         assert!(schedule(999, 1000) < 0.01 && schedule(999, 1000) > 0.0);
         // Another length changes nothing before the fall.
         let begins = fall_begins(1000);
-        assert_eq!(begins, 551);
+        assert_eq!(begins, 334);
         assert!((0..begins).all(|step| schedule(step, 1000) == schedule(step, 2000)));
     }
 

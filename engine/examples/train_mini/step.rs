@@ -7,11 +7,14 @@ use engine::error::Result;
 use engine::gemma::model::{Batch, Forward, Logits, Model, Precision};
 use engine::hook::Hooks;
 use engine::weights::Weights;
+use rayon::ThreadPool;
+use rayon::prelude::*;
 use tch::{Kind, Reduction, Tensor};
 
 use data::hook_point::{HookPoint, Site};
 
 use crate::parameters::{Parameter, shared};
+use crate::recipe::BALANCE;
 
 /// Sequences and what should come after each of their tokens.
 #[derive(Clone, Debug, Default)]
@@ -27,10 +30,82 @@ impl Lesson {
     }
 }
 
-/// The engine's model over the weights in training: what it computes has gradients with respect to them.
-/// In bf16 the weights stay f32, and the model has their rounded values.
+/// The engine's model over the weights in training. In bf16 the weights stay f32, and the model has their rounded values.
 pub(crate) fn model(config: &Config, parameters: &[Parameter], precision: Precision) -> Result<Model> {
-    Model::from_weights(&Weights::in_memory(config.clone(), shared(parameters))?, precision)
+    over(config, &shared(parameters), precision)
+}
+
+fn over(config: &Config, weights: &[(String, Tensor)], precision: Precision) -> Result<Model> {
+    let weights = weights.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+    Model::from_weights(&Weights::in_memory(config.clone(), weights)?, precision)
+}
+
+/// What a step is made from.
+#[derive(Debug)]
+pub(crate) struct Gradients {
+    /// One for each parameter, in their order.
+    pub(crate) of: Vec<Tensor>,
+    /// Mean over tokens, in nats.
+    pub(crate) nll: f64,
+    /// See [`Loss::balance`].
+    pub(crate) balance: f64,
+}
+
+/// The gradients of `nll + BALANCE · balance`.
+///
+/// Each part of the lesson has a model of its own over the same numbers, on one of the threads of the pool, and the parts
+/// are added in their order: the sum does not depend on the number of threads. (The threads stay, since libtorch's
+/// kernels are prepared once in each.)
+pub(crate) fn gradients(
+    config: &Config,
+    parameters: &[Parameter],
+    parts: Vec<Lesson>,
+    precision: Precision,
+    pool: &ThreadPool,
+) -> Result<Gradients> {
+    let tokens: usize = parts.iter().map(|part| part.targets.len()).sum();
+    // A tensor may move to another thread.
+    let work: Vec<_> = parts.into_iter().map(|part| (shared(parameters), part)).collect();
+    let found: Vec<Result<Gradients>> = pool.install(|| {
+        let one = |(weights, part): (Vec<(String, Tensor)>, Lesson)| {
+            part_gradients(config, weights, &part, precision, part.targets.len() as f64 / tokens as f64)
+        };
+        work.into_par_iter().with_max_len(1).map(one).collect()
+    });
+    let mut sum = Gradients { of: Vec::new(), nll: 0.0, balance: 0.0 };
+    for part in found {
+        let part = part?;
+        sum.nll += part.nll;
+        sum.balance += part.balance;
+        if sum.of.is_empty() {
+            sum.of = part.of;
+        } else {
+            sum.of.iter_mut().zip(&part.of).for_each(|(sum, part)| drop(sum.g_add_(part)));
+        }
+    }
+    Ok(sum)
+}
+
+/// One part, weighted with its share of the lesson's tokens.
+fn part_gradients(
+    config: &Config,
+    weights: Vec<(String, Tensor)>,
+    part: &Lesson,
+    precision: Precision,
+    share: f64,
+) -> Result<Gradients> {
+    // The storage is shared, the gradient is not.
+    let leaf = |(name, tensor): (String, Tensor)| (name, tensor.detach().set_requires_grad(true));
+    let weights: Vec<(String, Tensor)> = weights.into_iter().map(leaf).collect();
+    let loss = loss(&over(config, &weights, precision)?, part)?;
+    ((&loss.nll + &loss.balance * BALANCE) * share).backward();
+    let of = |(_, tensor): &(String, Tensor)| {
+        let gradient = tensor.grad();
+        // A weight that the loss does not depend on, such as an expert that nobody chose, may have none.
+        if gradient.defined() { gradient } else { tensor.detach().zeros_like() }
+    };
+    let number = |x: &Tensor| x.double_value(&[]) * share;
+    Ok(Gradients { of: weights.iter().map(of).collect(), nll: number(&loss.nll), balance: number(&loss.balance) })
 }
 
 /// `−ln p` of what should come, and how unequal the experts' load is.
@@ -137,37 +212,54 @@ mod tests {
         lesson
     }
 
-    fn total(model: &Model) -> Tensor {
-        let loss = loss(model, &lesson()).unwrap();
-        loss.nll + loss.balance * 0.1
+    fn pool(threads: usize) -> ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
     }
 
-    /// Every tensor of the checkpoint has a gradient, and along the gradient the loss changes as fast as it says.
+    /// The loss that [`gradients`] are of, in two parts.
+    fn total(config: &Config, parameters: &[Parameter], parts: &[Lesson]) -> f64 {
+        let found = gradients(config, parameters, parts.to_vec(), Precision::F32, &pool(1)).unwrap();
+        found.nll + found.balance * BALANCE
+    }
+
+    /// Every tensor of the checkpoint has a gradient, and along it the loss changes as fast as it says.
     #[test]
     fn gradients_are_those_of_finite_differences() {
         let config = tiny();
-        let mut parameters = initial(&config, 3);
-        let network = model(&config, &parameters, Precision::F32).unwrap();
-        total(&network).backward();
-        let gradients: Vec<Tensor> = parameters.iter().map(|p| p.tensor.grad().copy()).collect();
-        for (i, gradient) in gradients.iter().enumerate() {
-            let name = parameters[i].name.clone();
+        let parameters = initial(&config, 3);
+        let parts = [lesson(), lesson()];
+        let found = gradients(&config, &parameters, parts.to_vec(), Precision::F32, &pool(2)).unwrap();
+        for (parameter, gradient) in parameters.iter().zip(&found.of) {
+            let name = &parameter.name;
             let norm = gradient.square().sum(Kind::Double).sqrt().double_value(&[]);
             assert!(norm > 1e-7, "`{name}` has no gradient");
             // A step along the gradient, small against the weight, large against the rounding of the loss.
-            let reach = 2e-3 * parameters[i].tensor.square().sum(Kind::Double).sqrt().double_value(&[]);
-            let mut at = |along: f64| {
-                let nudge = gradient * (along * reach / norm);
-                tch::no_grad(|| parameters[i].tensor.g_add_(&nudge));
-                let network = model(&config, &parameters, Precision::F32).unwrap();
-                let value = total(&network).double_value(&[]);
-                tch::no_grad(|| parameters[i].tensor.g_sub_(&nudge));
+            let reach = 2e-3 * parameter.tensor.square().sum(Kind::Double).sqrt().double_value(&[]);
+            let at = |along: f64| {
+                let mut weight = parameter.tensor.shallow_clone();
+                let kept = weight.copy();
+                let _ = weight.g_add_(&(gradient * (along * reach / norm)));
+                let value = total(&config, &parameters, &parts);
+                weight.copy_(&kept);
                 value
             };
             let slope = (at(1.0) - at(-1.0)) / (2.0 * reach);
             let tolerance = 0.03 * norm + 1e-6 / reach;
             assert!((slope - norm).abs() < tolerance, "`{name}`: gradient {norm}, finite difference {slope}");
         }
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        let config = tiny();
+        let parameters = initial(&config, 4);
+        let mut other = Lesson::default();
+        other.push((vec![2, 3, 4, 5], vec![3, 4, 5, 6]));
+        let parts = [lesson(), other];
+        let on = |n| gradients(&config, &parameters, parts.to_vec(), Precision::F32, &pool(n)).unwrap();
+        let (one, two) = (on(1), on(2));
+        assert_eq!((one.nll, one.balance), (two.nll, two.balance));
+        assert!(one.of.iter().zip(&two.of).all(|(one, two)| one == two));
     }
 
     #[test]

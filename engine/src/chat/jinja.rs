@@ -161,6 +161,7 @@ fn plain_generation_tags(source: &str) -> String {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False)` with its other options.
+#[expect(clippy::needless_pass_by_value, reason = "as filters are given their options")]
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let json = serde_json::to_value(value).map_err(|error| invalid(format!("cannot be JSON: {error}")))?;
     let indent: Option<Value> = options.get("indent")?;
@@ -258,7 +259,8 @@ impl Layout {
                 '\u{c}' => out.push_str("\\f"),
                 c if c < ' ' || (self.ascii && !c.is_ascii()) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
+                        let escaped = format!("\\u{unit:04x}");
+                        out.push_str(&escaped);
                     }
                 }
                 c => out.push(c),

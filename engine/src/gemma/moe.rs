@@ -86,8 +86,13 @@ impl Moe {
         let slots = Slots::new(&choice.experts, self.gate_up.len());
         let rows = x.index_select(0, &slots.token); // [slot, d_model], expert by expert
         let gate_up = slots.by_expert(&rows, &self.gate_up); // [slot, 2 · d_expert]
-        let pre = slots.hooked(at(Site::ExpertPre), gate_up.narrow(1, 0, self.d_expert), pass.hooks);
-        let up = slots.hooked(at(Site::ExpertPreLinear), gate_up.narrow(1, self.d_expert, self.d_expert), pass.hooks);
+        // The reference leaves the halves where they are, which can cost the last bit: a copy is as good as a replacement.
+        let half = |start| match pass.numerics {
+            Numerics::Reference => gate_up.narrow(1, start, self.d_expert),
+            Numerics::Fast => gate_up.narrow(1, start, self.d_expert).contiguous(),
+        };
+        let pre = slots.hooked(at(Site::ExpertPre), half(0), pass.hooks);
+        let up = slots.hooked(at(Site::ExpertPreLinear), half(self.d_expert), pass.hooks);
         let post = slots.hooked(at(Site::ExpertPost), pre.gelu("tanh") * up, pass.hooks); // [slot, d_expert]
         let out = slots.hooked(at(Site::ExpertOut), slots.by_expert(&post, &self.down), pass.hooks); // [slot, d_model]
 

@@ -448,9 +448,9 @@ impl<'a> Recorder<'a> {
         self.batch_tokens = 0;
         if !sequences.is_empty() {
             let rows = self.compute(&sequences, documents)?;
-            self.send(Job::Rows(rows))?;
+            self.send(Job::Rows(Box::new(rows)))?;
         } else if !documents.is_empty() {
-            self.send(Job::Rows(Rows { documents, ..Rows::default() }))?;
+            self.send(Job::Rows(Box::new(Rows { documents, ..Rows::default() })))?;
         }
         self.progress = RecordProgress {
             documents: planner.documents,

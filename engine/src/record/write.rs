@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// What the network thread asks the writer to do.
 pub(super) enum Job {
     Open { shard: usize, first_token_idx: u64 },
-    Rows(Rows),
+    Rows(Box<Rows>),
     Close { cursor: Cursor, counts: Counts },
 }
 
@@ -40,7 +40,7 @@ pub(super) fn write(run: RunWriter, jobs: &Receiver<Job>) -> Result<Option<RunWr
     for job in jobs {
         match job {
             Job::Open { shard: index, first_token_idx } => shard = Some(run.shard(index, first_token_idx)?),
-            Job::Rows(rows) => write_rows(shard.as_mut().ok_or(Error::WriterEnded)?, rows, routing.as_ref())?,
+            Job::Rows(rows) => write_rows(shard.as_mut().ok_or(Error::WriterEnded)?, *rows, routing.as_ref())?,
             Job::Close { cursor, counts } => {
                 let cursor = serde_json::to_value(cursor).unwrap_or_default();
                 shard.take().ok_or(Error::WriterEnded)?.commit(cursor, counts)?;

@@ -4,8 +4,6 @@
 //! `tokenizer.json`. Its converter keeps the type of few tokens, so those that `tokenizer.json` takes whole are known by
 //! where they stand and how they look.
 
-use std::collections::HashMap;
-
 use data::files::hex;
 use sha2::{Digest, Sha256};
 
@@ -46,46 +44,29 @@ pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer> {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     };
+    for (token, kind) in tokens.iter().zip(types) {
+        add(&mut hash, token);
+        hash.update(kind.to_le_bytes());
+    }
     // GGUF files hold runs of spaces as spaces; the vocabulary of the reference has them as `▁`.
     let strings: Vec<String> = tokens.iter().map(|token| token.replace(' ', "▁")).collect();
-    let (vocab, scheme) = match merges {
-        // Some writers say `llama` and give merges all the same; merges say more than scores do.
-        Some(merges) => {
-            for (token, kind) in tokens.iter().zip(types) {
-                add(&mut hash, token);
-                hash.update(kind.to_le_bytes());
-            }
-            merges.iter().for_each(|merge| add(&mut hash, merge));
-            let first_byte = types.iter().position(|&kind| kind == spm::BYTE).unwrap_or(0);
-            let whole = |id: usize| id < first_byte || is_whole(&strings[id]) || spm::is_whole(types[id]);
-            let order = |vocab: &super::Vocab| {
-                let mut ranks = HashMap::with_capacity(merges.len());
-                for (rank, merge) in (0..).zip(merges) {
-                    // A part may begin with what separates the parts.
-                    let at = merge.char_indices().skip(1).find(|(_, sign)| *sign == ' ').map(|(at, _)| at);
-                    let Some((left, right)) = at.map(|at| (&merge[..at], &merge[at + 1..])) else { continue };
-                    if let (Some(left_id), Some(right_id)) = (vocab.find(left), vocab.find(right))
-                        && let Some(id) = vocab.find(&format!("{left}{right}"))
-                    {
-                        ranks.entry((left_id, right_id)).or_insert((rank, id));
-                    }
-                }
-                Order::Merges(ranks)
-            };
-            Spm::new(&strings, types, whole, order)
+    // Some writers say `llama` and give merges all the same; merges say more than scores do.
+    let (vocab, scheme) = if let Some(merges) = merges {
+        for merge in merges {
+            add(&mut hash, merge);
         }
-        None => {
-            if scores.len() != tokens.len() {
-                let (n, n_scores) = (tokens.len(), scores.len());
-                return Err(bad(format!("expected tokens with a score each, found {n} tokens and {n_scores} scores")));
-            }
-            for ((token, score), kind) in tokens.iter().zip(scores).zip(types) {
-                add(&mut hash, token);
-                hash.update(score.to_le_bytes());
-                hash.update(kind.to_le_bytes());
-            }
-            Spm::new(&strings, types, |id| spm::is_whole(types[id]), |_| Order::scores(scores, types))
+        let first_byte = types.iter().position(|&kind| kind == spm::BYTE).unwrap_or(0);
+        let whole = |id: usize| id < first_byte || is_whole(&strings[id]) || spm::is_whole(types[id]);
+        Spm::new(&strings, types, whole, |vocab| Order::merges(merges, vocab))
+    } else {
+        if scores.len() != tokens.len() {
+            let (n, n_scores) = (tokens.len(), scores.len());
+            return Err(bad(format!("expected tokens with a score each, found {n} tokens and {n_scores} scores")));
         }
+        for score in scores {
+            hash.update(score.to_le_bytes());
+        }
+        Spm::new(&strings, types, |id| spm::is_whole(types[id]), |_| Order::scores(scores, types))
     };
     let special = strings.iter().zip(types).map(|(token, &kind)| spm::is_control(kind) || is_mark(token, kind));
     Ok(Tokenizer {

@@ -62,6 +62,20 @@ impl Order {
         }
         Self::Scores(ranks)
     }
+
+    /// Merges as `left right`, the first the best. One whose parts or result are no token is passed over.
+    pub(super) fn merges(merges: &[String], vocab: &Vocab) -> Self {
+        let mut ranks = HashMap::with_capacity(merges.len());
+        for (rank, merge) in (0..).zip(merges) {
+            let ids = merge.split_once(' ').and_then(|(left, right)| {
+                Some((vocab.find(left)?, vocab.find(right)?, vocab.find(&format!("{left}{right}"))?))
+            });
+            if let Some((left, right, id)) = ids {
+                ranks.entry((left, right)).or_insert((rank, id));
+            }
+        }
+        Self::Merges(ranks)
+    }
 }
 
 impl Spm {
