@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use data::corpus::Corpus;
-use data::manifest::{HookPointEntry, Manifest, Model as Described};
+use data::manifest::{HookPointEntry, Manifest, Model as Described, Routing};
 use data::{Dtype, HookPoint};
 use engine::device;
 use engine::gemma::model::{Model, Precision};
@@ -79,6 +79,10 @@ pub(crate) struct Record {
     #[arg(long)]
     skip_special: bool,
 
+    /// Of a model with experts, also store the logits of all of them; what was chosen is always stored
+    #[arg(long)]
+    router_logits: bool,
+
     /// Go on with a recording that was interrupted
     #[arg(long)]
     resume: bool,
@@ -113,10 +117,14 @@ impl Record {
             store_dtype: self.store_dtype,
             nll: self.nll,
             skip_special: self.skip_special,
+            router_logits: self.router_logits,
             shard_tokens: self.shard_tokens,
             seed: self.seed,
             ..RecordOptions::new(HookPoint::parse_list(&list, &shape)?)
         };
+        if self.router_logits && shape.n_experts == 0 {
+            bail!("`{}` has no experts, so there are no router logits\nhint: leave `--router-logits` out", self.model);
+        }
         let corpus = Corpus::open(&self.corpus, self.lines)?;
         let job = Job { id: &self.model, weights, corpus, options, out: &self.out, resume: self.resume };
         let manifest = job.run(self.compute, invocation)?;
@@ -155,7 +163,8 @@ impl Job<'_> {
         let load = compute.open(self.weights.config())?;
         let described = record::describe(self.id, &self.weights, load)?;
         let estimate = estimate(&self.corpus, self.options.max_tokens);
-        output::note(&cost(&described, &self.options, load.precision, estimate)?);
+        let routing = record::routing(self.weights.config(), &self.options);
+        output::note(&cost(&described, &self.options, routing.as_ref(), load.precision, estimate)?);
 
         let threads = device::set_threads(compute.threads);
         output::note(&format!("loading `{}` in {}, {threads} threads", self.id, described.dtype));
@@ -204,14 +213,24 @@ fn estimate(corpus: &Corpus, max_tokens: Option<u64>) -> Option<u64> {
 }
 
 /// What the recording will take, in words.
-fn cost(model: &Described, options: &RecordOptions, precision: Precision, tokens: Option<u64>) -> Result<String> {
+fn cost(
+    model: &Described,
+    options: &RecordOptions,
+    routing: Option<&Routing>,
+    precision: Precision,
+    tokens: Option<u64>,
+) -> Result<String> {
     let entry = |&point: &HookPoint| record::hook_point_entry(model, point, options.store_dtype, precision);
     let entries: Vec<HookPointEntry> = options.hook_points.iter().map(entry).collect::<Result<_, _>>()?;
     let row: u64 = entries.iter().map(|entry| (entry.width * entry.dtype.size()) as u64).sum();
-    let points = match entries.len() {
+    let row = row + routing.map_or(0, |routing| (routing.layers.len() * routing.row_bytes()) as u64);
+    let mut points = match entries.len() {
         1 => format!("`{}`", entries[0].name),
         n => format!("{n} hook points"),
     };
+    if let Some(routing) = routing {
+        points += &format!(" and the routing of {} layers", routing.layers.len());
+    }
     Ok(match tokens {
         Some(tokens) => format!(
             "recording {points}: about {} tokens, {} each, {} on disk",

@@ -32,7 +32,7 @@ pub struct Detail {
 /// What one part adds to the logit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Contribution {
-    /// The addend's hook point.
+    /// The addend's hook point. `hook_attn_out` beside single heads is what the output projection's bias adds.
     pub point: HookPoint,
     /// The head at `attn.hook_result`, the expert at `moe.hook_expert_out`.
     pub index: Option<usize>,
@@ -46,8 +46,7 @@ pub struct Attribution {
     pub contributions: Vec<Contribution>,
     /// Before any softcap, as computed from the whole stream in f64.
     pub logit: f64,
-    /// What the contributions leave: rounding, biases of attention taken apart by heads, and what interventions wrote into
-    /// the stream past every part.
+    /// What the contributions leave: rounding, and what interventions wrote into the stream past every part.
     pub rest: f64,
 }
 
@@ -181,9 +180,13 @@ impl Model {
         }
         if detail.heads {
             let (heads, out) = block.self_attn.by_head(&token.raw(point(Site::Z))?.unsqueeze(0));
-            let heads = block.post_attention_layernorm.held(&heads.get(0), &out.get(0)); // [n_heads, d_model]
+            let (heads, out) = (heads.get(0), out.get(0)); // [n_heads, d_model], [d_model]
+            let held = |addends: &Tensor| block.post_attention_layernorm.held(addends, &out);
+            if self.config().attention_bias {
+                add(Site::AttnOut, None, &held(&(&out - sum(&heads))), &towards.attention);
+            }
             let indices: Vec<usize> = (0..shape.n_heads).collect();
-            add(Site::Result, Some(&indices), &heads, &towards.attention);
+            add(Site::Result, Some(&indices), &held(&heads), &towards.attention);
         } else {
             add(Site::AttnOut, None, &token.at(point(Site::AttnOut))?, &towards.attention);
         }

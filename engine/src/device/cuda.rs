@@ -233,13 +233,4 @@ mod tests {
             assert!(error.starts_with("cannot open libtorch's CUDA part: ") && error.contains(LIBRARY), "{error}");
         }
     }
-
-    #[test]
-    fn zz_real() {
-        let r = open(0, &["/work/ref/hf/lib/python3.11/site-packages/torch/lib".into()]);
-        eprintln!("REAL {r:?} {}", r.as_ref().unwrap_err());
-        eprintln!("CUDART {:?}", Cudart::load().map(|c| c.free_memory(0)));
-        let a = tch::Tensor::from_slice(&[1.0f32, 2.0]);
-        eprintln!("still works {:?}", a.sum(tch::Kind::Float));
-    }
 }

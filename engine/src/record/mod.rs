@@ -28,6 +28,7 @@ use self::download::Downloads;
 use self::read::{Item, Reader, Sequence};
 use self::routing::Listener;
 use self::write::{Job, Rows};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gemma::model::{Batch, Forward, LoadOptions, Model, Precision};
 use crate::hook::Hooks;
@@ -155,6 +156,19 @@ pub fn hook_point_entry(
 ) -> Result<HookPointEntry> {
     let computed = if point.site.row().f32_always { Dtype::F32 } else { dtype(precision) };
     Ok(HookPointEntry::new(point, &model.shape, store.unwrap_or(computed))?)
+}
+
+/// What a recording holds of the routing; `None` of a model without experts.
+pub fn routing(config: &Config, options: &RecordOptions) -> Option<manifest::Routing> {
+    let moe = config.moe?;
+    let last = last_layer(options, config.n_layers);
+    let layers = (0..config.n_layers.min(last + 1)).collect();
+    Some(manifest::Routing {
+        n_experts: moe.n_experts,
+        top_k: moe.top_k,
+        layers,
+        router_logits: options.router_logits,
+    })
 }
 
 /// Records the activations of `corpus` into the run directory `out`.
@@ -620,8 +634,7 @@ fn new_manifest(
         }),
     };
     let mut manifest = Manifest::new(described, corpus, hook_points);
-    let last = last_layer(options, model.config().n_layers);
-    manifest.routing = routing::recorded(model.config(), last, options.router_logits);
+    manifest.routing = routing(model.config(), options);
     manifest.tokenizer = tokenizer.map(|tokenizer| manifest::Tokenizer { sha256: tokenizer.sha256().to_owned() });
     manifest.seeds.insert("record".to_owned(), options.seed);
     manifest.created_by = provenance.created_by;

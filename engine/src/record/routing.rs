@@ -10,7 +10,6 @@ use data::manifest::Routing;
 use data::routing::RoutingColumns;
 use tch::{Kind, Tensor};
 
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gemma::model::to_vec_f32;
 use crate::hook::Hooks;
@@ -18,13 +17,6 @@ use crate::hook::Hooks;
 /// What is read of every layer that routes.
 const SITES: [Site; 6] =
     [Site::RouterLogits, Site::RouterProbs, Site::TopkIdx, Site::TopkWeight, Site::DenseOut, Site::MoeOut];
-
-/// The routing that a recording up to `last_layer` holds; `None` of a model without experts.
-pub(super) fn recorded(config: &Config, last_layer: usize, router_logits: bool) -> Option<Routing> {
-    let moe = config.moe?;
-    let layers = (0..config.n_layers.min(last_layer + 1)).collect();
-    Some(Routing { n_experts: moe.n_experts, top_k: moe.top_k, layers, router_logits })
-}
 
 /// Listens to the routers of one forward pass.
 pub(super) struct Listener<'a> {
