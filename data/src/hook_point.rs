@@ -167,7 +167,8 @@ impl<'de> Deserialize<'de> for HookPoint {
 /// The error for a name that is not in the table, with the nearest one that is.
 fn unknown(name: &str) -> Error {
     let layer = name.strip_prefix("blocks.").and_then(|tail| tail.split_once('.')).map_or("0", |(layer, _)| layer);
-    let full = |row: &SiteRow| if row.per_layer() { format!("blocks.{layer}.{}", row.name) } else { row.name.to_owned() };
+    let full =
+        |row: &SiteRow| if row.per_layer() { format!("blocks.{layer}.{}", row.name) } else { row.name.to_owned() };
     let nearest = TABLE.iter().map(full).min_by_key(|known| edit_distance(name, known)).unwrap_or_default();
     Error::UnknownHookPoint { name: name.to_owned(), nearest }
 }
@@ -234,7 +235,8 @@ mod tests {
 
     #[test]
     fn lists_expand_stars_and_ranges() {
-        let points = HookPoint::parse_list("blocks.*.hook_resid_post, blocks.1-2.hook_mlp_out,hook_embed", &tiny()).unwrap();
+        let points =
+            HookPoint::parse_list("blocks.*.hook_resid_post, blocks.1-2.hook_mlp_out,hook_embed", &tiny()).unwrap();
         let names: Vec<String> = points.iter().map(ToString::to_string).collect();
         assert_eq!(
             names,

@@ -469,7 +469,17 @@ mod tests {
     use super::*;
 
     fn shape() -> ModelShape {
-        ModelShape { n_layers: 2, n_heads: 4, n_kv_heads: 2, d_model: 8, d_head: 2, d_mlp: 16, d_vocab: 32, n_ctx: 64, ..ModelShape::default() }
+        ModelShape {
+            n_layers: 2,
+            n_heads: 4,
+            n_kv_heads: 2,
+            d_model: 8,
+            d_head: 2,
+            d_mlp: 16,
+            d_vocab: 32,
+            n_ctx: 64,
+            ..ModelShape::default()
+        }
     }
 
     fn manifest() -> Manifest {

@@ -99,7 +99,7 @@ fn recording(weights: &Weights) -> Result<(), Box<dyn std::error::Error>> {
         (0..BATCHES).flat_map(|_| batch.ids.chunks(LENGTH).map(|ids| format!("{{\"tokens\": {ids:?}}}"))).collect();
     fs::write(&corpus_path, lines.join("\n"))?;
     let corpus = Corpus::open(&[corpus_path.display().to_string()], false)?;
-    let points = HookPoint::parse_list("blocks.*.hook_resid_post", model.config().n_layers)?;
+    let points = HookPoint::parse_list("blocks.*.hook_resid_post", &model.shape())?;
     let described = describe("bench", weights, Precision::F32)?;
     let (mut bare, mut recorded) = (Vec::new(), Vec::new());
     for round in 0..4 {

@@ -92,7 +92,9 @@ pub enum Error {
     )]
     CudaVersion { expected: &'static str, found: String, path: PathBuf },
 
-    #[error("expected a CUDA device `cuda:{index}`, found {found} of them\nhint: `nvidia-smi` lists what the driver sees; `--device cpu` needs none")]
+    #[error(
+        "expected a CUDA device `cuda:{index}`, found {found} of them\nhint: `nvidia-smi` lists what the driver sees; `--device cpu` needs none"
+    )]
     NoCudaDevice { index: usize, found: usize },
 
     /// A call of the CUDA run time library failed.

@@ -56,7 +56,7 @@ pub type HookFn<'a> = Box<dyn FnMut(Place<'_>, &Tensor) -> Option<Tensor> + 'a>;
 /// The hooks of one forward pass, run in the order in which they were added.
 #[derive(Default)]
 pub struct Hooks<'a> {
-    hooks: Vec<(HookPoint, HookFn<'a>)>,
+    attached: Vec<(HookPoint, HookFn<'a>)>,
     /// Whether anything is attached, by layer (the last row is for points without a layer) and site.
     wanted: Vec<[bool; TABLE.len()]>,
     tokens: Tokens,
@@ -64,7 +64,7 @@ pub struct Hooks<'a> {
 
 impl fmt::Debug for Hooks<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.hooks.iter().map(|(point, _)| point.to_string())).finish()
+        f.debug_list().entries(self.attached.iter().map(|(point, _)| point.to_string())).finish()
     }
 }
 
@@ -81,7 +81,7 @@ impl<'a> Hooks<'a> {
             self.wanted.resize(row + 1, [false; TABLE.len()]);
         }
         self.wanted[row][point.site as usize] = true;
-        self.hooks.push((point, Box::new(hook)));
+        self.attached.push((point, Box::new(hook)));
     }
 
     /// Attaches a hook that only reads.
@@ -99,7 +99,7 @@ impl<'a> Hooks<'a> {
 
     /// Whether nothing is attached anywhere.
     pub fn is_empty(&self) -> bool {
-        self.hooks.is_empty()
+        self.attached.is_empty()
     }
 
     /// The last layer that a hook is attached to, or `None` if every hook is before the first block.
@@ -110,7 +110,7 @@ impl<'a> Hooks<'a> {
             Part::Block => point.layer,
             Part::End => Some(n_layers),
         };
-        self.hooks.iter().filter_map(|(point, _)| layer_of(*point)).max()
+        self.attached.iter().filter_map(|(point, _)| layer_of(*point)).max()
     }
 
     /// Tells the hooks which tokens the pass that begins is about.
@@ -141,7 +141,7 @@ impl<'a> Hooks<'a> {
     pub(crate) fn run(&mut self, point: HookPoint, sequence: Option<usize>, value: &Tensor) -> Option<Tensor> {
         let place = Place { point, sequence, tokens: &self.tokens };
         let mut replaced: Option<Tensor> = None;
-        for (at, hook) in &mut self.hooks {
+        for (at, hook) in &mut self.attached {
             if *at == point {
                 let current = replaced.as_ref().unwrap_or(value);
                 if let Some(new) = hook(place, current) {

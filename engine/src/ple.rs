@@ -177,10 +177,10 @@ struct Nearest(Vec<Vec<Neighbor>>);
 impl Nearest {
     fn insert(&mut self, part: usize, new: Neighbor, top: usize) {
         let best = &mut self.0[part];
-        if best.len() == top && best.last().is_none_or(|last| order(last, &new).is_le()) {
+        if best.len() == top && best.last().is_none_or(|last| order(*last, new).is_le()) {
             return;
         }
-        let at = best.partition_point(|known| order(known, &new).is_lt());
+        let at = best.partition_point(|known| order(*known, new).is_lt());
         best.insert(at, new);
         best.truncate(top);
     }
@@ -195,7 +195,7 @@ impl Nearest {
     }
 }
 
-fn order(a: &Neighbor, b: &Neighbor) -> Ordering {
+fn order(a: Neighbor, b: Neighbor) -> Ordering {
     b.cosine.total_cmp(&a.cosine).then(a.row.cmp(&b.row))
 }
 
@@ -217,7 +217,9 @@ impl Search<'_> {
             let norm = |part: &mut [f32]| {
                 let norm = dot(part, part).sqrt();
                 if norm > 0.0 {
-                    part.iter_mut().for_each(|value| *value /= norm);
+                    for value in part {
+                        *value /= norm;
+                    }
                 }
                 norm
             };

@@ -463,7 +463,8 @@ fn contributions_add_up_to_the_logit() {
                             .map(|c| c.value)
                             .sum()
                     };
-                    let (heads, attention) = (of(&found, [Site::Result, Site::AttnOut]), of(&whole, [Site::AttnOut; 2]));
+                    let (heads, attention) =
+                        (of(&found, [Site::Result, Site::AttnOut]), of(&whole, [Site::AttnOut; 2]));
                     assert!((heads - attention).abs() < 1e-4, "{name}: {heads} for {attention}");
                 }
             }

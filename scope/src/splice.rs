@@ -6,7 +6,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, error::Error as StdError, path::Path, path::PathBuf, rc::Rc};
 
-use data::HookPoint;
+use data::{HookPoint, ModelShape};
 use engine::{
     hook::Hooks,
     intervention::{FeatureEdit, RowFunction, Selection},
@@ -45,9 +45,21 @@ impl Splice {
         self.write(&acts, rows);
     }
 
-    /// Reads at `input` and writes at `output`, which comes later in the pass or is the same. Tokens that are not selected
-    /// are left alone.
-    pub fn attach<'a>(&'a self, input: HookPoint, output: HookPoint, tokens: &'a Selection, hooks: &mut Hooks<'a>) {
+    /// Reads at the first hook point and writes at the second, which comes later in the pass or is the same. Tokens that are
+    /// not selected are left alone.
+    pub fn attach<'a>(
+        &'a self,
+        [input, output]: [HookPoint; 2],
+        model: &ModelShape,
+        tokens: &'a Selection,
+        hooks: &mut Hooks<'a>,
+    ) -> Result<()> {
+        for (point, d_in) in [(input, self.coder.d_in()), (output, self.coder.w_dec().cols())] {
+            let width = point.shape(model).map_or(0, |shape| shape.iter().product());
+            if width != d_in {
+                return Err(Error::Width { d_in, width, hook: point.to_string() });
+            }
+        }
         let read: Rc<RefCell<SparseRows>> = Rc::default();
         let acts = Rc::clone(&read);
         hooks.read(input, move |_, value| *read.borrow_mut() = self.encode(&values(value)));
@@ -66,6 +78,7 @@ impl Splice {
             }
             changed.then(|| Tensor::from_slice(&rows).view_as(value).to_device(value.device()))
         });
+        Ok(())
     }
 
     fn encode(&self, rows: &[f32]) -> SparseRows {

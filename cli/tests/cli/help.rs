@@ -2,8 +2,10 @@
 
 use crate::support::{end, fails, polariscope, succeeds};
 
-const COMMANDS: [&str; 13] =
-    ["models", "fetch", "inspect", "run", "patch", "record", "train", "encode", "evaluate", "routing", "verify", "view", "demo"];
+const COMMANDS: [&str; 13] = [
+    "models", "fetch", "inspect", "run", "patch", "record", "train", "encode", "evaluate", "routing", "verify", "view",
+    "demo",
+];
 
 #[test]
 fn help_of_the_program() {

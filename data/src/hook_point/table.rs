@@ -207,8 +207,13 @@ pub const TABLE: [SiteRow; 65] = [
     start(Site::AltupStreams, "hook_altup_streams", Width::AltupByModel, "the residual streams at the start")
         .only(Altup),
     block(Site::ResidPre, "hook_resid_pre", Width::Model, "input of the block (Gemma 3n: its active stream)"),
-    block(Site::ResidPreStreams, "hook_resid_pre.streams", Width::AltupByModel, "every residual stream before the block")
-        .only(Altup),
+    block(
+        Site::ResidPreStreams,
+        "hook_resid_pre.streams",
+        Width::AltupByModel,
+        "every residual stream before the block",
+    )
+    .only(Altup),
     block(Site::AltupCoefs, "altup.hook_coefs", Width::Altup, "router output that predicts the streams").only(Altup),
     block(Site::AltupPredictions, "altup.hook_predictions", Width::AltupByModel, "predicted streams").only(Altup),
     block(Site::Ln1Scale, "ln1.hook_scale", Width::One, "sqrt(mean x² + eps) before attention").f32(),
@@ -256,9 +261,14 @@ pub const TABLE: [SiteRow; 65] = [
     block(Site::TopkWeightNorm, "moe.hook_topk_weight_norm", Width::TopK, "their probabilities, made to sum to 1")
         .only(Experts)
         .f32(),
-    block(Site::TopkWeight, "moe.hook_topk_weight", Width::TopK, "the same × per-expert scale: what multiplies outputs")
-        .only(Experts)
-        .f32(),
+    block(
+        Site::TopkWeight,
+        "moe.hook_topk_weight",
+        Width::TopK,
+        "the same × per-expert scale: what multiplies outputs",
+    )
+    .only(Experts)
+    .f32(),
     block(Site::ExpertIn, "moe.hook_expert_in", Width::Model, "input of the experts, with their norm's weight")
         .only(Experts),
     block(Site::ExpertPre, "moe.hook_expert_pre", Width::TopKByExpert, "gates of the chosen experts").only(Experts),
@@ -267,7 +277,8 @@ pub const TABLE: [SiteRow; 65] = [
     block(Site::ExpertPost, "moe.hook_expert_post", Width::TopKByExpert, "their gated products").only(Experts),
     block(Site::ExpertOut, "moe.hook_expert_out", Width::TopKByModel, "their outputs, before their weights")
         .only(Experts),
-    block(Site::MoeOut, "hook_moe_out", Width::Model, "weighted sum of the experts, after its branch norm").only(Experts),
+    block(Site::MoeOut, "hook_moe_out", Width::Model, "weighted sum of the experts, after its branch norm")
+        .only(Experts),
     block(Site::MlpOut, "hook_mlp_out", Width::Model, "what the MLP adds to the stream, after its post norm"),
     block(Site::ResidPostMlp, "hook_resid_post_mlp", Width::Model, "stream behind the MLP, before what follows it")
         .only(AfterMlp),
@@ -281,13 +292,20 @@ pub const TABLE: [SiteRow; 65] = [
         .only(Ple),
     block(Site::PleGate, "ple.hook_gate", Width::Ple, "what the gate lets through of it").only(Ple),
     block(Site::PleOut, "ple.hook_out", Width::Model, "what it adds to the stream, after its post norm").only(Ple),
-    block(Site::ResidPrescalar, "hook_resid_prescalar", Width::Model, "stream before the layer's scalar").only(LayerScalar),
+    block(Site::ResidPrescalar, "hook_resid_prescalar", Width::Model, "stream before the layer's scalar")
+        .only(LayerScalar),
     block(Site::LayerScalar, "hook_layer_scalar", Width::One, "the number that the stream is multiplied by")
         .only(LayerScalar),
     block(Site::ResidPost, "hook_resid_post", Width::Model, "output of the block (Gemma 3n: its active stream)"),
-    block(Site::ResidPostStreams, "hook_resid_post.streams", Width::AltupByModel, "every residual stream behind the block")
+    block(
+        Site::ResidPostStreams,
+        "hook_resid_post.streams",
+        Width::AltupByModel,
+        "every residual stream behind the block",
+    )
+    .only(Altup),
+    end(Site::AltupMerged, "hook_altup_merged", Width::Model, "the streams made one, before the final norm")
         .only(Altup),
-    end(Site::AltupMerged, "hook_altup_merged", Width::Model, "the streams made one, before the final norm").only(Altup),
     end(Site::LnFinalScale, "ln_final.hook_scale", Width::One, "sqrt(mean x² + eps) before the unembedding").f32(),
     end(Site::LnFinalNormalized, "ln_final.hook_normalized", Width::Model, "x / scale before the unembedding").f32(),
     end(Site::LogitsPrecap, "hook_logits_precap", Width::Vocab, "logits before any softcap"),

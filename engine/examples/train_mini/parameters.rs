@@ -28,8 +28,10 @@ pub(crate) struct Parameter {
 /// Every weight of the model as training begins.
 pub(crate) fn initial(config: &Config, seed: u64) -> Vec<Parameter> {
     tch::manual_seed(seed as i64);
-    let parameter = |(name, shape): (String, Vec<i64>)| {
-        Parameter { tensor: begin(&name, &shape, config), rule: rule(&name, shape.len()), name }
+    let parameter = |(name, shape): (String, Vec<i64>)| Parameter {
+        tensor: begin(&name, &shape, config),
+        rule: rule(&name, shape.len()),
+        name,
     };
     let specs = config.tensors().into_iter();
     specs.map(|spec| (spec.name, spec.shape.iter().map(|&dim| dim as i64).collect())).map(parameter).collect()
@@ -59,7 +61,9 @@ fn begin(name: &str, shape: &[i64], config: &Config) -> Tensor {
         _ if shape.len() == 1 => constant(1.0),
         _ if name.ends_with("router.proj.weight") => normal(ROUTER_SPREAD),
         // The scale of the table makes this the length √d_ple of each layer's part.
-        _ if name.ends_with("embed_tokens_per_layer.weight") => normal(config.ple.map_or(1.0, |p| p.d_ple as f64).powf(-0.5)),
+        _ if name.ends_with("embed_tokens_per_layer.weight") => {
+            normal(config.ple.map_or(1.0, |p| p.d_ple as f64).powf(-0.5))
+        }
         // Half as long as what a layer works on, so that no token is far more likely than another.
         _ if name.ends_with("embed_tokens.weight") => normal(0.5 * last.powf(-0.5)),
         _ => normal(last.powf(-0.5)),

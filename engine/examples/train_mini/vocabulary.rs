@@ -8,9 +8,9 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::tokenizer::Trainer as _;
-use tokenizers::AddedToken;
 
 /// Tokens in all.
 pub(crate) const SIZE: usize = 4096;

@@ -43,7 +43,9 @@ pub(crate) struct Attention {
 enum Keys {
     Own(OwnKeys),
     /// From an earlier layer, as they were after its cache.
-    Shared { source: usize },
+    Shared {
+        source: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -202,14 +204,7 @@ impl Attention {
 
     /// Scores, softmax and mixing one after the other, in the order and the dtypes of the reference implementation.
     /// Also says whether a hook replaced anything.
-    fn reference(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        sequence: usize,
-        hooks: &mut Hooks<'_>,
-    ) -> (Tensor, bool) {
+    fn reference(&self, q: &Tensor, k: &Tensor, v: &Tensor, sequence: usize, hooks: &mut Hooks<'_>) -> (Tensor, bool) {
         let at = |site| HookPoint::block(site, self.layer);
         let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
         let share = |x: &Tensor| x.repeat_interleave_self_int(self.n_heads / self.n_kv_heads, 0, None);

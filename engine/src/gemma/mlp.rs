@@ -25,7 +25,8 @@ impl Mlp {
             gate: loader.linear(&format!("{block}.mlp.gate_proj"))?,
             up: loader.linear(&format!("{block}.mlp.up_proj"))?,
             down: loader.linear(&format!("{block}.mlp.down_proj"))?,
-            sparsity: (sparsity > 0.0).then(|| normal_quantile(sparsity).to_kind(loader.kind()).to_device(loader.device())),
+            sparsity: (sparsity > 0.0)
+                .then(|| normal_quantile(sparsity).to_kind(loader.kind()).to_device(loader.device())),
             layer,
         })
     }

@@ -139,11 +139,8 @@ impl Model {
         let loader = Loader { weights, options };
         let config = weights.config().clone();
         let embed_tokens = loader.tensor("model.embed_tokens.weight")?;
-        let lm_head = if config.tie_word_embeddings {
-            embed_tokens.shallow_clone()
-        } else {
-            loader.tensor("lm_head.weight")?
-        };
+        let lm_head =
+            if config.tie_word_embeddings { embed_tokens.shallow_clone() } else { loader.tensor("lm_head.weight")? };
         Ok(Self {
             changes: loader.changes(),
             options,
@@ -391,7 +388,8 @@ impl Model {
 
     /// The rotation of the layers of a kind, all of which have heads of one size.
     fn rotation(&self, kind: LayerKind, positions: &Tensor) -> Rotation {
-        let d_head = self.config.layers.iter().find(|layer| layer.kind == kind).map_or(self.config.d_head, |l| l.d_head);
+        let d_head =
+            self.config.layers.iter().find(|layer| layer.kind == kind).map_or(self.config.d_head, |l| l.d_head);
         Rotation::new(&self.config.rope(kind), d_head, positions, self.kind())
     }
 

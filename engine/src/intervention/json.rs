@@ -98,8 +98,8 @@ impl TryFrom<Fields> for Intervention {
         let action = match verb.as_str() {
             "zero" => Action::Zero,
             "scale" => Action::Scale(needed(fields.by.take(), "by", &verb)?),
-            "add" => Action::Add(value(needed(fields.value.take(), "value", &verb)?)?),
-            "replace" => Action::Replace(value(needed(fields.value.take(), "value", &verb)?)?),
+            "add" => Action::Add(value(&needed(fields.value.take(), "value", &verb)?)?),
+            "replace" => Action::Replace(value(&needed(fields.value.take(), "value", &verb)?)?),
             "mean" => Action::Mean(Parser::whole(&needed(fields.from.take(), "from", &verb)?, Parser::origin)?),
             "patch" => Action::Patch(Parser::whole(&needed(fields.from.take(), "from", &verb)?, Parser::origin)?),
             "forbid" => Action::ForbidExperts(needed(fields.experts.take(), "experts", &verb)?),
@@ -137,15 +137,15 @@ fn needed<T>(field: Option<T>, name: &str, verb: &str) -> Result<T> {
 }
 
 /// The text form, a number, or a list of numbers.
-fn value(json: Json) -> Result<Value> {
+fn value(json: &Json) -> Result<Value> {
     let wrong = |found: &Json| Error::InterventionJson {
         what: format!("expected a text, a number or a list of numbers in `value`, found `{found}`"),
     };
     let number = |json: &Json| json.as_f64().map(|number| number as f32).filter(|x| x.is_finite());
-    let source = match &json {
+    let source = match json {
         Json::String(text) => return Parser::whole(text, Parser::value),
-        Json::Array(list) => Source::List(list.iter().map(number).collect::<Option<_>>().ok_or_else(|| wrong(&json))?),
-        other => Source::Number(number(other).ok_or_else(|| wrong(&json))?),
+        Json::Array(list) => Source::List(list.iter().map(number).collect::<Option<_>>().ok_or_else(|| wrong(json))?),
+        other => Source::Number(number(other).ok_or_else(|| wrong(json))?),
     };
     Ok(Value(vec![Term { source, scale: 1.0 }]))
 }

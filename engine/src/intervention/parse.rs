@@ -213,13 +213,11 @@ impl<'t> Parser<'t> {
 
     fn whole_number(&mut self, what: &str) -> Result<usize> {
         let start = self.at;
-        match self.run(|c| c.is_ascii_digit()).parse::<u32>() {
-            Ok(number) => Ok(number as usize),
-            Err(_) => {
-                self.at = start;
-                Err(self.expected(what))
-            }
+        if let Ok(number) = self.run(|c| c.is_ascii_digit()).parse::<u32>() {
+            return Ok(number as usize);
         }
+        self.at = start;
+        Err(self.expected(what))
     }
 
     /// `3,5-7` as inclusive ranges.
@@ -352,7 +350,7 @@ impl<'t> Parser<'t> {
         if self.peek().is_some_and(|c| c.is_ascii_digit() || "+-.".contains(c)) {
             return self.number().map(Source::Number);
         }
-        let origin = self.origin().map_err(|_| {
+        let origin = self.origin().map_err(|_less_said| {
             self.expected(
                 "a number, a list in `[…]`, `sae:`, `file:`, a text in double quotes, `ids:`, `cache:` or `run:`",
             )

@@ -122,7 +122,7 @@ impl<'i> Placed<'i> {
                 continue;
             };
             if points.contains("hook") || !part.is_whole() {
-                return Err(wrong(format!("expected layers such as `blocks.4`, found `{}{part}`", points)));
+                return Err(wrong(format!("expected layers such as `blocks.4`, found `{points}{part}`")));
             }
             let list = HookPoint::parse_list(&format!("{points}.{}", site.row().name), shape)?;
             check_experts(experts, shape, &intervention.action).map_err(wrong)?;

@@ -8,7 +8,7 @@ const EXAMPLES: [&str; 24] = [
     "zero blocks.*.hook_attn_out,blocks.0-2.hook_mlp_out",
     "scale blocks.*.attn.hook_z[2] 0",
     "scale blocks.1.attn.hook_pattern[*][0] @last -0.5",
-    "scale hook_ple_token[5][0-3,7] @-1 1e-7",
+    "scale hook_ple_token[5][0-3,7] @-1 0.0000001",
     "add blocks.9.hook_resid_post sae:coders/9#123 * 8",
     "add blocks.9.hook_resid_post @generated \"I love it\" - \"I hate it\"",
     "add blocks.9.hook_resid_post run:runs/a - run:runs/b * 0.5 + 3",
@@ -61,6 +61,7 @@ fn spaces_do_not_matter() {
         "add blocks.9.hook_resid_post @5 sae:coders/9#123 * 8",
     );
     same("add blocks.0.hook_resid_post 0.5 -2", "add blocks.0.hook_resid_post 0.5 - 2");
+    same("scale hook_embed 1e-7", "scale hook_embed 0.0000001");
     same("forbid blocks.4 experts 3-5, 7", "forbid blocks.4 experts 3,4,5,7");
     assert_eq!(parse("zero hook_embed\n;\nzero hook_embed").unwrap().len(), 2);
 }

@@ -163,12 +163,7 @@ pub fn routing(config: &Config, options: &RecordOptions) -> Option<manifest::Rou
     let moe = config.moe?;
     let last = last_layer(options, config.n_layers);
     let layers = (0..config.n_layers.min(last + 1)).collect();
-    Some(manifest::Routing {
-        n_experts: moe.n_experts,
-        top_k: moe.top_k,
-        layers,
-        router_logits: options.router_logits,
-    })
+    Some(manifest::Routing { n_experts: moe.n_experts, top_k: moe.top_k, layers, router_logits: options.router_logits })
 }
 
 /// Records the activations of `corpus` into the run directory `out`.

@@ -47,7 +47,9 @@ impl<'a> Listener<'a> {
                 let value = slot.into_inner().ok_or(Error::NotReached { point: HookPoint::block(site, layer) })?;
                 values.push(value);
             }
-            let [logits, probs, experts, weights, dense, routed] = &values[..] else { unreachable!("one for each site") };
+            let [logits, probs, experts, weights, dense, routed] = &values[..] else {
+                unreachable!("one for each site")
+            };
             let norm = |x: &Tensor| x.to_kind(Kind::Float).norm_scalaropt_dim(2, [-1], true);
             let entropy = -probs.special_xlogy(probs).sum_dim_intlist(-1, true, Kind::Float);
             let chosen = probs.gather(1, experts, false);

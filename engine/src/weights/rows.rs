@@ -25,7 +25,7 @@ pub struct Rows {
     file: fs::File,
     /// Of the first row in the file, in bytes.
     offset: u64,
-    n_rows: usize,
+    height: usize,
     n_cols: usize,
     format: &'static BlockFormat,
 }
@@ -41,19 +41,19 @@ impl Rows {
     fn open(name: &str, stored: &Stored<'_>) -> Result<Self> {
         let Stored { path, offset, shape, format } = *stored;
         let &[n_rows, n_cols] = shape else {
-            return Err(not_rows(name, format!("a tensor of shape {shape:?}"), path));
+            return Err(not_rows(name, &format!("a tensor of shape {shape:?}"), path));
         };
         if !n_cols.is_multiple_of(format.values) {
             let found = format!("rows of {n_cols} in {} blocks of {}", format.name, format.values);
-            return Err(not_rows(name, found, path));
+            return Err(not_rows(name, &found, path));
         }
         let file = fs::File::open(path).map_err(|source| Error::io(path, source))?;
-        Ok(Self { name: name.to_owned(), file, offset, n_rows, n_cols, format })
+        Ok(Self { name: name.to_owned(), file, offset, height: n_rows, n_cols, format })
     }
 
     /// How many rows there are.
     pub fn n_rows(&self) -> usize {
-        self.n_rows
+        self.height
     }
 
     /// Numbers in a row.
@@ -87,8 +87,8 @@ impl Rows {
     /// Reads in parallel, in the order of the file, and what is asked for twice once.
     fn gather_into<T: Target>(&self, ids: &[u32], out: &mut [T]) -> Result<()> {
         assert_eq!(out.len(), ids.len() * self.n_cols, "room for every row");
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.n_rows) {
-            return Err(Error::UnknownToken { id, vocab_size: self.n_rows });
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.height) {
+            return Err(Error::UnknownToken { id, vocab_size: self.height });
         }
         let mut rows: Vec<(u32, &mut [T])> = ids.iter().copied().zip(out.chunks_exact_mut(self.n_cols)).collect();
         rows.sort_unstable_by_key(|(id, _)| *id);
@@ -112,7 +112,7 @@ impl Rows {
         scratch: &mut Scratch<T>,
         out: &mut [T],
     ) -> Result<()> {
-        assert!(row < self.n_rows && columns.end <= self.n_cols && columns.len() == out.len(), "columns of a row");
+        assert!(row < self.height && columns.end <= self.n_cols && columns.len() == out.len(), "columns of a row");
         let BlockFormat { values, bytes, .. } = *self.format;
         let blocks = columns.start / values..columns.end.div_ceil(values);
         let at = self.offset + row as u64 * self.row_bytes() + (blocks.start * bytes) as u64;
@@ -146,7 +146,7 @@ impl<T> Default for Scratch<T> {
     }
 }
 
-fn not_rows(name: &str, found: String, path: &Path) -> Error {
+fn not_rows(name: &str, found: &str, path: &Path) -> Error {
     let what = format!("expected a matrix `{name}` whose rows are whole blocks, found {found}");
     Error::Malformed { format: "weight", what, path: path.to_owned() }
 }

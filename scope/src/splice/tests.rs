@@ -9,7 +9,7 @@ use super::*;
 use crate::{Activation, Matrix, random::Random};
 
 const IDS: [u32; 7] = [2, 17, 90, 9, 44, 31, 100];
-const D_MODEL: usize = 64;
+const D_MODEL: usize = 32;
 const D_SAE: usize = 96;
 const LAYER: &str = "blocks.3.hook_resid_post";
 
@@ -58,7 +58,7 @@ fn bare(model: &Model) -> (Vec<f32>, Vec<f32>) {
 
 fn spliced(model: &Model, splice: &Splice, tokens: &Selection) -> (Vec<f32>, Vec<f32>) {
     let mut hooks = Hooks::none();
-    splice.attach(point(), point(), tokens, &mut hooks);
+    splice.attach([point(), point()], &model.shape(), tokens, &mut hooks).unwrap();
     run(model, hooks)
 }
 
@@ -120,6 +120,9 @@ fn edits_move_the_stream_along_the_decoder() {
     sae.decode(&acts, &mut reconstruction);
     let expected: Vec<f32> = (0..D_MODEL).map(|i| reconstruction[4 * D_MODEL + i] + along(i)).collect();
     assert!(largest(&moved(false), &expected) < 1e-5);
+    let splice = Splice::new(Rc::clone(&sae) as Rc<dyn SparseCoder>, &[], true).unwrap();
+    let wide = "blocks.1.mlp.hook_post".parse().unwrap();
+    assert!(splice.attach([wide, point()], &model.shape(), &Selection::ALL, &mut Hooks::none()).is_err());
     assert!(Splice::new(sae, &[(D_SAE, FeatureEdit::Ablate)], true).is_err());
 }
 
