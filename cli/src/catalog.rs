@@ -17,8 +17,8 @@ pub(crate) struct Known {
     pub(crate) architecture: &'static str,
     pub(crate) parameters: &'static str,
     pub(crate) licence: &'static str,
-    /// Where the weights are published.
-    pub(crate) hub: &'static str,
+    /// Where the weights are published; nothing for what lies in the repository.
+    pub(crate) hub: Option<&'static str>,
     /// Packages that hold the weights, where there are such.
     #[serde(skip)]
     pub(crate) packed: Option<Packed>,
@@ -44,11 +44,23 @@ pub(crate) struct Packed {
 const GEMMA: &str = "Gemma Terms of Use (ai.google.dev/gemma/terms)";
 
 const fn on_hub(id: &'static str, parameters: &'static str, hub: &'static str) -> Known {
-    Known { id, architecture: "gemma3_text", parameters, licence: GEMMA, hub, packed: None }
+    Known { id, architecture: "gemma3_text", parameters, licence: GEMMA, hub: Some(hub), packed: None }
 }
+
+/// The small Gemma 4 that lies in the repository, in [`MINI_DIR`].
+pub(crate) const MINI: &str = "mini";
+const MINI_DIR: &str = "data/mini";
 
 /// Every model that has a name.
 pub(crate) const MODELS: &[Known] = &[
+    Known {
+        id: MINI,
+        architecture: "gemma4_text",
+        parameters: "7M",
+        licence: "MIT or Apache 2.0",
+        hub: None,
+        packed: None,
+    },
     Known {
         packed: Some(Packed {
             packages: &[
@@ -119,11 +131,25 @@ pub(crate) fn text_dir() -> Result<PathBuf> {
     Ok(place::cache()?.join("texts"))
 }
 
-/// The file or folder of a model that has been fetched.
+/// The file or folder of a model that is here: in the repository, or fetched.
 pub(crate) fn fetched(known: &Known) -> Result<Option<PathBuf>> {
+    if known.id == MINI
+        && let Some(dir) = in_checkout()
+    {
+        return Ok(Some(dir));
+    }
     let dir = model_dir(known.id)?;
     let file = known.packed.map(|packed| dir.join(packed.file)).filter(|file| file.is_file());
     Ok(file.or_else(|| dir.join("config.json").is_file().then_some(dir)))
+}
+
+/// The mini model in the checkout that the working folder or the program lies in, or else that it was built from.
+fn in_checkout() -> Option<PathBuf> {
+    let working = std::env::current_dir().ok();
+    let program = std::env::current_exe().ok();
+    let built_from = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let places = working.iter().chain(&program).flat_map(|place| place.ancestors()).chain(built_from.ancestors());
+    places.map(|place| place.join(MINI_DIR)).find(|dir| dir.join("config.json").is_file())
 }
 
 /// What `MODEL` on the command line means: a path that exists, or a known name.
@@ -140,6 +166,11 @@ pub(crate) fn resolve(name: &str) -> Result<PathBuf> {
     };
     match fetched(known)? {
         Some(path) => Ok(path),
+        None if known.id == MINI => {
+            bail!(
+                "the model `{name}` lies in `{MINI_DIR}` of the repository\nhint: run in a checkout, or give its folder"
+            )
+        }
         None => bail!("the model `{name}` is not here yet\nhint: polariscope fetch {name}"),
     }
 }
@@ -154,6 +185,14 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), MODELS.len() + TEXTS.len());
+    }
+
+    #[test]
+    fn the_mini_model_is_here() {
+        let weights = engine::weights::Weights::open(resolve(MINI).unwrap()).unwrap();
+        let config = weights.config();
+        assert!(config.ple.is_some() && config.moe.is_some());
+        assert_eq!(weights.tokenizer().unwrap().vocab_size(), config.d_vocab);
     }
 
     #[test]

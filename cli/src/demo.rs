@@ -1,9 +1,9 @@
-//! `polariscope demo`: the whole way on the real Gemma 3 270M, in minutes.
+//! `polariscope demo`: the whole way on the real Gemma 3 270M, in minutes; or offline on the mini model.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use data::corpus::Corpus;
 use data::features::FeatureTable;
@@ -20,14 +20,38 @@ use crate::compute::Compute;
 use crate::invocation::Invocation;
 use crate::passages::{self, Pick};
 use crate::record::Job;
-use crate::{encode, fetch, output, train, view};
+use crate::{catalog, encode, fetch, output, train, view};
 
-/// The model, and the text that it reads.
-const MODEL: &str = "gemma-3-270m";
-const TEXT: &str = "lee-background";
+/// What the demo does with a model.
+#[derive(Debug)]
+struct Plan {
+    model: &'static str,
+    /// The text by its name; without one, the words of this repository.
+    text: Option<&'static str>,
+    /// What the text is, for a person.
+    over: &'static str,
+    /// The layer in the middle, on which a coder is trained.
+    layer: usize,
+    /// Size of the coder.
+    d_sae: usize,
+    /// Name of the coder and of its feature table.
+    coder: &'static str,
+}
 
-/// The layer in the middle, on which a coder is trained.
-const LAYER: usize = 9;
+const PLANS: [Plan; 2] = [
+    Plan { model: "gemma-3-270m", text: Some("lee-background"), over: "news", layer: 9, d_sae: 4096, coder: "resid-9" },
+    Plan {
+        model: catalog::MINI,
+        text: None,
+        over: "the words of this repository",
+        layer: 4,
+        d_sae: 1024,
+        coder: "resid-4",
+    },
+];
+
+/// What the mini model reads, below the root of the repository: documents, then sources with their comments.
+const OWN_WORDS: [&str; 3] = ["README.md", "data/mini/README.md", "*/src/**/*.rs"];
 
 /// Tokens that are recorded, unless something else is asked for: half a minute to a minute of computing on two cores.
 const TOKENS: u64 = 32_000;
@@ -35,8 +59,7 @@ const TOKENS: u64 = 32_000;
 /// Small shards, so that an interruption costs little.
 const SHARD_TOKENS: u64 = 8_192;
 
-/// Size of the coder.
-const D_SAE: usize = 4096;
+/// Latents that are on at a time.
 const K: usize = 32;
 
 /// Batches that the coder is trained on; more make the explained variance better, and the demo longer.
@@ -48,14 +71,17 @@ const LEARNING_RATE: f64 = 1e-3;
 /// Features that are printed.
 const FEATURES: usize = 10;
 
-/// Name of the coder and of its feature table.
-const CODER: &str = "resid-9";
-
-/// Records the real Gemma 3 270M on news, trains a coder, prints features, opens the viewer
+/// Records a model (the real Gemma 3 270M on news), trains a coder, prints features, opens the viewer
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  polariscope demo --no-window\n\n\
+#[command(after_help = "Example:\n  polariscope demo --no-window\n  \
+                        polariscope demo --model mini --out runs/mini\n\n\
+                        The mini model lies in the repository, and its demo needs no download.\n\
                         What an earlier demo has finished is used again; --fresh begins from the start.")]
 pub(crate) struct Demo {
+    /// The model to look into
+    #[arg(long, value_name = "MODEL", default_value = PLANS[0].model, value_parser = PLANS.each_ref().map(|plan| plan.model))]
+    model: String,
+
     /// Draw the viewer into `viewer.png` instead of opening a window
     #[arg(long)]
     no_window: bool,
@@ -81,30 +107,44 @@ pub(crate) struct Demo {
     json: bool,
 }
 
+impl Plan {
+    /// The model, and the files or patterns of the text.
+    fn bring(&self) -> Result<(PathBuf, Vec<String>)> {
+        let shown = |path: &Path| path.to_string_lossy().into_owned();
+        if let Some(text) = self.text {
+            return Ok((fetch::fetch(self.model)?, vec![shown(&fetch::fetch(text)?)]));
+        }
+        let model = catalog::resolve(self.model)?;
+        let root = model.ancestors().nth(2).context("the mini model lies two folders below the root of a checkout")?;
+        let text = OWN_WORDS.iter().map(|pattern| shown(&root.join(pattern))).collect();
+        Ok((model, text))
+    }
+}
+
 impl Demo {
     pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
         let started = Instant::now();
         if self.fresh && self.out.exists() {
             remove(&self.out)?;
         }
-        let model = fetch::fetch(MODEL)?;
-        let text = fetch::fetch(TEXT)?;
-        let run = self.record(&model, &text, invocation)?;
-        let sae = run.sae_dir(CODER)?;
-        self.train(&run, &sae, invocation)?;
-        let table = self.encode(&run, &sae, &model)?;
+        let plan = PLANS.iter().find(|plan| plan.model == self.model).context("clap lets no other model through")?;
+        let (model, text) = plan.bring()?;
+        let run = self.record(plan, &model, &text, invocation)?;
+        let sae = run.sae_dir(plan.coder)?;
+        self.train(plan, &run, &sae, invocation)?;
+        let table = self.encode(plan, &run, &sae, &model)?;
         let picks = passages::interesting(&run, &table, FEATURES)?;
         self.print(&picks, &run.vocab()?.unwrap_or_default())?;
         output::note(&format!("done in {:.0} s", started.elapsed().as_secs_f64()));
-        self.look(picks.first())
+        self.look(plan, picks.first())
     }
 
     /// Records every layer, unless that has been done.
-    fn record(&self, model: &Path, text: &Path, invocation: &Invocation) -> Result<Run> {
+    fn record(&self, plan: &Plan, model: &Path, text: &[String], invocation: &Invocation) -> Result<Run> {
         let begun = self.out.join("manifest.json").is_file();
         if begun {
             let run = Run::open(&self.out)?;
-            if run.manifest().model.id != MODEL {
+            if run.manifest().model.id != plan.model {
                 bail!(
                     "`{}` is a run of another model\nhint: give the demo a folder of its own with --out",
                     self.out.display()
@@ -117,26 +157,26 @@ impl Demo {
         }
         let weights = Weights::open(model)?;
         let n_layers = weights.config().n_layers;
-        stage("record", &format!("what each of {n_layers} layers hands on, over news"));
+        stage("record", &format!("what each of {n_layers} layers hands on, over {}", plan.over));
         let points = (0..n_layers).map(|layer| HookPoint::block(Site::ResidPost, layer)).collect();
         let options =
             RecordOptions { max_tokens: Some(self.tokens), shard_tokens: SHARD_TOKENS, ..RecordOptions::new(points) };
-        let corpus = Corpus::open(&[text.to_string_lossy()], true)?;
-        let job = Job { id: MODEL, weights, corpus, options, out: &self.out, resume: begun };
+        let corpus = Corpus::open(text, plan.text.is_some())?;
+        let job = Job { id: plan.model, weights, corpus, options, out: &self.out, resume: begun };
         job.run(Compute { threads: self.threads, ..Compute::default() }, invocation)?;
         Ok(Run::open(&self.out)?)
     }
 
     /// Trains a coder on the layer in the middle, unless that has been done.
-    fn train(&self, run: &Run, sae: &Path, invocation: &Invocation) -> Result<()> {
+    fn train(&self, plan: &Plan, run: &Run, sae: &Path, invocation: &Invocation) -> Result<()> {
         if sae.join("cfg.json").is_file() {
             stage("train", "a coder is there already");
             return Ok(());
         }
-        stage("train", &format!("a BatchTopK of {D_SAE} latents on layer {LAYER}"));
+        stage("train", &format!("a BatchTopK of {} latents on layer {}", plan.d_sae, plan.layer));
         let config = TrainConfig {
             architecture: Architecture::BatchTopK,
-            d_sae: D_SAE,
+            d_sae: plan.d_sae,
             k: K,
             lr: Some(LEARNING_RATE),
             batch: BATCH,
@@ -146,14 +186,14 @@ impl Demo {
             resume: true,
             ..TrainConfig::default()
         };
-        let last = train::train(run, HookPoint::block(Site::ResidPost, LAYER), &config, sae, invocation)?;
+        let last = train::train(run, HookPoint::block(Site::ResidPost, plan.layer), &config, sae, invocation)?;
         output::note(&train::figures(&last));
         Ok(())
     }
 
     /// Encodes, unless that has been done.
-    fn encode(&self, run: &Run, sae: &Path, model: &Path) -> Result<FeatureTable> {
-        if run.feature_tables()?.iter().any(|name| name == CODER) {
+    fn encode(&self, plan: &Plan, run: &Run, sae: &Path, model: &Path) -> Result<FeatureTable> {
+        if run.feature_tables()?.iter().any(|name| name == plan.coder) {
             stage("encode", "its features are there already");
         } else {
             stage("encode", "where each feature fires, and which words it raises");
@@ -161,7 +201,7 @@ impl Demo {
             let options = EncodeOptions { threads: self.threads, ..EncodeOptions::default() };
             output::note(&encode::words(&encode::encode(run, sae, Some(&model), &options)?));
         }
-        Ok(run.feature_table(CODER)?)
+        Ok(run.feature_table(plan.coder)?)
     }
 
     fn print(&self, picks: &[Pick], vocab: &[String]) -> Result<()> {
@@ -182,8 +222,8 @@ impl Demo {
     }
 
     /// Opens the window, or draws it where there is none.
-    fn look(&self, pick: Option<&Pick>) -> Result<()> {
-        let link = pick.map(|pick| view::feature_link(&self.out, CODER, pick.feature));
+    fn look(&self, plan: &Plan, pick: Option<&Pick>) -> Result<()> {
+        let link = pick.map(|pick| view::feature_link(&self.out, plan.coder, pick.feature));
         if !self.no_window && view::has_display() {
             stage("view", "the window; close it to end");
             return Ok(viewer::open(Some(self.out.clone()), ViewOptions { link, ..ViewOptions::default() })?);

@@ -59,12 +59,12 @@ fn find(name: &str) -> Result<Wanted> {
         Some(Known { id, packed: Some(packed), licence, .. }) => {
             Ok(Wanted { id, packed, licence: Some(licence), home: catalog::model_dir(id)? })
         }
-        Some(known) => bail!(
+        Some(Known { id, hub: Some(hub), .. }) => bail!(
             "`{name}` is in no package\n\
-             hint: accept its terms at the Hugging Face hub and download it: hf download {} --local-dir {}",
-            known.hub,
-            catalog::model_dir(known.id)?.display()
+             hint: accept its terms at the Hugging Face hub and download it: hf download {hub} --local-dir {}",
+            catalog::model_dir(id)?.display()
         ),
+        Some(_) => bail!("`{name}` lies in the repository and needs no fetching\nhint: polariscope inspect {name}"),
         None => bail!("no model or text `{name}`\nhint: `polariscope models` lists the known ones"),
     }
 }

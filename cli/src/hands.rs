@@ -129,6 +129,7 @@ impl HandsArgs {
         }
         if self.attribution.is_some() {
             points.extend(model.attribution_points(detail));
+            points.extend(model.lens_points().last());
         }
         if self.cache.is_some() {
             points.extend(match &self.cache_points {
@@ -287,7 +288,7 @@ impl Hands<'_> {
         format!("\nlogit lens\n{}", output::table(&table, &[]))
     }
 
-    fn head_json(&self, head: &Head, ids: &[u32]) -> Value {
+    fn head_json(&self, head: &Attended, ids: &[u32]) -> Value {
         let keys: Vec<Value> = head
             .keys
             .iter()
@@ -296,8 +297,8 @@ impl Hands<'_> {
         json!({ "hook_point": head.point, "head": head.head, "position": head.row, "keys": keys })
     }
 
-    fn heads_text(&self, heads: &[Head], ids: &[u32]) -> String {
-        let line = |head: &Head| {
+    fn heads_text(&self, heads: &[Attended], ids: &[u32]) -> String {
+        let line = |head: &Attended| {
             let key =
                 |&(key, weight): &(usize, f32)| format!("{} at {key} {:.0}%", self.quoted(ids[key]), 100.0 * weight);
             let query = format!("{} at {}", self.quoted(ids[head.row]), head.row);
@@ -310,14 +311,13 @@ impl Hands<'_> {
     }
 
     fn attribution(&self, cache: &ActivationCache, row: usize, token: &str) -> Result<(Value, String)> {
-        let answer = match token {
-            "" => self
-                .model
-                .lens(cache, 1)
-                .map(|lens| lens.last().and_then(|last| Some(last.tokens[row].top.first()?.0)))?,
-            token => Some(read_token(token, self.tokenizer)?),
+        let answer = match (token, self.model.lens_points().last()) {
+            ("", Some(&last)) => {
+                let said = self.model.lens_row(cache, last, 1)?;
+                said.tokens[row].top.first().map(|&(id, _)| id).context("the vocabulary is empty")?
+            }
+            (token, _) => read_token(token, self.tokenizer)?,
         };
-        let answer = answer.context("the model has no layers")?;
         let against = self.args.against.as_deref().map(|token| read_token(token, self.tokenizer)).transpose()?;
         let found = self.model.attribution(cache, row, answer, against, self.detail)?;
         let of = match against {
@@ -354,7 +354,7 @@ fn attribution_text(found: &Attribution, row: usize, of: &str) -> String {
 }
 
 /// Where a head of one token looks.
-struct Head {
+struct Attended {
     point: HookPoint,
     head: usize,
     row: usize,
@@ -362,11 +362,11 @@ struct Head {
     keys: Vec<(usize, f32)>,
 }
 
-fn attended(cache: &ActivationCache, point: HookPoint, rows: &[usize]) -> Result<Vec<Head>> {
+fn attended(cache: &ActivationCache, point: HookPoint, rows: &[usize]) -> Result<Vec<Attended>> {
     let mut heads = Vec::new();
     for &row in rows {
         let keys = cache.top_keys(point, row, TOP_KEYS)?;
-        heads.extend(keys.into_iter().enumerate().map(|(head, keys)| Head { point, head, row, keys }));
+        heads.extend(keys.into_iter().enumerate().map(|(head, keys)| Attended { point, head, row, keys }));
     }
     Ok(heads)
 }

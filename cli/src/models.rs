@@ -20,7 +20,11 @@ impl Models {
         let mut rows = vec![["name", "architecture", "size", "from", "here", "licence"].map(String::from).to_vec()];
         for known in catalog::MODELS {
             let path = catalog::fetched(known)?;
-            let from = if known.packed.is_some() { "packages" } else { "hub" };
+            let from = match (known.packed, known.hub) {
+                (Some(_), _) => "packages",
+                (None, Some(_)) => "hub",
+                (None, None) => "repository",
+            };
             if self.json {
                 let bytes = known.packed.map(|packed| packed.bytes);
                 output::json(&json!({

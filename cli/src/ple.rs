@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use data::hook_point::{HookPoint, Site};
+use data::hook_point::HookPoint;
 use engine::device;
 use engine::error::Error;
 use engine::gemma::model::Model;
@@ -180,7 +180,7 @@ impl Names {
     fn describe(&self, token: &TokenRows, search: bool, occurrences: &[Occurrence]) -> String {
         let mut text = format!("token {}\n", self.named(token.id));
         if token.row != token.id {
-            text.push_str(&format!("  the table has no row of its own for it: it reads row {}\n", token.row));
+            text.extend(["  the table has no row of its own for it: it reads row ", &token.row.to_string(), "\n"]);
         }
         let mut rows = vec![vec!["layer".to_owned(), "norm".to_owned()]];
         if search {
@@ -193,7 +193,7 @@ impl Names {
         }
         text.push_str(&output::table(&rows, &[0, 1]));
         for occurrence in occurrences.iter().filter(|occurrence| occurrence.id == token.id) {
-            text.push_str(&format!("\nat position {} of the text\n", occurrence.position));
+            text.extend(["\nat position ", &occurrence.position.to_string(), " of the text\n"]);
             text.push_str(&output::table(&gate_table(&occurrence.layers), &[0, 1, 2, 3, 4, 5, 6, 7]));
         }
         text

@@ -224,13 +224,14 @@ fn cost(
     let entries: Vec<HookPointEntry> = options.hook_points.iter().map(entry).collect::<Result<_, _>>()?;
     let row: u64 = entries.iter().map(|entry| (entry.width * entry.dtype.size()) as u64).sum();
     let row = row + routing.map_or(0, |routing| (routing.layers.len() * routing.row_bytes()) as u64);
-    let mut points = match entries.len() {
+    let points = match entries.len() {
         1 => format!("`{}`", entries[0].name),
         n => format!("{n} hook points"),
     };
-    if let Some(routing) = routing {
-        points += &format!(" and the routing of {} layers", routing.layers.len());
-    }
+    let points = match routing {
+        Some(routing) => format!("{points} and the routing of {} layers", routing.layers.len()),
+        None => points,
+    };
     Ok(match tokens {
         Some(tokens) => format!(
             "recording {points}: about {} tokens, {} each, {} on disk",

@@ -54,23 +54,25 @@ impl Model {
 
     /// The logit lens at [`Self::lens_points`], which the cache must hold, with the `top` most probable tokens.
     pub fn lens(&self, cache: &ActivationCache, top: usize) -> Result<Vec<LensRow>> {
+        self.lens_points().into_iter().map(|point| self.lens_row(cache, point, top)).collect()
+    }
+
+    /// The same at one of the points.
+    pub fn lens_row(&self, cache: &ActivationCache, point: HookPoint, top: usize) -> Result<LensRow> {
         let _no_grad = tch::no_grad_guard();
-        let tokens = cache.tokens();
-        let mut next: Vec<Option<u32>> = tokens.ids.iter().skip(1).copied().map(Some).chain([None]).collect();
+        let ids = &cache.tokens().ids;
+        let mut next: Vec<Option<u32>> = ids.iter().skip(1).copied().map(Some).chain([None]).collect();
         let mut end = 0;
-        for &length in &tokens.lengths {
+        for &length in &cache.tokens().lengths {
             end += length;
             next[end - 1] = None;
         }
-        let row = |point: HookPoint| -> Result<LensRow> {
-            let resid = cache.get(point).ok_or(Error::NotReached { point })?;
-            let mut tokens = Vec::with_capacity(next.len());
-            for (rows, next) in resid.split(ROWS, 0).iter().zip(next.chunks(ROWS as usize)) {
-                tokens.extend(read(&self.logit_lens(rows).to_kind(Kind::Float), next, top));
-            }
-            Ok(LensRow { point, tokens })
-        };
-        self.lens_points().into_iter().map(row).collect()
+        let resid = cache.get(point).ok_or(Error::NotReached { point })?;
+        let mut tokens = Vec::with_capacity(next.len());
+        for (rows, next) in resid.split(ROWS, 0).iter().zip(next.chunks(ROWS as usize)) {
+            tokens.extend(read(&self.logit_lens(rows).to_kind(Kind::Float), next, top));
+        }
+        Ok(LensRow { point, tokens })
     }
 }
 

@@ -207,7 +207,8 @@ mod tests {
             let config = config(name);
             let plan = MemoryPlan::of(&config, &bf16(None), &READING);
             assert_eq!(plan.device_weights, 2 * config.n_params_effective());
-            assert!((1.9e9..2.3e9).contains(&(config.n_params_effective() as f64)), "{name}: {plan:?}");
+            // Of Gemma 3n, 1.9 billion are counted by its name, without the half billion of the embedding.
+            assert!((1.9e9..2.5e9).contains(&(config.n_params_effective() as f64)), "{name}: {plan:?}");
             assert_eq!(plan.disk_weights, 2 * (config.n_params() - config.n_params_effective()));
         }
         let plan = plan("gemma-4-e2b", None);

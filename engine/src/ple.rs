@@ -12,15 +12,15 @@ use data::hook_point::{HookPoint, Site};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{Config, Generation, PleConfig};
+use crate::config::{Config, PleConfig};
 use crate::error::{Error, Result};
 use crate::gemma::model::{Batch, Forward, Model, to_vec_f32};
-use crate::gemma::ple::TABLE;
+use crate::gemma::ple::{TABLE, row_of};
 use crate::hook::Hooks;
 use crate::weights::{Rows, Scratch, TensorInfo, Weights};
 
-/// Rows that are compared between two reports of progress: 73 MB of an E2B's table.
-const BLOCK: usize = 4096;
+/// Rows that are compared between two reports of progress: 73 MB of an E2B's table. Tests have small tables.
+const BLOCK: usize = if cfg!(test) { 100 } else { 4096 };
 
 /// A token's row of the table, by layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,12 +97,6 @@ pub fn facts(config: &Config, tensors: &[TensorInfo]) -> Option<Facts> {
     Some(Facts { rows: config.ple?.d_vocab as u64, table_bytes: table.bytes, bytes_per_token })
 }
 
-/// Which row of the table a token reads: Gemma 3n gives tokens that the table does not have its first row.
-pub fn row_of(config: &Config, ple: PleConfig, id: u32) -> u32 {
-    let remapped = config.generation() == Generation::Gemma3n && id as usize >= ple.d_vocab;
-    if remapped { 0 } else { id }
-}
-
 /// The rows of some tokens at some layers, each with the `top` rows nearest to it.
 ///
 /// The table is read once for all of them, in bounded memory, and only the parts of the layers that are asked for; not at
@@ -120,7 +114,7 @@ pub fn token_rows(
     let rows = weights
         .rows(TABLE)?
         .ok_or_else(|| Error::MissingTensor { name: TABLE.to_owned(), path: weights.path().to_owned() })?;
-    let read: Vec<u32> = ids.iter().map(|&id| row_of(config, ple, id)).collect();
+    let read: Vec<u32> = ids.iter().map(|&id| row_of(config.generation(), ple, id)).collect();
     let search = Search { parts: parts(layers, ple.d_ple), d_ple: ple.d_ple, rows: &rows };
     let queries = search.queries(&read)?;
     let Some(mut nearest) = search.nearest(&queries, top, progress)? else { return Ok(None) };
@@ -254,7 +248,7 @@ impl Search<'_> {
             let end = (start + BLOCK).min(total);
             let found = (start..end)
                 .into_par_iter()
-                .with_min_len(64)
+                .with_min_len(16)
                 .try_fold(
                     || (nothing(), Scratch::default(), vec![0.0; self.parts.len]),
                     |(mut nearest, mut scratch, mut row), index| {

@@ -20,8 +20,8 @@ pub struct PleTable {
     device: Device,
     n_rows: usize,
     n_cols: usize,
-    /// Page-locked, so that the copy to a CUDA device is one transfer.
-    staging: Mutex<Option<Tensor>>,
+    /// Where rows are put together in main memory, with room for the largest batch so far.
+    buffer: Mutex<Option<Tensor>>,
 }
 
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl PleTable {
                 (rows as usize, columns as usize)
             }
         };
-        Ok(Self { source, kind, device, n_rows, n_cols, staging: Mutex::new(None) })
+        Ok(Self { source, kind, device, n_rows, n_cols, buffer: Mutex::new(None) })
     }
 
     /// How many rows the table has.
@@ -66,39 +66,62 @@ impl PleTable {
         self.n_cols
     }
 
-    /// The rows of `ids` as they are stored, without the scale: `[ids, columns]`.
-    pub fn gather(&self, ids: &[u32]) -> Result<Tensor> {
+    /// Lets `then` use the rows of `ids` as they are stored, without the scale: `[ids, columns]`.
+    ///
+    /// What it gets is overwritten by the next call, so it must make something of its own out of it: to have memory of
+    /// its own for the rows of every batch costs several times what the look-up costs.
+    pub fn with_rows<T>(&self, ids: &[u32], then: impl FnOnce(&Tensor) -> T) -> Result<T> {
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.n_rows) {
             return Err(Error::UnknownToken { id, vocab_size: self.n_rows });
         }
         match &self.source {
-            Source::Stored(rows) if self.device == Device::Cpu => rows.gather(ids, self.kind),
-            Source::Stored(rows) => self.staged(ids.len(), |out| rows.gather_to(ids, out)),
-            Source::Held(table) if table.device() == self.device || table.requires_grad() => {
-                Ok(table.index_select(0, &indices(ids, table.device())).to_device(self.device))
+            Source::Stored(rows) => self.staged(ids.len(), |out| rows.gather_to(ids, out), then),
+            Source::Held(table) if table.device() != Device::Cpu || table.requires_grad() => {
+                Ok(then(&table.index_select(0, &indices(ids, table.device())).to_device(self.device)))
             }
-            Source::Held(table) => self.staged(ids.len(), |out| {
-                let select = table.f_index_select_out(out, 0, &indices(ids, table.device()));
-                select.map(drop).map_err(|source| torch("select rows".to_owned(), source))
-            }),
+            Source::Held(table) => {
+                let select = |out: &mut Tensor| {
+                    let selected = table.f_index_select_out(out, 0, &indices(ids, Device::Cpu));
+                    selected.map(drop).map_err(|source| torch("select rows".to_owned(), source))
+                };
+                self.staged(ids.len(), select, then)
+            }
         }
     }
 
-    /// Lets `fill` write `n` rows into page-locked memory and copies them to the device at once.
-    fn staged(&self, n: usize, fill: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<Tensor> {
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let buffer = match staging.take().filter(|buffer| buffer.size()[0] as usize >= n) {
-            Some(buffer) => buffer,
-            None => Tensor::f_empty([n as i64, self.n_cols as i64], (self.kind, Device::Cpu))
-                .and_then(|buffer| buffer.f_pin_memory(self.device))
-                .map_err(|source| torch(format!("lock {n} rows into memory"), source))?,
+    /// A copy of the rows of `ids`, see [`Self::with_rows`].
+    pub fn gather(&self, ids: &[u32]) -> Result<Tensor> {
+        self.with_rows(ids, Tensor::copy)
+    }
+
+    /// `fill` writes `n` rows into the buffer in main memory, `then` uses them on the device.
+    fn staged<T>(
+        &self,
+        n: usize,
+        fill: impl FnOnce(&mut Tensor) -> Result<()>,
+        then: impl FnOnce(&Tensor) -> T,
+    ) -> Result<T> {
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = match buffer.take().filter(|room| room.size()[0] as usize >= n) {
+            Some(room) => room,
+            None => self.room(n).map_err(|source| torch(format!("make room for {n} rows"), source))?,
         };
-        let mut rows = buffer.narrow(0, 0, n as i64);
+        let mut rows = room.narrow(0, 0, n as i64);
         fill(&mut rows)?;
-        // The copy is over when this returns, so that the buffer is free again.
-        let copied = rows.f_to(self.device).map_err(|source| torch(format!("copy {n} rows"), source));
-        *staging = Some(buffer);
-        copied
+        let result = if self.device == Device::Cpu {
+            then(&rows)
+        } else {
+            // The copy is over when this returns, so that the buffer is free again.
+            then(&rows.f_to(self.device).map_err(|source| torch(format!("copy {n} rows"), source))?)
+        };
+        *buffer = Some(room);
+        Ok(result)
+    }
+
+    /// Room for `n` rows, page-locked where they go on to a CUDA device.
+    fn room(&self, n: usize) -> std::result::Result<Tensor, tch::TchError> {
+        let room = Tensor::f_empty([n as i64, self.n_cols as i64], (self.kind, Device::Cpu))?;
+        if self.device == Device::Cpu { Ok(room) } else { room.f_pin_memory(self.device) }
     }
 }
 
@@ -139,6 +162,23 @@ mod tests {
                 assert_eq!(rows, expected, "{placement:?} {kind:?}");
             }
         }
+    }
+
+    #[test]
+    fn gradients_reach_a_table_in_memory() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma4/e");
+        let stored = Weights::open(model).unwrap();
+        let tensors: Vec<(String, Tensor)> = stored
+            .names()
+            .map(|name| (name.to_owned(), stored.tensor(name, Kind::Float).unwrap().set_requires_grad(true)))
+            .collect();
+        let name = crate::gemma::ple::TABLE;
+        let leaf = tensors.iter().find(|(found, _)| found == name).unwrap().1.shallow_clone();
+        let weights = Weights::in_memory(stored.config().clone(), tensors).unwrap();
+        let table = PleTable::open(&weights, name, Kind::Float, PlePlacement::Disk, Device::Cpu).unwrap();
+        table.with_rows(&[4, 9, 4], |rows| rows.sum(Kind::Float)).unwrap().backward();
+        let by_row = leaf.grad().sum_dim_intlist(1, false, Kind::Float) / table.n_cols() as f64;
+        assert_eq!([4, 5, 9].map(|row| by_row.double_value(&[row])), [2.0, 0.0, 1.0]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use engine::cache::{ActivationCache, CacheFile, Capture};
 use engine::gemma::model::{Batch, Forward, Logits, Model, Precision};
 use engine::generate::{Generate, Sampling};
 use engine::hook::Hooks;
-use engine::intervention::{Interventions, NoCoders, parse};
+use engine::intervention::{Interventions, NoCoders, Part, parse};
 use engine::patching::{Direction, Patching};
 use tch::{Kind, Tensor};
 
@@ -132,7 +132,7 @@ fn zeroing_an_addend_removes_it_from_the_sum() {
         let (_, cache) = run(&model, &IDS, &text, &points);
         let mut expected = cache.get(at(Site::ResidPre)).unwrap().shallow_clone();
         if let Some(scalar) = cache.get(at(Site::LayerScalar)) {
-            expected = expected * scalar;
+            expected *= scalar;
         }
         assert!(cache.get(at(Site::ResidPost)).unwrap().equal(&expected), "{name}");
     }
@@ -229,7 +229,7 @@ fn a_files_tensor_and_a_cache() {
 
     let file = format!("file:{:?}#{resid}", path.display().to_string());
     let wrong = refused(&model, &format!("add {resid} {file}"));
-    assert!(wrong.contains("expected 1, 32 numbers"), "{wrong}");
+    assert!(wrong.contains("expected 1 or 32 numbers"), "{wrong}");
     let wrong = refused(&model, &format!("patch blocks.4.hook_mlp_out from {from}"));
     assert!(wrong.contains("expected `blocks.4.hook_mlp_out`"), "{wrong}");
     fs_err::write(&path, &bytes[..bytes.len() - 3]).unwrap();
@@ -392,7 +392,7 @@ fn what_does_not_fit_is_refused() {
         ("zero blocks.99.hook_resid_post", "99"),
         ("zero blocks.1.attn.hook_z[9]", "expected an index below"),
         ("zero blocks.1.hook_resid_post[1][1]", "expected at most 1 brackets"),
-        ("add blocks.1.hook_resid_post [1, 2]", "expected 1, 32 numbers"),
+        ("add blocks.1.hook_resid_post [1, 2]", "expected 1 or 32 numbers"),
         ("add blocks.1.attn.hook_pattern [1, 2]", "expected a number"),
         ("add blocks.1.hook_resid_post \"text\"", "no tokenizer"),
         ("zero blocks.1.hook_resid_post @\" gold\"", "no tokenizer"),
@@ -451,7 +451,7 @@ fn contributions_add_up_to_the_logit() {
                 assert!((found.logit - expected).abs() < 1e-4, "{name}: {} for {expected}", found.logit);
                 assert!(found.rest.abs() < 1e-4, "{name} {detail:?}: {}", found.rest);
                 let parts = found.contributions.len();
-                assert!(parts >= 1 + 2 * model.shape().n_layers, "{name}: {parts} parts");
+                assert!(parts > 2 * model.shape().n_layers, "{name}: {parts} parts");
                 if detail.heads {
                     let plain = model.attribution_points(Detail::default());
                     let (_, cache) = run(&model, &IDS, "", &plain);
@@ -486,7 +486,7 @@ fn patching_position_by_position() {
             corrupt: corrupt.to_vec(),
             answer: 31,
             wrong: Some(90),
-            at: vec![(resid, Default::default()), (last, Default::default())],
+            at: vec![(resid, Part::default()), (last, Part::default())],
             direction: Direction::Denoise,
             batch_tokens: 30,
         };

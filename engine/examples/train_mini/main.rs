@@ -86,7 +86,7 @@ impl Arguments {
                 _ => places.push(PathBuf::from(arg)),
             }
         }
-        [parsed.texts, parsed.work, parsed.out] = places.try_into().map_err(|_| USAGE)?;
+        [parsed.texts, parsed.work, parsed.out] = places.try_into().map_err(|_not_three| USAGE)?;
         Ok(parsed)
     }
 }

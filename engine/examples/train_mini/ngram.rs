@@ -75,7 +75,9 @@ impl Order {
     fn new(counts: HashMap<Gram, u32>) -> Self {
         let mut contexts: HashMap<Gram, Context> = HashMap::new();
         let mut with_count = [0.0_f64; 4];
-        for (gram, &count) in &counts {
+        let mut grams: Vec<(&Gram, u32)> = counts.iter().map(|(gram, &count)| (gram, count)).collect();
+        grams.sort_unstable();
+        for (gram, count) in grams {
             let context = contexts.entry(gram >> 16).or_default();
             context.total += u64::from(count);
             context.followers[count.min(3) as usize - 1] += 1;

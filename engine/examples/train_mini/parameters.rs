@@ -27,6 +27,10 @@ pub(crate) struct Parameter {
 
 /// Every weight of the model as training begins.
 pub(crate) fn initial(config: &Config, seed: u64) -> Vec<Parameter> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "libtorch draws initial weights from its own stream; the seed is an argument"
+    )]
     tch::manual_seed(seed as i64);
     let parameter = |(name, shape): (String, Vec<i64>)| Parameter {
         tensor: begin(&name, &shape, config),

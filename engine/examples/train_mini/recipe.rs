@@ -77,14 +77,14 @@ pub(crate) fn schedule(step: usize, steps: usize) -> f64 {
     rise.min(fall).min(1.0)
 }
 
-/// The first step in which the rates fall.
-pub(crate) fn fall_begins(steps: usize) -> usize {
-    (0..steps).rev().find(|&step| schedule(step, steps) >= 1.0).map_or(0, |last| last + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The first step in which the rates fall.
+    fn fall_begins(steps: usize) -> usize {
+        (0..steps).rev().find(|&step| schedule(step, steps) >= 1.0).map_or(0, |last| last + 1)
+    }
 
     #[test]
     fn rates_rise_stand_and_fall() {

@@ -162,7 +162,9 @@ pub(crate) fn load(model: &Model, lessons: &[Lesson]) -> Result<Vec<Vec<f64>>> {
             let counts = &counts;
             hooks.read(HookPoint::block(Site::TopkIdx, layer), move |_, chosen| {
                 let ids = Vec::<i64>::try_from(chosen.contiguous().view([-1])).unwrap_or_default();
-                ids.into_iter().for_each(|expert| counts.borrow_mut()[layer][expert as usize] += 1.0);
+                for expert in ids {
+                    counts.borrow_mut()[layer][expert as usize] += 1.0;
+                }
             });
         }
         model.forward(&lesson.batch, None, &mut hooks, Forward::default())?;
@@ -170,7 +172,9 @@ pub(crate) fn load(model: &Model, lessons: &[Lesson]) -> Result<Vec<Vec<f64>>> {
     let mut load = counts.into_inner();
     for row in &mut load {
         let all: f64 = row.iter().sum();
-        row.iter_mut().for_each(|count| *count /= all);
+        for count in row {
+            *count /= all;
+        }
     }
     Ok(load)
 }

@@ -56,7 +56,10 @@ pub(crate) fn read(dir: &Path) -> io::Result<Vec<Document>> {
         documents.push(Document { source: GUTENBERG, name: name.to_owned(), text, held_out });
     }
     let folder = dir.join(SOTU).join("data");
-    for (i, name) in names(&folder, |name| name.ends_with(".txt"))?.into_iter().enumerate() {
+    for (i, name) in names(&folder, |name| Path::new(name).extension().is_some_and(|extension| extension == "txt"))?
+        .into_iter()
+        .enumerate()
+    {
         let text = unwrapped(&read_text(&folder.join(&name))?);
         documents.push(Document { source: SOTU, name, text, held_out: i % SOTU_HOLD_OUT == SOTU_HOLD_OUT - 1 });
     }

@@ -28,8 +28,7 @@ pub(crate) struct PerLayerEmbeddings {
     sum_scale: Factor,
     n_layers: i64,
     ple: PleConfig,
-    /// Gemma 3n gives ids that the table does not have its first row.
-    remap: bool,
+    generation: Generation,
 }
 
 /// A number that is multiplied by: as it is (Gemma 4), or rounded to the dtype of the model first (Gemma 3n).
@@ -64,15 +63,15 @@ impl PerLayerEmbeddings {
             sum_scale: factor(std::f64::consts::FRAC_1_SQRT_2),
             n_layers: config.n_layers as i64,
             ple,
-            remap: gemma3n,
+            generation: config.generation(),
         }))
     }
 
     /// `ids`: the tokens; `embed`: their scaled embeddings, `[tok, d_model]`. To `[tok, n_layers, d_ple]`.
     pub(crate) fn forward(&self, ids: &[u32], embed: &Tensor, hooks: &mut Hooks<'_>) -> Result<Tensor> {
         let by_layer = |x: Tensor| x.view([-1, self.n_layers, self.ple.d_ple as i64]);
-        let rows = self.table.gather(&self.rows_of(ids))?; // [tok, n_layers · d_ple]
-        let token = hooks.at(HookPoint::whole(Site::PleToken), by_layer(rows * &self.table_scale));
+        let token = self.table.with_rows(&self.rows_of(ids), |rows| rows * &self.table_scale)?; // [tok, n_layers · d_ple]
+        let token = hooks.at(HookPoint::whole(Site::PleToken), by_layer(token));
 
         let projected = self.projection_scale.times(&self.per_layer_model_projection.forward(embed));
         let context = self.per_layer_projection_norm.forward(&by_layer(projected));
@@ -82,9 +81,13 @@ impl PerLayerEmbeddings {
 
     /// Which row of the table each token reads.
     fn rows_of(&self, ids: &[u32]) -> Vec<u32> {
-        let row = |id: u32| if self.remap && id as usize >= self.ple.d_vocab { 0 } else { id };
-        ids.iter().map(|&id| row(id)).collect()
+        ids.iter().map(|&id| row_of(self.generation, self.ple, id)).collect()
     }
+}
+
+/// Which row of the table a token reads: Gemma 3n gives tokens that the table does not have its first row.
+pub(crate) fn row_of(generation: Generation, ple: PleConfig, id: u32) -> u32 {
+    if generation == Generation::Gemma3n && id as usize >= ple.d_vocab { 0 } else { id }
 }
 
 /// One layer's way of letting its embedding into the residual stream.

@@ -403,8 +403,8 @@ impl Sources<'_> {
         shaped(values, part, &shape).ok_or_else(|| {
             let all: usize = shape.iter().product();
             let inside = part.mask(&shape).iter().filter(|&&inside| inside).count();
-            let or = if inside == all { String::new() } else { format!(" or {inside}") };
-            format!("expected 1, {all}{or} numbers at `{point}{part}`, found {}", values.len())
+            let of_part = if inside == all { String::new() } else { format!(", {inside}") };
+            format!("expected 1{of_part} or {all} numbers at `{point}{part}`, found {}", values.len())
         })
     }
 

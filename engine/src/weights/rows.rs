@@ -12,7 +12,7 @@ use std::path::Path;
 use data::files::read_at;
 use fs_err as fs;
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::quant::Target;
 use super::{BlockFormat, Stored, Weights, values_mut};
@@ -66,16 +66,7 @@ impl Rows {
         (self.n_cols / self.format.values * self.format.bytes) as u64
     }
 
-    /// The rows of `ids`, in their order, decoded into `kind` (`Float` or `BFloat16`): `[ids, columns]` on the CPU.
-    pub fn gather(&self, ids: &[u32], kind: Kind) -> Result<Tensor> {
-        let size = [ids.len() as i64, self.n_cols as i64];
-        let torch = |source| Error::Torch { what: format!("make a tensor of shape {size:?}"), source };
-        let mut rows = Tensor::f_empty(size, (kind, Device::Cpu)).map_err(torch)?;
-        self.gather_to(ids, &mut rows)?;
-        Ok(rows)
-    }
-
-    /// As [`Self::gather`], into a tensor `[ids, columns]` that is contiguous and on the CPU.
+    /// The rows of `ids`, in their order, decoded into a tensor `[ids, columns]` that is contiguous and on the CPU.
     pub(crate) fn gather_to(&self, ids: &[u32], out: &mut Tensor) -> Result<()> {
         match out.kind() {
             Kind::Float => self.gather_into(ids, values_mut::<f32>(out)),
@@ -154,6 +145,7 @@ fn not_rows(name: &str, found: &str, path: &Path) -> Error {
 #[cfg(test)]
 mod tests {
     use half::bf16;
+    use tch::Device;
     use tempfile::TempDir;
 
     use super::super::FORMATS;
@@ -216,15 +208,21 @@ mod tests {
         }
     }
 
+    fn gather(rows: &Rows, ids: &[u32], kind: Kind) -> Result<Tensor> {
+        let mut out = Tensor::empty([ids.len() as i64, rows.n_cols() as i64], (kind, Device::Cpu));
+        rows.gather_to(ids, &mut out)?;
+        Ok(out)
+    }
+
     #[test]
     fn a_row_that_is_not_there_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let (_, rows) = matrix(&dir, &FORMATS[0]);
-        let error = rows.gather(&[1, 37], Kind::Float).unwrap_err();
+        let error = gather(&rows, &[1, 37], Kind::Float).unwrap_err();
         assert_eq!(error.to_string(), "expected a token id below 37, found 37");
-        let error = rows.gather(&[1], Kind::Int64).unwrap_err();
+        let error = gather(&rows, &[1], Kind::Int64).unwrap_err();
         assert!(matches!(error, Error::UnsupportedKind { .. }), "{error}");
-        assert_eq!(rows.gather(&[], Kind::Float).unwrap().size(), [0, COLS as i64]);
+        assert_eq!(gather(&rows, &[], Kind::Float).unwrap().size(), [0, COLS as i64]);
     }
 
     #[test]
@@ -232,7 +230,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (_, rows) = matrix(&dir, &FORMATS[0]);
         fs::OpenOptions::new().write(true).open(dir.path().join("F32")).unwrap().set_len(1000).unwrap();
-        let error = rows.gather(&[0, 30], Kind::Float).unwrap_err();
+        let error = gather(&rows, &[0, 30], Kind::Float).unwrap_err();
         assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("F32")), "{error:?}");
     }
 
