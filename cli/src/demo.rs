@@ -32,20 +32,30 @@ struct Plan {
     over: &'static str,
     /// The layer in the middle, on which a coder is trained.
     layer: usize,
-    /// Size of the coder.
+    /// Size of the coder, and how many of its latents are on at a time.
     d_sae: usize,
+    k: usize,
     /// Name of the coder and of its feature table.
     coder: &'static str,
 }
 
 const PLANS: [Plan; 2] = [
-    Plan { model: "gemma-3-270m", text: Some("lee-background"), over: "news", layer: 9, d_sae: 4096, coder: "resid-9" },
+    Plan {
+        model: "gemma-3-270m",
+        text: Some("lee-background"),
+        over: "news",
+        layer: 9,
+        d_sae: 4096,
+        k: 32,
+        coder: "resid-9",
+    },
     Plan {
         model: catalog::MINI,
         text: None,
         over: "the words of this repository",
         layer: 4,
-        d_sae: 1024,
+        d_sae: 2048,
+        k: 12,
         coder: "resid-4",
     },
 ];
@@ -58,9 +68,6 @@ const TOKENS: u64 = 32_000;
 
 /// Small shards, so that an interruption costs little.
 const SHARD_TOKENS: u64 = 8_192;
-
-/// Latents that are on at a time.
-const K: usize = 32;
 
 /// Batches that the coder is trained on; more make the explained variance better, and the demo longer.
 const BATCH: usize = 2048;
@@ -161,7 +168,7 @@ impl Demo {
         let points = (0..n_layers).map(|layer| HookPoint::block(Site::ResidPost, layer)).collect();
         let options =
             RecordOptions { max_tokens: Some(self.tokens), shard_tokens: SHARD_TOKENS, ..RecordOptions::new(points) };
-        let corpus = Corpus::open(text, plan.text.is_some())?;
+        let corpus = Corpus::open(text, true)?;
         let job = Job { id: plan.model, weights, corpus, options, out: &self.out, resume: begun };
         job.run(Compute { threads: self.threads, ..Compute::default() }, invocation)?;
         Ok(Run::open(&self.out)?)
@@ -177,7 +184,7 @@ impl Demo {
         let config = TrainConfig {
             architecture: Architecture::BatchTopK,
             d_sae: plan.d_sae,
-            k: K,
+            k: plan.k,
             lr: Some(LEARNING_RATE),
             batch: BATCH,
             tokens: Some(STEPS * BATCH as u64),
