@@ -233,7 +233,7 @@ fn resuming_with_another_corpus_or_other_options_is_refused() {
     assert!(matches!(bench.record(&out, &options, false, 4).unwrap(), Recorded::Interrupted(at) if at.shards > 0));
     assert!(bench.record(&out, &options, false, 4).is_err(), "a run is there already");
     assert!(bench.record(&out, &RecordOptions { nll: true, ..options.clone() }, true, 9).is_err());
-    fs::write(bench.path("corpus.jsonl"), CORPUS.replace("250", "251")).unwrap();
+    fs::write(bench.path("corpus.jsonl"), CORPUS.replace("125", "126")).unwrap();
     assert!(matches!(bench.record(&out, &options, true, 9), Err(Error::CorpusChanged)));
     fs::write(bench.path("corpus.jsonl"), CORPUS).unwrap();
     assert!(matches!(bench.record(&out, &options, true, usize::MAX).unwrap(), Recorded::Complete(_)));

@@ -45,7 +45,8 @@ fn known_models_are_listed() {
     let lines = succeeds(&["models", "--json"]);
     for line in lines.lines() {
         let model: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert!(model["id"].is_string() && model["path"].is_null());
+        // The mini model lies in the checkout; the others would have to be fetched.
+        assert!(model["id"].is_string() && model["path"].is_null() == (model["id"] != "mini"), "{line}");
     }
 }
 
