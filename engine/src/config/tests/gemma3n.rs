@@ -1,3 +1,5 @@
+//! Is a Gemma 3n configuration read as the reference reads it?
+
 use super::*;
 
 const S: &str = "sliding_attention";

@@ -1,3 +1,5 @@
+//! Is a Gemma 4 configuration read as the reference reads it, in both spellings?
+
 use super::*;
 
 const S: &str = "sliding_attention";

@@ -1,3 +1,5 @@
+//! Does GGUF metadata give the configuration that the converter began with?
+
 use std::path::Path;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Do the released sizes have the published shapes and counts?
+
 use super::*;
 
 fn config(name: &str) -> Config {
