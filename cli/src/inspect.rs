@@ -9,6 +9,7 @@ use clap::Args;
 use data::hook_point::{SiteRow, TABLE};
 use data::{HookPoint, ModelShape, Run};
 use engine::config::{Config, LayerKind};
+use engine::ple;
 use engine::weights::{self, Inspection};
 use fs_err as fs;
 use serde_json::{Value, json};
@@ -80,6 +81,15 @@ fn model(path: &Path) -> Result<(Value, String)> {
     let parameters: u64 = inspection.tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum();
     sheet.row("files", format!("{}, {}", inspection.files.len(), size(file_bytes)));
     sheet.row("tensors", format!("{}, {} parameters", inspection.tensors.len(), count(parameters)));
+    if let Ok(config) = &inspection.config
+        && let Some(table) = ple::facts(config, &inspection.tensors)
+    {
+        let effective = count(config.n_params_effective());
+        sheet.row("effective", format!("{effective} parameters, without the table of per-layer embeddings"));
+        let (all, one) = (size(table.table_bytes), size(table.bytes_per_token));
+        sheet
+            .row("per-layer", format!("{} rows of embeddings, {all}, of which a token reads {one}", count(table.rows)));
+    }
     let formats = formats(&inspection);
     let listed: Vec<String> = formats.iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
     sheet.row("stored as", listed.join(", "));
@@ -99,6 +109,11 @@ fn model(path: &Path) -> Result<(Value, String)> {
             value["sliding_window"] = config.sliding_window.into();
             value["hook_points"] = hook_points(&shape);
             value["memory"] = memory::json(config);
+            value["ple"] = ple::facts(config, &inspection.tensors).map_or(Value::Null, |table| {
+                json!({
+                    "rows": table.rows, "table_bytes": table.table_bytes, "bytes_per_token": table.bytes_per_token,
+                })
+            });
             let text = sheet.finish(&memory::table(config), &[1, 2, 3, 4]);
             let hook_points = output::table(&hook_point_table(&shape), &[1, 2, 3]);
             Ok((value, format!("{text}{}\n\n{hook_points}", memory::note(config))))
@@ -204,6 +219,12 @@ fn run_directory(dir: &Path) -> Result<(Value, String)> {
     sheet.row("state", format!("{state}, {}", manifest.created_at));
     sheet.row("made by", manifest.created_by.clone());
     sheet.row("model", format!("{} ({}, {})", manifest.model.id, manifest.model.architecture, manifest.model.dtype));
+    if let Some(table) = &manifest.model.ple {
+        let (all, effective) = (count(manifest.model.n_params), count(manifest.model.n_params_effective));
+        sheet.row("parameters", format!("{all}, {effective} of them effective"));
+        let (placement, one) = (&table.placement, size(table.bytes_per_token));
+        sheet.row("per-layer", format!("embeddings: {} on {placement}, {one} a token", size(table.table_bytes)));
+    }
     sheet.row("corpus", manifest.corpus.sources.join(", "));
     sheet.row("documents", count(run.n_documents()));
     sheet.row("tokens", count(run.n_tokens()));

@@ -77,7 +77,27 @@ pub struct Model {
     /// Of the weight file, such as `Q4_K_M`.
     #[serde(default)]
     pub quantization: Option<String>,
+    /// Numbers in all weights; 0 where nobody counted.
+    #[serde(default)]
+    pub n_params: u64,
+    /// Of these, without the table of per-layer embeddings: what a device must hold.
+    #[serde(default)]
+    pub n_params_effective: u64,
+    /// `None` when the model has no per-layer embeddings.
+    #[serde(default)]
+    pub ple: Option<Ple>,
     pub shape: ModelShape,
+}
+
+/// The table of per-layer embeddings of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ple {
+    /// Where it was kept: `disk`, `cpu` or `device`.
+    pub placement: String,
+    /// Of the table in its file.
+    pub table_bytes: u64,
+    /// Of them, what one token reads.
+    pub bytes_per_token: u64,
 }
 
 /// Which tokenizer made the ids.
@@ -303,6 +323,9 @@ impl Model {
             sha256: BTreeMap::new(),
             dtype: String::new(),
             quantization: None,
+            n_params: 0,
+            n_params_effective: 0,
+            ple: None,
             shape,
         }
     }

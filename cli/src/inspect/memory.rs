@@ -48,15 +48,8 @@ pub(super) fn table(config: &Config) -> Vec<Vec<String>> {
 pub(super) fn note(config: &Config) -> String {
     let Workload { context, batch_tokens, .. } = work(config);
     let (context, batch_tokens) = (count(context as u64), count(batch_tokens as u64));
-    let text = format!("  for one text of {context} tokens, {batch_tokens} at a time; the activations are an estimate");
-    match plans(config).find(|(name, plan)| *name == "bf16" && plan.disk_weights > 0) {
-        Some((_, plan)) => format!(
-            "{text}\n  {} of per-layer embeddings stay on disk, of which a token reads {}",
-            size(plan.disk_weights),
-            size(plan.lookup_per_token)
-        ),
-        None => text,
-    }
+    let on_disk = if config.ple.is_some() { "; the per-layer embeddings stay on disk" } else { "" };
+    format!("  for one text of {context} tokens, {batch_tokens} at a time; the activations are an estimate{on_disk}")
 }
 
 /// The same for a program, and for every card.

@@ -5,5 +5,6 @@ mod chat;
 mod hands;
 mod help;
 mod interrupted;
+mod ple;
 mod routing;
 mod support;

@@ -1,6 +1,7 @@
 //! Which tensors does a model have, and how many numbers are they?
 
 use super::{Config, Generation, LayerConfig};
+use crate::gemma::ple;
 
 /// A tensor that a checkpoint of some [`Config`] must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +17,6 @@ impl TensorSpec {
         self.shape.iter().fold(1, |product, &dim| product.saturating_mul(dim as u64))
     }
 }
-
-/// The table of per-layer embeddings.
-const PLE_TABLE: &str = "model.embed_tokens_per_layer.weight";
 
 impl Config {
     /// Every tensor of the text stack with its shape, in the order of the forward pass.
@@ -127,7 +125,7 @@ impl Config {
     /// How many of them a device must hold: all but the table of per-layer embeddings, of which only the rows of the
     /// tokens at hand are read. This is what `E2B` counts.
     pub fn n_params_effective(&self) -> u64 {
-        self.tensors().iter().filter(|spec| spec.name != PLE_TABLE).map(TensorSpec::n_params).sum()
+        self.tensors().iter().filter(|spec| spec.name != ple::TABLE).map(TensorSpec::n_params).sum()
     }
 
     /// How many of the effective ones a token is multiplied by: of the experts, those that it is routed to. This is

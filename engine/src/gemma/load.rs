@@ -1,5 +1,7 @@
 //! How do a model's weights get from a checkpoint into memory?
 
+use std::fmt;
+
 use tch::{Kind, Tensor};
 
 use super::linear::Linear;
@@ -30,13 +32,23 @@ impl Precision {
 /// Where the table of per-layer embeddings lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum PlePlacement {
-    /// In its file, which is mapped: only the rows of the tokens at hand are read.
+    /// In its file: only the rows of the tokens at hand are read.
     #[default]
     Disk,
     /// In main memory.
     Cpu,
     /// With the rest of the model.
     Device,
+}
+
+impl fmt::Display for PlePlacement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disk => "disk",
+            Self::Cpu => "cpu",
+            Self::Device => "device",
+        })
+    }
 }
 
 /// How a model is put into memory.

@@ -32,6 +32,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gemma::model::{Batch, Forward, LoadOptions, Model, Precision};
 use crate::hook::Hooks;
+use crate::ple;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 
@@ -143,6 +144,13 @@ pub fn describe(id: &str, weights: &Weights, options: impl Into<LoadOptions>) ->
         sha256,
         dtype: dtype(options.precision).to_string(),
         quantization: options.quantize.map(|quantize| quantize.to_string()).or_else(|| weights.quantization()),
+        n_params: config.n_params(),
+        n_params_effective: config.n_params_effective(),
+        ple: ple::facts(config, weights.infos()).map(|facts| manifest::Ple {
+            placement: options.ple.to_string(),
+            table_bytes: facts.table_bytes,
+            bytes_per_token: facts.bytes_per_token,
+        }),
         shape: config.shape(),
     })
 }
