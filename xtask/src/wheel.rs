@@ -31,7 +31,7 @@ const ATTEMPTS: u32 = 3;
 /// Brings the wheels into `dir`. One that lies there already with the right sum is not fetched again.
 pub(crate) fn fetch(wheels: &[Wheel], platforms: &[&str], dir: &Path) -> Result<()> {
     fs::create_dir_all(dir)?;
-    let missing: Vec<&Wheel> = wheels.iter().filter(|w| !is_whole(w, dir)).collect();
+    let missing: Vec<&Wheel> = wheels.iter().filter(|w| !is_whole(w.file, w.sha256, dir)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -60,7 +60,7 @@ fn fetch_one(wheel: &Wheel, platforms: &[&str], dir: &Path, python: &Path) -> Re
             .arg(wheel.requirement);
         match process::run(&mut pip) {
             Err(err) => last = err.to_string(),
-            Ok(()) if is_whole(wheel, dir) => return Ok(()),
+            Ok(()) if is_whole(wheel.file, wheel.sha256, dir) => return Ok(()),
             Ok(()) => {
                 last = format!("expected `{}` with sha256 {}, found something else", wheel.file, wheel.sha256);
             }
@@ -75,10 +75,10 @@ fn fetch_one(wheel: &Wheel, platforms: &[&str], dir: &Path, python: &Path) -> Re
 }
 
 /// Whether the file is there with the right sum; a broken one is removed.
-fn is_whole(wheel: &Wheel, dir: &Path) -> bool {
-    let path = dir.join(wheel.file);
+pub(crate) fn is_whole(file: &str, expected: &str, dir: &Path) -> bool {
+    let path = dir.join(file);
     match sha256(&path) {
-        Ok(sum) if sum == wheel.sha256 => true,
+        Ok(sum) if sum == expected => true,
         Ok(_) => {
             eprintln!("`{}` is not what it should be (sha256 differs) and is fetched again", path.display());
             let _ = fs::remove_file(&path);
@@ -191,7 +191,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let wheel = Wheel { requirement: "a==1", file: "a.whl", sha256: "00", megabytes: 1 };
         fs::write(dir.path().join("a.whl"), "half").unwrap();
-        assert!(!is_whole(&wheel, dir.path()));
+        assert!(!is_whole(wheel.file, wheel.sha256, dir.path()));
         assert!(!dir.path().join("a.whl").exists());
     }
 

@@ -3,7 +3,7 @@
 //! `cargo xtask mini` brings the texts and runs this; by hand:
 //! `cargo run -p engine --example train_mini -- TEXTS WORK OUT [--steps N] [--threads N] [--precision bf16|f32]`.
 //! TEXTS holds the unpacked packages, WORK the state of the training (a second call goes on with it), OUT the model.
-//! The same steps, seed, threads and machine give the same weights. Read [`recipe`] first, then [`step`].
+//! The same steps, seed and machine give the same weights. Read [`recipe`] first, then [`step`].
 #![expect(clippy::print_stderr, reason = "this program talks to a person at a terminal")]
 
 mod checkpoint;
@@ -202,7 +202,7 @@ impl<'a> Training<'a> {
             let factor = recipe::schedule(step, steps);
             let norm = self.optimizer.step(&mut self.parameters, &found.of, factor, step, recipe::MAX_GRADIENT);
             nll += found.nll * n as f64;
-            balance += found.balance / ROW as f64;
+            balance += found.balance * n as f64;
             tokens += n;
 
             self.progress.step += 1;
@@ -211,11 +211,16 @@ impl<'a> Training<'a> {
             if self.progress.step.is_multiple_of(ROW) || done {
                 let held_out = (self.progress.step.is_multiple_of(MEASURE) || done).then(|| self.measure(&measured));
                 let seen = self.progress.curve.last().map_or(0, |point| point.tokens) + tokens;
-                let loss = nll / tokens as f64;
-                let point =
-                    Point { step: self.progress.step, tokens: seen, loss, balance, held_out: held_out.transpose()? };
+                let (loss, unevenness) = (nll / tokens as f64, balance / tokens as f64);
+                let point = Point {
+                    step: self.progress.step,
+                    tokens: seen,
+                    loss,
+                    balance: unevenness,
+                    held_out: held_out.transpose()?,
+                };
                 eprintln!(
-                    "step {} of {steps}: loss {loss:.3}{}, balance {balance:.3}, gradient {norm:.2}, {:.0} s, {:.0} tokens/s",
+                    "step {} of {steps}: loss {loss:.3}{}, balance {unevenness:.3}, gradient {norm:.2}, {:.0} s, {:.0} tokens/s",
                     point.step,
                     point.held_out.map_or_else(String::new, |nll| format!(", held out {nll:.3}")),
                     self.progress.seconds,

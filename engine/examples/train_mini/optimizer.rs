@@ -108,6 +108,7 @@ fn orthogonal(x: &Tensor) -> Tensor {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the tests draw from libtorch's own stream, with seeds of theirs")]
 mod tests {
     use super::*;
 

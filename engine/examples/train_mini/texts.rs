@@ -170,7 +170,9 @@ mod tests {
         (0..50).for_each(|i| write(format!("{BROWN}/ca{i:02}"), "\tA/at b/nn ./.\n"));
         write(format!("{BROWN}/README"), "not a sample");
         (0..20).for_each(|i| write(format!("{SOTU}/data/{}.txt", 1900 + i), "Fellow\ncitizens"));
-        BOOKS.iter().for_each(|(book, _)| write(format!("{GUTENBERG}/gutenberg/{book}.txt"), "Once"));
+        for (book, _) in BOOKS {
+            write(format!("{GUTENBERG}/gutenberg/{book}.txt"), "Once");
+        }
         let documents = read(dir.path()).unwrap();
         assert_eq!(documents.len(), 50 + 20 + BOOKS.len());
         let held_out: Vec<&str> = documents.iter().filter(|d| d.held_out).map(|d| d.name.as_str()).collect();
