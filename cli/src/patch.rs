@@ -88,10 +88,9 @@ impl Patch {
         let weights = Weights::open(catalog::resolve(&self.model)?)?;
         let tokenizer = weights.tokenizer()?;
         let at = targets(&self.hook_points, &weights.config().shape())?;
-        let ids = |text: &str| -> Vec<u32> { tokenizer.encode(text, true).iter().map(|piece| piece.id).collect() };
         let mut patching = Patching {
-            clean: ids(&self.clean),
-            corrupt: ids(&self.corrupt),
+            clean: tokenizer.ids(&self.clean, true),
+            corrupt: tokenizer.ids(&self.corrupt, true),
             answer: read_token(&self.answer, &tokenizer)?,
             wrong: self.wrong.as_deref().map(|token| read_token(token, &tokenizer)).transpose()?,
             at,

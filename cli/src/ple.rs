@@ -157,7 +157,7 @@ impl Names {
 
     /// The tokens of a text that must have one of `wanted`.
     fn text(&self, text: &str, wanted: &[u32]) -> Result<Vec<u32>> {
-        let ids: Vec<u32> = self.tokenizer()?.encode(text, true).iter().map(|piece| piece.id).collect();
+        let ids = self.tokenizer()?.ids(text, true);
         if !ids.iter().any(|id| wanted.contains(id)) {
             let named = |ids: &[u32]| ids.iter().map(|&id| self.named(id)).collect::<Vec<_>>().join(", ");
             bail!("expected a text that has the token {}, found {}", named(wanted), named(&ids));

@@ -116,7 +116,7 @@ fn continue_text(
     text: &str,
     json: bool,
 ) -> Result<()> {
-    let prompt: Vec<u32> = tokenizer.encode(text, true).iter().map(|piece| piece.id).collect();
+    let prompt = tokenizer.ids(text, true);
     let mut stream = TextStream::new(tokenizer);
     let mut printed = Ok(());
     let mut hooks = Hooks::none();

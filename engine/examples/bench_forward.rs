@@ -4,6 +4,8 @@
 //! One JSON object for each figure on stdout.
 #![expect(clippy::print_stdout, reason = "a bench prints")]
 
+mod figures;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,6 +19,8 @@ use engine::weights::Weights;
 use fs_err as fs;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
+
+use self::figures::{figure, median, memory};
 
 const SEQUENCES: usize = 4;
 const LENGTH: usize = 512;
@@ -41,15 +45,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bf16 = forward(&weights, Precision::Bf16)?;
     figure("forward.bf16 against f32", bf16, "tokens/s", f32, "f32 in the same run", json!({"at_least": 1.8}));
     Ok(())
-}
-
-/// Prints one figure beside its limit.
-fn figure(bench: &str, measured: f64, unit: &str, limit: f64, limit_is: &str, target: Value) {
-    let mut line = json!({"bench": bench, "measured": measured, "unit": unit, "limit": limit, "limit_is": limit_is});
-    if let (Some(line), Value::Object(target)) = (line.as_object_mut(), target) {
-        line.extend(target);
-    }
-    println!("{line}");
 }
 
 /// Tokens per second of the bare forward pass.
@@ -124,7 +119,7 @@ fn recording(weights: &Weights) -> Result<(), Box<dyn std::error::Error>> {
     fs::remove_dir_all(&folder)?;
     let (bare, recorded) = (median(&mut bare), median(&mut recorded));
     figure("record", recorded, "s", bare, "the bare forward passes", json!({"at_most": 1.05}));
-    if let Some(peak) = peak_memory() {
+    if let Some(peak) = memory("VmHWM:") {
         println!(
             "{}",
             json!({"bench": "record.peak_memory", "measured": peak as f64 / 1e9, "unit": "GB", "at_most": 3.0})
@@ -187,16 +182,4 @@ fn seconds(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();
     start.elapsed().as_secs_f64()
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
-/// The largest resident size so far, in bytes, where the system tells.
-fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }

@@ -5,6 +5,8 @@
 //! One JSON object for each figure on stdout.
 #![expect(clippy::print_stdout, reason = "a bench prints")]
 
+mod figures;
+
 use std::hint::black_box;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ use memmap2::{Advice, Mmap};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
+
+use self::figures::{figure, median, memory};
 
 const TABLE: &str = "model.embed_tokens_per_layer.weight";
 /// Tokens that go through the network at once when recording.
@@ -54,7 +58,7 @@ fn measure(folder: &Path, file: &StoredTable) -> Result<()> {
 /// The most memory that looking up millions of tokens takes, all of the process included.
 fn resident(table: &PleTable) -> Result<()> {
     let mut zipf = Zipf::new(table.n_rows(), 1);
-    let before = memory("VmRSS:");
+    let before = gigabytes("VmRSS:");
     let start = Instant::now();
     for _ in 0..TOKENS / BATCH {
         table.with_rows(&zipf.batch(), look_at)?;
@@ -62,7 +66,7 @@ fn resident(table: &PleTable) -> Result<()> {
     let rate = (TOKENS / BATCH * BATCH) as f64 / start.elapsed().as_secs_f64();
     println!("{}", json!({"bench": "ple.table", "measured": bytes(table, table.n_rows()) / 1e9, "unit": "GB on disk"}));
     println!("{}", json!({"bench": "ple.2M tokens", "measured": rate, "unit": "tokens/s"}));
-    match (before, memory("VmHWM:")) {
+    match (before, gigabytes("VmHWM:")) {
         (Some(before), Some(peak)) => {
             println!("{}", json!({"bench": "ple.resident before", "measured": before, "unit": "GB"}));
             println!("{}", json!({"bench": "ple.resident peak", "measured": peak, "unit": "GB", "at_most": 0.5}));
@@ -139,15 +143,6 @@ fn cold(table: &PleTable, file: &StoredTable) -> Result<()> {
     println!("{}", json!({"bench": "ple.cold a token, in a batch", "measured": batched, "unit": "µs"}));
     figure("ple.cold a token", single, "µs", mapped, "through a memory map", json!({"at_most": 1.0}));
     Ok(())
-}
-
-/// Prints one figure beside its limit.
-fn figure(bench: &str, measured: f64, unit: &str, limit: f64, limit_is: &str, target: Value) {
-    let mut line = json!({"bench": bench, "measured": measured, "unit": unit, "limit": limit, "limit_is": limit_is});
-    if let (Some(line), Value::Object(target)) = (line.as_object_mut(), target) {
-        line.extend(target);
-    }
-    println!("{line}");
 }
 
 /// Where the table lies in the file.
@@ -258,14 +253,7 @@ fn bytes(table: &PleTable, rows: usize) -> f64 {
     (2 * rows * table.n_cols()) as f64
 }
 
-/// A figure of `/proc/self/status`, in GB: `VmRSS:` is RssAnon + RssFile + RssShmem now, `VmHWM:` its highest so far.
-fn memory(name: &str) -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with(name))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? * 1024.0 / 1e9)
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+/// Resident memory: RssAnon + RssFile + RssShmem.
+fn gigabytes(name: &str) -> Option<f64> {
+    memory(name).map(|bytes| bytes as f64 / 1e9)
 }

@@ -175,7 +175,7 @@ impl Chat {
     /// themselves, so none is added.
     pub fn encode(&self, tokenizer: &Tokenizer, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
         let text = self.render(messages, options)?;
-        Ok(tokenizer.encode(&text, false).iter().map(|piece| piece.id).collect())
+        Ok(tokenizer.ids(&text, false))
     }
 
     /// A reader of what the model says after `prompt`.

@@ -25,11 +25,9 @@ pub const DEFAULT_THETA_FULL: f64 = 1e6;
 /// Base of the rotary frequencies on sliding layers, where a checkpoint does not say otherwise.
 pub const DEFAULT_THETA_SLIDING: f64 = 1e4;
 /// Gemma 4 turns this part of the pairs on full layers, where a checkpoint does not say otherwise.
-pub const DEFAULT_PARTIAL_ROTARY_FACTOR: f64 = 0.25;
+const DEFAULT_PARTIAL_ROTARY_FACTOR: f64 = 0.25;
 /// Width of the heads of Gemma 4's full layers, where a checkpoint does not say otherwise.
-pub const DEFAULT_GLOBAL_HEAD_DIM: usize = 512;
-/// How many of Gemma 3n's last layers share keys and values, where a checkpoint does not say otherwise.
-const DEFAULT_KV_SHARED_3N: usize = 15;
+const DEFAULT_GLOBAL_HEAD_DIM: usize = 512;
 
 /// What a layer's attention can see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use data::hook_point::{HookPoint, Part, TABLE};
+use data::hook_point::{HookPoint, TABLE};
 use tch::Tensor;
 
 /// The tokens of one forward pass: what stands in which row of an activation.
@@ -100,17 +100,6 @@ impl<'a> Hooks<'a> {
     /// Whether nothing is attached anywhere.
     pub fn is_empty(&self) -> bool {
         self.attached.is_empty()
-    }
-
-    /// The last layer that a hook is attached to, or `None` if every hook is before the first block.
-    /// Points behind the last block count as `n_layers`.
-    pub fn last_layer(&self, n_layers: usize) -> Option<usize> {
-        let layer_of = |point: HookPoint| match point.site.row().part {
-            Part::Start => None,
-            Part::Block => point.layer,
-            Part::End => Some(n_layers),
-        };
-        self.attached.iter().filter_map(|(point, _)| layer_of(*point)).max()
     }
 
     /// Tells the hooks which tokens the pass that begins is about.

@@ -5,10 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::cache::ActivationCache;
 use crate::error::{Error, Result};
-use crate::gemma::model::{Model, to_vec_f32};
-
-/// Tokens whose logits exist at a time: 64 rows by 262,144 logits in f32 are 64 MB.
-const ROWS: i64 = 64;
+use crate::gemma::model::{Model, UNEMBED_ROWS, to_vec_f32};
 
 /// The prediction of every token at one depth.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +66,7 @@ impl Model {
         }
         let resid = cache.get(point).ok_or(Error::NotReached { point })?;
         let mut tokens = Vec::with_capacity(next.len());
-        for (rows, next) in resid.split(ROWS, 0).iter().zip(next.chunks(ROWS as usize)) {
+        for (rows, next) in resid.split(UNEMBED_ROWS, 0).iter().zip(next.chunks(UNEMBED_ROWS as usize)) {
             tokens.extend(read(&self.logit_lens(rows).to_kind(Kind::Float), next, top));
         }
         Ok(LensRow { point, tokens })

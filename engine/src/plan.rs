@@ -5,7 +5,9 @@
 use crate::config::{Config, LayerConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::gemma::attention::QUERY_BLOCK;
 use crate::gemma::load::{LoadOptions, PlePlacement, Precision};
+use crate::gemma::model::UNEMBED_ROWS;
 use crate::gemma::ple;
 use crate::quantize::Quantize;
 
@@ -15,9 +17,7 @@ pub const CARDS: [u64; 6] = [8, 12, 16, 24, 48, 80];
 const USABLE: f64 = 0.93;
 /// The table of per-layer embeddings in its file, as it is released: bf16.
 const STORED_BYTES: u64 = 2;
-/// Queries that attend together, rows that are unembedded together, and a block of packed weights that is unpacked.
-const QUERY_BLOCK: usize = 128;
-const UNEMBED_ROWS: usize = 64;
+/// A block of packed weights that is unpacked, on its way.
 const UNPACKED_BYTES: u64 = 128 << 20;
 
 /// What a model is going to do.
@@ -59,7 +59,7 @@ impl MemoryPlan {
             ..Self::default()
         };
         for spec in config.tensors() {
-            let n: u64 = spec.shape.iter().map(|&dim| dim as u64).product();
+            let n = spec.n_params();
             if spec.name == ple::TABLE {
                 let (place, number) = match options.ple {
                     PlePlacement::Disk => (&mut plan.disk_weights, STORED_BYTES),
@@ -166,9 +166,9 @@ fn activations(config: &Config, work: &Workload) -> u64 {
     // Its input, gate and up, their product, and its output in f32.
     let experts = config.moe.map_or(0, |moe| moe.top_k * (4 * moe.d_expert + 4 * d_model));
     let tokens = work.batch_tokens * (resid + ple + widest + experts);
-    let rows = work.batch_tokens.min(QUERY_BLOCK);
+    let rows = work.batch_tokens.min(QUERY_BLOCK as usize);
     let scores = 2 * config.n_heads * rows * work.context.max(work.batch_tokens);
-    let logits = 2 * work.batch_tokens.min(UNEMBED_ROWS) * config.d_vocab;
+    let logits = 2 * work.batch_tokens.min(UNEMBED_ROWS as usize) * config.d_vocab;
     (tokens + scores.max(logits)) as u64
 }
 

@@ -89,11 +89,6 @@ impl PleTable {
         }
     }
 
-    /// A copy of the rows of `ids`, see [`Self::with_rows`].
-    pub fn gather(&self, ids: &[u32]) -> Result<Tensor> {
-        self.with_rows(ids, Tensor::copy)
-    }
-
     /// `fill` writes `n` rows into the buffer in main memory, `then` uses them on the device.
     fn staged<T>(
         &self,
@@ -143,6 +138,10 @@ mod tests {
     /// Any matrix will do.
     const NAME: &str = "model.embed_tokens.weight";
 
+    fn gather(table: &PleTable, ids: &[u32]) -> Result<Tensor> {
+        table.with_rows(ids, Tensor::copy)
+    }
+
     fn weights() -> Weights {
         Weights::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3/text")).unwrap()
     }
@@ -157,7 +156,7 @@ mod tests {
             for placement in [PlePlacement::Disk, PlePlacement::Cpu, PlePlacement::Device] {
                 let table = PleTable::open(&weights, NAME, kind, placement, Device::Cpu).unwrap();
                 assert_eq!((table.n_rows(), table.n_cols()), (320, whole.size()[1] as usize));
-                let rows = table.gather(&ids).unwrap();
+                let rows = gather(&table, &ids).unwrap();
                 assert_eq!(rows.kind(), kind);
                 assert_eq!(rows, expected, "{placement:?} {kind:?}");
             }
@@ -187,14 +186,14 @@ mod tests {
         let table = PleTable::open(&weights, NAME, Kind::Float, PlePlacement::Disk, Device::Cpu).unwrap();
         let expected = weights.tensor(NAME, Kind::Float).unwrap().get(5);
         drop(weights);
-        assert_eq!(table.gather(&[5]).unwrap().get(0), expected);
+        assert_eq!(gather(&table, &[5]).unwrap().get(0), expected);
     }
 
     #[test]
     fn a_token_without_a_row_is_refused_by_every_placement() {
         for placement in [PlePlacement::Disk, PlePlacement::Cpu, PlePlacement::Device] {
             let table = PleTable::open(&weights(), NAME, Kind::Float, placement, Device::Cpu).unwrap();
-            let error = table.gather(&[3, 320]).unwrap_err();
+            let error = gather(&table, &[3, 320]).unwrap_err();
             assert_eq!(error.to_string(), "expected a token id below 320, found 320", "{placement:?}");
         }
     }

@@ -83,6 +83,11 @@ impl Tokenizer {
         pieces
     }
 
+    /// The ids alone, see [`Self::encode`].
+    pub fn ids(&self, text: &str, bos: bool) -> Vec<u32> {
+        self.encode(text, bos).iter().map(|piece| piece.id).collect()
+    }
+
     /// The text of a token: spaces as spaces, a byte as `<0xE2>`, a control token as it is spelled.
     ///
     /// Different ids have different texts. `None` for an id that the vocabulary does not have.

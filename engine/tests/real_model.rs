@@ -37,7 +37,7 @@ fn the_real_270m() {
     let tokenizer = weights.tokenizer().unwrap();
     let model = Model::from_weights(&weights, Precision::F32).unwrap();
     for reference in &references {
-        let ids: Vec<u32> = tokenizer.encode(&reference.text, true).iter().map(|piece| piece.id).collect();
+        let ids = tokenizer.ids(&reference.text, true);
         assert_eq!(ids, reference.ids);
         let n_layers = model.config().n_layers;
         let points: Vec<HookPoint> = (0..n_layers).map(|layer| HookPoint::block(Site::ResidPost, layer)).collect();

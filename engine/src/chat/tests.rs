@@ -194,7 +194,7 @@ fn a_template_may_stand_in_many_places() {
 /// What the reader makes of a text, with the pieces of one kind joined.
 fn parts(prompt: &str, text: &str) -> Vec<ReplyPart> {
     let tokenizer = gemma4();
-    let ids = |text: &str| tokenizer.encode(text, false).iter().map(|piece| piece.id).collect::<Vec<u32>>();
+    let ids = |text: &str| tokenizer.ids(text, false);
     let mut reader = ReplyReader::new(&tokenizer, &ids(prompt));
     let mut parts: Vec<ReplyPart> = Vec::new();
     for id in ids(text) {

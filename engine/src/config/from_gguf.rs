@@ -4,10 +4,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{
-    Architecture, Config, DEFAULT_KV_SHARED_3N, Generation, LayerConfig, LayerKind, MoeConfig, PleConfig, Rope, bad,
-    layers,
-};
+use super::{Architecture, Config, Generation, LayerConfig, LayerKind, MoeConfig, PleConfig, Rope, bad, layers};
 use crate::error::Result;
 use crate::weights::gguf::{Metadata, Value};
 
@@ -176,8 +173,8 @@ impl Config {
         }
         layers::full(&mut layers).for_each(|layer| layer.d_head = d_head_full);
         if self.generation() != Generation::Gemma3 {
-            let default = if self.generation() == Generation::Gemma3n { DEFAULT_KV_SHARED_3N } else { 0 };
-            layers::share_keys(&mut layers, keys.count("attention.shared_kv_layers")?.unwrap_or(default))?;
+            let n_shared = keys.count("attention.shared_kv_layers")?;
+            layers::share_keys(&mut layers, n_shared.unwrap_or_else(|| layers::kv_shared(self.generation())))?;
         }
         if self.generation() == Generation::Gemma3n {
             layers::set_sparsity(&mut layers, &sparsity(keys, self.n_layers)?);

@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Architecture, Config, DEFAULT_GLOBAL_HEAD_DIM, DEFAULT_KV_SHARED_3N, Generation, LayerConfig, LayerKind, MoeConfig,
-    PleConfig, Rope, RopeByKind, bad, layers,
+    Architecture, Config, DEFAULT_GLOBAL_HEAD_DIM, Generation, LayerConfig, LayerKind, MoeConfig, PleConfig, Rope,
+    RopeByKind, bad, layers,
 };
 use crate::error::Result;
 
@@ -27,7 +27,7 @@ impl Config {
             let mut fields = object("text_config", inner)?.clone();
             // The multimodal files of the Hub say these beside the text stack, not in it.
             for name in ["bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"] {
-                if let Some(value) = top.get(name).filter(|value| !value.is_null()) {
+                if let Some(value) = present(top, name) {
                     fields.insert(name.to_owned(), value.clone());
                 }
             }
@@ -54,17 +54,18 @@ impl Config {
             _ => None,
         };
 
-        let mut config = overlay(&fields, Self::defaults(architecture))?;
+        let default = Self::defaults(architecture);
+        let mut config = overlay(&fields, default.clone())?;
         config.check_n_layers()?;
         if fields.get("final_logit_softcapping").is_some_and(Value::is_null) || architecture == Architecture::Gemma3 {
             config.final_logit_softcapping = None;
         }
-        config.rope = ropes(&fields, &Self::defaults(architecture).rope, generation)?;
+        config.rope = ropes(&fields, &default.rope, generation)?;
         config.read_direction(&fields)?;
-        let with_table = architecture.text() != Architecture::Gemma4UnifiedText;
-        config.ple = if with_table { ple(&fields, generation)? } else { None };
-        config.moe = if with_table && generation == Generation::Gemma4 { moe(&fields)? } else { None };
-        config.altup = Self::defaults(architecture).altup.map(|altup| overlay(&fields, altup)).transpose()?;
+        config.ple = ple(&fields, default.ple, generation)?;
+        let may_route = generation == Generation::Gemma4 && architecture.text() != Architecture::Gemma4UnifiedText;
+        config.moe = if may_route { moe(&fields)? } else { None };
+        config.altup = default.altup.map(|altup| overlay(&fields, altup)).transpose()?;
         config.read_layers(&fields, d_mlps)?;
         config.check()?;
         Ok(config)
@@ -108,8 +109,8 @@ impl Config {
             }
         }
         if generation != Generation::Gemma3 {
-            let default = if generation == Generation::Gemma3n { DEFAULT_KV_SHARED_3N } else { 0 };
-            layers::share_keys(&mut layers, optional_count(fields, "num_kv_shared_layers")?.unwrap_or(default))?;
+            let n_shared = optional_count(fields, "num_kv_shared_layers")?;
+            layers::share_keys(&mut layers, n_shared.unwrap_or_else(|| layers::kv_shared(generation)))?;
         }
         if generation == Generation::Gemma4 && flag(fields, "use_double_wide_mlp")? {
             layers::double_sharing_mlps(&mut layers);
@@ -130,7 +131,7 @@ fn overlay<T: Serialize + DeserializeOwned>(fields: &Fields, default: T) -> Resu
     let names: Vec<String> = merged.keys().cloned().collect();
     let mut read = default;
     for name in names {
-        if let Some(value) = fields.get(&name).filter(|value| !value.is_null()) {
+        if let Some(value) = present(fields, &name) {
             merged.insert(name.clone(), value.clone());
             read = serde_json::from_value(Value::Object(merged.clone()))
                 .map_err(|error| bad(&name, "another type", &error.to_string()))?;
@@ -141,11 +142,7 @@ fn overlay<T: Serialize + DeserializeOwned>(fields: &Fields, default: T) -> Resu
 
 fn check_activation(fields: &Fields) -> Result<()> {
     // Old configurations carry a stale `hidden_act` beside `hidden_activation`.
-    let key = if fields.get("hidden_activation").is_some_and(|value| !value.is_null()) {
-        "hidden_activation"
-    } else {
-        "hidden_act"
-    };
+    let key = if present(fields, "hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
     match text(fields, key)? {
         None | Some("gelu_pytorch_tanh") => Ok(()),
         Some(other) => Err(bad(key, "`gelu_pytorch_tanh`", &format!("`{other}`"))),
@@ -153,17 +150,10 @@ fn check_activation(fields: &Fields) -> Result<()> {
 }
 
 /// Per-layer embeddings. Gemma 4 turns them off with 0 or null; Gemma 3n cannot be without.
-fn ple(fields: &Fields, generation: Generation) -> Result<Option<PleConfig>> {
-    let default = match generation {
-        Generation::Gemma3 => return Ok(None),
-        Generation::Gemma3n => Config::defaults(Architecture::Gemma3nText).ple,
-        Generation::Gemma4 => Config::defaults(Architecture::Gemma4Text).ple,
-    };
+fn ple(fields: &Fields, default: Option<PleConfig>, generation: Generation) -> Result<Option<PleConfig>> {
     let width = fields.get("hidden_size_per_layer_input");
-    if generation == Generation::Gemma4 && width.is_some_and(|width| width.is_null() || *width == json!(0)) {
-        return Ok(None);
-    }
-    default.map(|default| overlay(fields, default)).transpose()
+    let off = generation == Generation::Gemma4 && width.is_some_and(|width| width.is_null() || *width == json!(0));
+    default.filter(|_| !off).map(|default| overlay(fields, default)).transpose()
 }
 
 fn moe(fields: &Fields) -> Result<Option<MoeConfig>> {

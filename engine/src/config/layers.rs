@@ -17,6 +17,14 @@ pub(super) fn full_every(generation: Generation) -> usize {
     }
 }
 
+/// How many of the last layers read the keys and values of earlier ones where a checkpoint says nothing.
+pub(super) fn kv_shared(generation: Generation) -> usize {
+    match generation {
+        Generation::Gemma3 | Generation::Gemma4 => 0,
+        Generation::Gemma3n => 15,
+    }
+}
+
 /// One layer of each of these kinds, with the model's own widths.
 pub(super) fn uniform(config: &Config, kinds: &[LayerKind]) -> Vec<LayerConfig> {
     let layer = |&kind| LayerConfig {

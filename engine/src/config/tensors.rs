@@ -13,7 +13,7 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    fn n_params(&self) -> u64 {
+    pub(crate) fn n_params(&self) -> u64 {
         self.shape.iter().fold(1, |product, &dim| product.saturating_mul(dim as u64))
     }
 }

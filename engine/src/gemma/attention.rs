@@ -4,6 +4,7 @@
 //! nothing is padded, and no sequence can see another.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use data::hook_point::{HookPoint, Site};
 use tch::{Device, Kind, Tensor};
@@ -19,7 +20,7 @@ use crate::hook::Hooks;
 use crate::kv_cache::LayerCache;
 
 /// Queries that look at their keys together: few enough to skip most of what they cannot see, enough to fill a product.
-const QUERY_BLOCK: i64 = 128;
+pub(crate) const QUERY_BLOCK: i64 = 128;
 
 #[derive(Debug)]
 pub(crate) struct Attention {
@@ -105,10 +106,9 @@ impl Attention {
         let q = pass.hooks.at(at(Site::RotQ), rotation.apply(&q));
         let keys = match &self.keys {
             Keys::Own(own) => {
-                let keys = self.own_keys(own, x, rotation, cache, pass);
+                let keys = Rc::new(self.own_keys(own, x, rotation, cache, pass));
                 if own.kept {
-                    let handles = keys.iter().map(|(k, v)| (k.shallow_clone(), v.shallow_clone())).collect();
-                    pass.shared.insert(self.layer, handles);
+                    pass.shared.insert(self.layer, Rc::clone(&keys));
                 }
                 keys
             }
@@ -116,14 +116,13 @@ impl Attention {
                 let source_at = || Tensor::full([x.size()[0], 1], *source as f64, (Kind::Float, x.device()));
                 // Looked at, not obeyed: which layer is read is a matter of the weights.
                 let _ = pass.hooks.run_if_wanted(at(Site::KvSource), source_at);
-                let shared = &pass.shared[source];
-                shared.iter().map(|(k, v)| (k.shallow_clone(), v.shallow_clone())).collect()
+                Rc::clone(&pass.shared[source])
             }
         };
 
         let mut mixed = Vec::with_capacity(pass.lengths.len());
         let mut start = 0;
-        for (sequence, (&length, (k, v))) in pass.lengths.iter().zip(&keys).enumerate() {
+        for (sequence, (&length, (k, v))) in pass.lengths.iter().zip(keys.iter()).enumerate() {
             let q = q.narrow(0, start, length).transpose(0, 1); // [n_heads, pos, d_head]
             let z = self.mix(&q, k, v, sequence, pass.numerics, pass.hooks); // [n_heads, pos, d_head]
             mixed.push(z.transpose(0, 1)); // [pos, n_heads, d_head]

@@ -104,15 +104,13 @@ impl Loader<'_> {
 
     /// One linear map for each expert, stored as one tensor `[n_experts, out, in]`.
     pub(crate) fn expert_linears(&self, name: &str) -> Result<Vec<Linear>> {
-        let each = |experts: Tensor, linear: &dyn Fn(Tensor) -> Linear| {
-            (0..experts.size()[0]).map(|expert| linear(experts.select(0, expert))).collect()
-        };
+        let each = |experts: Tensor| (0..experts.size()[0]).map(move |expert| experts.select(0, expert));
         Ok(match self.packing(name) {
             // One expert at a time goes to the device, where it is packed.
-            Some(quantize) => each(self.weights.tensor(name, Kind::Float)?, &|weight| {
-                Linear::packed(&weight.to_device(self.device()), quantize, self.kind(), None)
-            }),
-            None => each(self.tensor(name)?, &|weight| Linear::new(weight, None)),
+            Some(quantize) => each(self.weights.tensor(name, Kind::Float)?)
+                .map(|weight| Linear::packed(&weight.to_device(self.device()), quantize, self.kind(), None))
+                .collect(),
+            None => each(self.tensor(name)?).map(|weight| Linear::new(weight, None)).collect(),
         })
     }
 

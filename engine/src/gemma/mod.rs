@@ -4,7 +4,7 @@ pub mod load;
 pub mod model;
 
 mod altup;
-mod attention;
+pub(crate) mod attention;
 mod block;
 mod linear;
 mod mlp;

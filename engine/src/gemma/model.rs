@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 
 use data::hook_point::{HookPoint, ModelShape, Site};
 use tch::{Device, Kind, Tensor};
@@ -21,7 +22,7 @@ use crate::kv_cache::KvCache;
 use crate::weights::Weights;
 
 /// Token rows that the unembedding takes at once: 64 rows by 262,144 logits in f32 are 64 MB.
-const UNEMBED_ROWS: i64 = 64;
+pub(crate) const UNEMBED_ROWS: i64 = 64;
 
 /// Directions whose effect on the logits is taken at once, and vocabulary rows for each: 256 × 32,768 f32 are 33 MB.
 const EFFECT_ROWS: i64 = 256;
@@ -89,7 +90,7 @@ pub(crate) struct Pass<'a, 'h> {
     pub(crate) lengths: &'a [i64],
     pub(crate) numerics: Numerics,
     /// Keys and values that later layers read too, by layer and sequence.
-    pub(crate) shared: BTreeMap<usize, Vec<KeysAndValues>>,
+    pub(crate) shared: BTreeMap<usize, Rc<Vec<KeysAndValues>>>,
     pub(crate) hooks: &'a mut Hooks<'h>,
 }
 
@@ -245,19 +246,20 @@ impl Model {
             return None;
         }
         let mut normed = self.norm.forward_hooked(resid, scale, normalized, hooks); // [tok, d_model]
-        let last = || Tensor::from_slice(&last_of_each(lengths)).to_device(resid.device());
-        match (wanted, hooked) {
-            (Logits::None, false) => return None,
-            // Hooks see every token's logits.
-            (Logits::Last, false) => normed = normed.index_select(0, &last()),
-            _ => {}
+        if wanted == Logits::None && !hooked {
+            return None;
+        }
+        let last = |x: &Tensor| x.index_select(0, &Tensor::from_slice(&last_of_each(lengths)).to_device(x.device()));
+        // Hooks see every token's logits.
+        if wanted == Logits::Last && !hooked {
+            normed = last(&normed); // [sequences, d_model]
         }
         let logits = hooks.at(precap, normed.linear::<&Tensor>(&self.lm_head, None)); // [tok, d_vocab]
         let logits = hooks.at(capped, self.softcap(logits));
-        match (wanted, hooked) {
-            (Logits::None, _) => None,
-            (Logits::Last, true) => Some(logits.index_select(0, &last())),
-            _ => Some(logits),
+        match wanted {
+            Logits::None => None,
+            Logits::Last if hooked => Some(last(&logits)),
+            Logits::Last | Logits::All => Some(logits),
         }
     }
 

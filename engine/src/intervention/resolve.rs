@@ -289,7 +289,7 @@ impl Activations {
                     origin: origin.to_string(),
                     what: "the model has no tokenizer".to_owned(),
                 })?;
-                run(model, &tokenizer.encode(text, true).iter().map(|piece| piece.id).collect::<Vec<_>>(), points)?
+                run(model, &tokenizer.ids(text, true), points)?
             }
         };
         let fault = |what: String| Error::Origin { origin: origin.to_string(), what };

@@ -197,7 +197,7 @@ fn the_real_model_loses_little() {
     let text = "The tower was built by an engineer for the World's Fair of 1889. It was meant to stand for twenty years, \
                 and the city wanted to take it down, but it had become useful for sending radio signals, so it stayed.";
     let weights = Weights::open(path).unwrap();
-    let ids: Vec<u32> = weights.tokenizer().unwrap().encode(text, true).iter().map(|piece| piece.id).collect();
+    let ids = weights.tokenizer().unwrap().ids(text, true);
     let nll = |quantize, precision| {
         let options = LoadOptions { precision, quantize, ..LoadOptions::default() };
         let model = Model::from_weights(&weights, options).unwrap();

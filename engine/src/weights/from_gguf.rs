@@ -8,6 +8,7 @@ use super::names::{self, GgufMeaning, Meaning};
 use super::{Piece, Place, Source, TensorInfo, Weights, gguf, map_files};
 use crate::config::{Config, Generation};
 use crate::error::{Error, Result};
+use crate::gemma::ple;
 
 /// Divisors of rotary frequencies above this mean that a pair does not turn; llama.cpp writes 1e30.
 const STANDS_STILL: f32 = 1e20;
@@ -76,7 +77,7 @@ struct Reading<'a> {
 impl Reading<'_> {
     fn add(&mut self, name: String, mut entry: gguf::TensorEntry) -> Result<()> {
         let rows = self.checkpoint.expected_shape(&name).and_then(|shape| shape.first().copied());
-        if let (names::PLE_TABLE, Some(rows), [stored, _]) = (name.as_str(), rows, entry.shape.as_slice())
+        if let (ple::TABLE, Some(rows), [stored, _]) = (name.as_str(), rows, entry.shape.as_slice())
             && rows < *stored
         {
             let change = format!("left out {} rows of zeros at the end of `{}`", stored - rows, entry.name);

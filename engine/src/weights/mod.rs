@@ -354,7 +354,7 @@ fn values_mut<T: tch::kind::Element>(tensor: &mut Tensor) -> &mut [T] {
     }
     #[expect(unsafe_code, reason = "decodes hundreds of megabytes straight into the tensor instead of through a copy")]
     // SAFETY: the tensor is contiguous, on the CPU, of this element type and borrowed mutably as long as the slice; it
-    // was made a moment ago by `f_empty`, so that nothing else refers to its storage. Any bits are a number.
+    // was made a moment ago, or is the room of a table, which its lock lends to one caller at a time. Any bits are a number.
     unsafe {
         std::slice::from_raw_parts_mut(start, len)
     }

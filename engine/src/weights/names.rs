@@ -1,6 +1,7 @@
 //! Which name in a checkpoint is which tensor of the text stack?
 
 use crate::config::Config;
+use crate::gemma::ple;
 
 /// Prefixes under which the text stack stands in Hugging Face checkpoints, longest first: the reference in memory and
 /// the Hub from Gemma 3n on, the Hub's Gemma 3 and MLX, the reference's text-only class. A bare name is tried last.
@@ -27,9 +28,6 @@ const ROTARY: &str = "rotary frequencies, which are computed";
 const TIED: &str = "the unembedding, which is tied to the embedding";
 const SHARED: &str = "keys and values in layers that read another's";
 const KEYS: &str = "values in layers whose values are their keys";
-
-/// The table of per-layer embeddings.
-pub(super) const PLE_TABLE: &str = "model.embed_tokens_per_layer.weight";
 
 /// What a name in a safetensors file stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +90,7 @@ pub(super) enum GgufMeaning {
 /// GGUF's names of what stands outside the layers.
 const GGUF_TOP: &[(&str, &str)] = &[
     ("token_embd.weight", "model.embed_tokens.weight"),
-    ("per_layer_token_embd.weight", PLE_TABLE),
+    ("per_layer_token_embd.weight", ple::TABLE),
     ("per_layer_model_proj.weight", "model.per_layer_model_projection.weight"),
     ("per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight"),
     ("output_norm.weight", "model.norm.weight"),
