@@ -155,9 +155,11 @@ fn in_checkout() -> Option<PathBuf> {
 /// What `MODEL` on the command line means: a path that exists, or a known name.
 pub(crate) fn resolve(name: &str) -> Result<PathBuf> {
     let path = Path::new(name);
-    if path.exists() {
-        return Ok(path.to_owned());
-    }
+    if path.exists() { Ok(path.to_owned()) } else { named(name) }
+}
+
+/// The file or folder of a known name, whatever lies in the working folder.
+pub(crate) fn named(name: &str) -> Result<PathBuf> {
     let Some(known) = model(name) else {
         bail!(
             "no model `{name}`: neither a folder with `config.json`, nor a `.gguf` file, nor a known name\n\

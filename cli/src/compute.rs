@@ -22,11 +22,11 @@ pub(crate) struct Compute {
     pub(crate) dtype: ComputeDtype,
 
     /// Where the model computes: `cpu`, `cuda` or `cuda:1`
-    #[arg(long, value_parser = device, default_value_t = Device::Cpu)]
+    #[arg(long, default_value_t = Device::Cpu)]
     pub(crate) device: Device,
 
     /// Keep the linear maps in `int8` or `int4`; they are packed while they are loaded
-    #[arg(long, value_name = "BITS", value_parser = quantize)]
+    #[arg(long, value_name = "BITS")]
     pub(crate) quantize: Option<Quantize>,
 
     /// Where the table of per-layer embeddings lies, if the model has one
@@ -91,14 +91,6 @@ impl Ple {
             Self::Device => PlePlacement::Device,
         }
     }
-}
-
-fn device(text: &str) -> Result<Device, String> {
-    text.parse().map_err(|err: engine::error::Error| err.to_string())
-}
-
-fn quantize(text: &str) -> Result<Quantize, String> {
-    text.parse().map_err(|err: engine::error::Error| err.to_string())
 }
 
 /// Where libtorch's CUDA part may lie: where the environment says, and in Python's torch.

@@ -121,7 +121,7 @@ impl Plan {
         if let Some(text) = self.text {
             return Ok((fetch::fetch(self.model)?, vec![shown(&fetch::fetch(text)?)]));
         }
-        let model = catalog::resolve(self.model)?;
+        let model = catalog::named(self.model)?;
         let root = model.ancestors().nth(2).context("the mini model lies two folders below the root of a checkout")?;
         let text = OWN_WORDS.iter().map(|pattern| shown(&root.join(pattern))).collect();
         Ok((model, text))

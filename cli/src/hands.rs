@@ -95,8 +95,13 @@ pub(crate) struct Hands<'m> {
     capture: Capture,
     points: Vec<HookPoint>,
     patterns: Vec<HookPoint>,
+    /// What the file gets.
+    cached: Vec<HookPoint>,
     detail: Detail,
     at: Selection,
+    /// The tokens of `--attribution` and `--against`, where they are named.
+    answer: Option<u32>,
+    against: Option<u32>,
 }
 
 impl HandsArgs {
@@ -131,15 +136,21 @@ impl HandsArgs {
             points.extend(model.attribution_points(detail));
             points.extend(model.lens_points().last());
         }
+        let mut cached = match (&self.cache, &self.cache_points) {
+            (None, _) => Vec::new(),
+            (Some(_), Some(list)) => HookPoint::parse_list(list, &shape)?,
+            (Some(_), None) => HookPoint::all(&shape),
+        };
         if self.cache.is_some() {
-            points.extend(match &self.cache_points {
-                Some(list) => HookPoint::parse_list(list, &shape)?,
-                None => HookPoint::all(&shape),
-            });
+            cached.extend(&patterns);
         }
+        points.extend(&cached);
         points.sort_unstable();
         points.dedup();
         let at = self.at.with_ids(Some(tokenizer)).map_err(anyhow::Error::msg)?;
+        let read = |token: &str| read_token(token, tokenizer);
+        let answer = self.attribution.as_deref().filter(|token| !token.is_empty()).map(read).transpose()?;
+        let against = self.against.as_deref().map(read).transpose()?;
         Ok(Hands {
             args: self,
             model,
@@ -148,8 +159,11 @@ impl HandsArgs {
             capture: Capture::default(),
             points,
             patterns,
+            cached,
             detail,
             at,
+            answer,
+            against,
         })
     }
 }
@@ -199,10 +213,17 @@ impl Hands<'_> {
             }
             let _ = write!(text, "\n{point}\n{}", self.heads_text(&heads, ids));
         }
-        if let Some(token) = &self.args.attribution {
+        if self.args.attribution.is_some() {
+            // Without a token, what the model says itself.
+            let said = match (self.answer, self.model.lens_points().last()) {
+                (None, Some(&last)) => Some(self.model.lens_row(&cache, last, 1)?),
+                _ => None,
+            };
             let mut all = Vec::new();
             for &row in &rows {
-                let (json, table) = self.attribution(&cache, row, token)?;
+                let best = || said.as_ref()?.tokens[row].top.first().map(|&(id, _)| id);
+                let answer = self.answer.or_else(best).context("the vocabulary is empty")?;
+                let (json, table) = self.attribution(&cache, row, answer)?;
                 all.push(json);
                 text.push_str(&table);
             }
@@ -212,16 +233,10 @@ impl Hands<'_> {
     }
 
     fn save(&self, cache: &ActivationCache, path: &std::path::Path) -> Result<()> {
-        // What is only shown does not belong into the file.
-        let kept = match &self.args.cache_points {
-            Some(list) => HookPoint::parse_list(list, &self.model.shape())?,
-            None => HookPoint::all(&self.model.shape()),
-        };
-        let kept: Vec<HookPoint> = kept.into_iter().chain(self.patterns.iter().copied()).collect();
         let texts = cache.tokens().ids.iter().map(|&id| self.token(id)).collect();
         let about = self.args.intervene.join("; ");
         let about = if about.is_empty() { None } else { Some(("intervene".to_owned(), about)) };
-        cache.save(path, &kept, &CacheFile { texts: Some(texts), about: about.into_iter().collect() })?;
+        cache.save(path, &self.cached, &CacheFile { texts: Some(texts), about: about.into_iter().collect() })?;
         Ok(())
     }
 
@@ -310,15 +325,8 @@ impl Hands<'_> {
         output::table(&heads.iter().map(line).collect::<Vec<_>>(), &[])
     }
 
-    fn attribution(&self, cache: &ActivationCache, row: usize, token: &str) -> Result<(Value, String)> {
-        let answer = match (token, self.model.lens_points().last()) {
-            ("", Some(&last)) => {
-                let said = self.model.lens_row(cache, last, 1)?;
-                said.tokens[row].top.first().map(|&(id, _)| id).context("the vocabulary is empty")?
-            }
-            (token, _) => read_token(token, self.tokenizer)?,
-        };
-        let against = self.args.against.as_deref().map(|token| read_token(token, self.tokenizer)).transpose()?;
+    fn attribution(&self, cache: &ActivationCache, row: usize, answer: u32) -> Result<(Value, String)> {
+        let against = self.against;
         let found = self.model.attribution(cache, row, answer, against, self.detail)?;
         let of = match against {
             Some(against) => format!("{} less {}", self.quoted(answer), self.quoted(against)),

@@ -81,9 +81,8 @@ fn model(path: &Path) -> Result<(Value, String)> {
     let parameters: u64 = inspection.tensors.iter().map(|t| t.shape.iter().product::<usize>() as u64).sum();
     sheet.row("files", format!("{}, {}", inspection.files.len(), size(file_bytes)));
     sheet.row("tensors", format!("{}, {} parameters", inspection.tensors.len(), count(parameters)));
-    if let Ok(config) = &inspection.config
-        && let Some(table) = ple::facts(config, &inspection.tensors)
-    {
+    let table = inspection.config.as_ref().ok().and_then(|config| ple::facts(config, &inspection.tensors));
+    if let (Ok(config), Some(table)) = (&inspection.config, table) {
         let effective = count(config.n_params_effective());
         sheet.row("effective", format!("{effective} parameters, without the table of per-layer embeddings"));
         let (all, one) = (size(table.table_bytes), size(table.bytes_per_token));
@@ -109,11 +108,7 @@ fn model(path: &Path) -> Result<(Value, String)> {
             value["sliding_window"] = config.sliding_window.into();
             value["hook_points"] = hook_points(&shape);
             value["memory"] = memory::json(config);
-            value["ple"] = ple::facts(config, &inspection.tensors).map_or(Value::Null, |table| {
-                json!({
-                    "rows": table.rows, "table_bytes": table.table_bytes, "bytes_per_token": table.bytes_per_token,
-                })
-            });
+            value["ple"] = json!(table);
             let text = sheet.finish(&memory::table(config), &[1, 2, 3, 4]);
             let hook_points = output::table(&hook_point_table(&shape), &[1, 2, 3]);
             Ok((value, format!("{text}{}\n\n{hook_points}", memory::note(config))))

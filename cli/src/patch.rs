@@ -102,8 +102,9 @@ impl Patch {
             output::note(&format!("clean:   {}\ncorrupt: {}", tokens.clean.join(" "), tokens.corrupt.join(" ")));
             return Err(Error::Unequal { clean: patching.clean.len(), corrupt: patching.corrupt.len() }.into());
         }
+        let load = self.compute.open(weights.config())?;
         device::set_threads(self.compute.threads);
-        let model = Model::from_weights(&weights, self.compute.open(weights.config())?)?;
+        let model = Model::from_weights(&weights, load)?;
         let mut tables = Vec::new();
         for &direction in self.direction.directions() {
             patching.direction = direction;

@@ -207,10 +207,10 @@ impl Names {
                 .map(|near| json!({ "id": near.row, "text": self.text_of(near.row), "cosine": near.cosine }));
             json!({ "layer": layer.layer, "norm": layer.norm, "nearest": near.collect::<Vec<_>>() })
         });
-        let places = occurrences.iter().filter(|occurrence| occurrence.id == token.id).map(|occurrence| {
-            let layers: Vec<Value> = occurrence.layers.iter().map(gate_json).collect();
-            json!({ "position": occurrence.position, "layers": layers })
-        });
+        let places = occurrences
+            .iter()
+            .filter(|occurrence| occurrence.id == token.id)
+            .map(|occurrence| json!({ "position": occurrence.position, "layers": occurrence.layers }));
         json!({
             "id": token.id, "text": self.text_of(token.id), "row": token.row,
             "layers": layers.collect::<Vec<_>>(), "occurrences": places.collect::<Vec<_>>(),
@@ -233,12 +233,4 @@ fn gate_table(layers: &[LayerGate]) -> Vec<Vec<String>> {
         ]
     };
     std::iter::once(head.map(str::to_owned).to_vec()).chain(layers.iter().map(row)).collect()
-}
-
-fn gate_json(layer: &LayerGate) -> Value {
-    json!({
-        "layer": layer.layer, "token_norm": layer.token_norm, "context_norm": layer.context_norm,
-        "cosine": layer.cosine, "gates_open": layer.gates_open, "mean_gate": layer.mean_gate,
-        "out_norm": layer.out_norm, "stream_norm": layer.stream_norm,
-    })
 }

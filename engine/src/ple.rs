@@ -10,6 +10,7 @@ use std::ops::{ControlFlow, Range};
 
 use data::hook_point::{HookPoint, Site};
 use rayon::prelude::*;
+use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Config, PleConfig};
@@ -59,7 +60,7 @@ pub struct Occurrence {
 }
 
 /// What one layer does with its embedding of one token.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LayerGate {
     pub layer: usize,
     /// Norm of the token's part, `hook_ple_token`.
@@ -80,7 +81,7 @@ pub struct LayerGate {
 }
 
 /// What the table takes, and what a token takes of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Facts {
     pub rows: u64,
     /// Of the whole table, as it is stored.

@@ -79,31 +79,18 @@ impl RoutingColumns {
         }
     }
 
-    /// Appends the tokens of `other`, which has the same columns.
-    pub(crate) fn extend(&mut self, other: &Self) {
-        self.expert_ids.extend_from_slice(&other.expert_ids);
-        self.weights.extend_from_slice(&other.weights);
-        self.probs.extend_from_slice(&other.probs);
-        self.entropy.extend_from_slice(&other.entropy);
-        self.dense_norm.extend_from_slice(&other.dense_norm);
-        self.moe_norm.extend_from_slice(&other.moe_norm);
-        if let Some(logits) = &other.router_logits {
-            self.router_logits.get_or_insert_default().extend_from_slice(logits);
-        }
-    }
-
-    /// A copy of some tokens.
-    pub(crate) fn slice(&self, tokens: Range<usize>, routing: &Routing) -> Self {
+    /// Appends some tokens of `other`, which has the same columns.
+    pub(crate) fn extend(&mut self, other: &Self, tokens: Range<usize>, routing: &Routing) {
         let wide = |width: usize| tokens.start * width..tokens.end * width;
         let k = routing.top_k;
-        Self {
-            expert_ids: self.expert_ids[wide(k)].to_vec(),
-            weights: self.weights[wide(k)].to_vec(),
-            probs: self.probs[wide(k)].to_vec(),
-            entropy: self.entropy[tokens.clone()].to_vec(),
-            dense_norm: self.dense_norm[tokens.clone()].to_vec(),
-            moe_norm: self.moe_norm[tokens.clone()].to_vec(),
-            router_logits: self.router_logits.as_ref().map(|logits| logits[wide(routing.n_experts)].to_vec()),
+        self.expert_ids.extend_from_slice(&other.expert_ids[wide(k)]);
+        self.weights.extend_from_slice(&other.weights[wide(k)]);
+        self.probs.extend_from_slice(&other.probs[wide(k)]);
+        self.entropy.extend_from_slice(&other.entropy[tokens.clone()]);
+        self.dense_norm.extend_from_slice(&other.dense_norm[tokens.clone()]);
+        self.moe_norm.extend_from_slice(&other.moe_norm[tokens.clone()]);
+        if let Some(logits) = &other.router_logits {
+            self.router_logits.get_or_insert_default().extend_from_slice(&logits[wide(routing.n_experts)]);
         }
     }
 }

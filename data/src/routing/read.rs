@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::manifest::{Routing, Shard};
 use crate::parquet_io::{Batches, TableFile};
 use crate::store::Run;
+use crate::{Dtype, convert};
 
 /// Tokens that are decoded at a time.
 pub(super) const BATCH_ROWS: usize = 8192;
@@ -76,7 +77,8 @@ impl RoutingLayer {
         for (shard, rows) in self.run.shards_of(tokens)? {
             let file = self.file(shard)?;
             let batch = file.rows(&columns(&self.routing), rows)?;
-            all.extend(&decode(&file, &batch, &self.routing)?);
+            let rows = decode(&file, &batch, &self.routing)?;
+            all.extend(&rows, 0..rows.len(), &self.routing);
         }
         Ok(all)
     }
@@ -136,8 +138,9 @@ fn logits(file: &TableFile, batch: &RecordBatch, n_experts: usize) -> Result<Vec
     if array.null_count() > 0 {
         return Err(file.wrong_text("router_logits", "without nulls", format!("{} nulls", array.null_count())));
     }
-    let numbers = array.iter().flatten().flat_map(|row| row.as_chunks::<4>().0);
-    Ok(numbers.map(|&bytes| f32::from_le_bytes(bytes)).collect())
+    let mut numbers = Vec::with_capacity(array.len() * n_experts);
+    convert::append_f32(Dtype::F32, n_experts, array.value_data(), &[], &mut numbers);
+    Ok(numbers)
 }
 
 /// The rows of one shard.

@@ -114,7 +114,7 @@ fn what_is_written_is_read() {
         assert_eq!(sizes, [(0, 700), (700, 8192), (8892, 808)]);
         let mut all = RoutingColumns::default();
         for batch in &batches {
-            all.extend(&batch.columns);
+            all.extend(&batch.columns, 0..batch.columns.len(), &routing);
         }
         assert_eq!(all, choices(0..9700, 1, &routing));
         let without = layer.without_logits().rows(0..5).unwrap();

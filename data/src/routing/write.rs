@@ -14,7 +14,7 @@ use crate::acts_write::{PAGES_PER_GROUP, rows_per_page};
 use crate::error::Result;
 use crate::manifest::{FileEntry, Routing};
 use crate::parquet_io::{TableOptions, TableWriter};
-use crate::schema;
+use crate::{Dtype, convert, schema};
 
 /// Numbers that hardly repeat are stored as they are; the experts of a token are few of a small set.
 const PLAIN: [&str; 6] = ["weights.list.item", "probs.list.item", "entropy", "dense_norm", "moe_norm", "router_logits"];
@@ -46,11 +46,7 @@ impl RoutingWriter {
         let mut done = 0;
         while done < columns.len() {
             let take = (group_rows - self.pending.len()).min(columns.len() - done);
-            if take == columns.len() {
-                self.pending.extend(columns);
-            } else {
-                self.pending.extend(&columns.slice(done..done + take, &self.routing));
-            }
+            self.pending.extend(columns, done..done + take, &self.routing);
             done += take;
             if self.pending.len() == group_rows {
                 self.end_group()?;
@@ -90,9 +86,10 @@ fn to_batch(columns: RoutingColumns, routing: &Routing, first_token_idx: u64) ->
         Arc::new(Float32Array::from(columns.moe_norm)),
     ];
     if routing.router_logits {
-        let bytes: Vec<u8> = columns.router_logits.unwrap_or_default().into_iter().flat_map(f32::to_le_bytes).collect();
+        let logits = columns.router_logits.unwrap_or_default();
+        let bytes = convert::from_f32(Dtype::F32, routing.n_experts, &logits).bytes;
         let row_bytes = (routing.n_experts * size_of::<f32>()) as i32;
-        arrays.push(Arc::new(FixedSizeBinaryArray::new(row_bytes, Buffer::from_vec(bytes), None)));
+        arrays.push(Arc::new(FixedSizeBinaryArray::new(row_bytes, Buffer::from(bytes), None)));
     }
     RecordBatch::try_new(schema::routing(routing), arrays).expect("`check` compared the lengths")
 }
