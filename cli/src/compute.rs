@@ -1,8 +1,5 @@
 //! What does a model compute in, where, and does it fit there?
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use engine::config::Config;
@@ -10,9 +7,6 @@ use engine::device::Device;
 use engine::gemma::model::{LoadOptions, PlePlacement, Precision};
 use engine::plan;
 use engine::quantize::Quantize;
-
-/// Names a folder with libtorch's CUDA part.
-const CUDA_FOLDER: &str = "POLARISCOPE_LIBTORCH_CUDA";
 
 /// How a model computes.
 #[derive(Debug, Clone, Copy, Default, Args)]
@@ -43,8 +37,7 @@ impl Compute {
     ///
     /// Call it before anything else that uses libtorch.
     pub(crate) fn open(self, config: &Config) -> Result<LoadOptions> {
-        let folders = if self.device == Device::Cpu { Vec::new() } else { cuda_folders() };
-        self.device.open(&folders)?;
+        self.device.open()?;
         let options = LoadOptions {
             device: self.device,
             ple: self.ple.placement(),
@@ -91,20 +84,4 @@ impl Ple {
             Self::Device => PlePlacement::Device,
         }
     }
-}
-
-/// Where libtorch's CUDA part may lie: where the environment says, and in Python's torch.
-fn cuda_folders() -> Vec<PathBuf> {
-    let named = std::env::var_os(CUDA_FOLDER).map(PathBuf::from);
-    let libraries = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    named.into_iter().chain(std::env::split_paths(&libraries)).chain(python_torch()).collect()
-}
-
-/// The folder `torch/lib` of the Python that is first in the path. Finds it without importing it.
-fn python_torch() -> Option<PathBuf> {
-    const SCRIPT: &str = "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])";
-    let python =
-        Command::new("python3").args(["-c", SCRIPT]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    let folder = String::from_utf8(python.stdout).ok().filter(|_| python.status.success())?;
-    Some(PathBuf::from(folder.trim()).join("lib"))
 }

@@ -5,6 +5,7 @@
 //! [`RunWriter::resume`], and the recorder repeats from the cursor of the last entry.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -27,8 +28,9 @@ use crate::{Dtype, schema};
 /// Rows of a row group of `tokens` and `documents`.
 const GROUP_ROWS: usize = 65_536;
 
-/// Threads that hash and add up statistics for one shard, beside the one that writes.
-pub const DEFAULT_HASH_THREADS: usize = 2;
+/// Threads that hash and add up statistics for one shard, beside the one that writes: at least, and at most, where the
+/// machine has so many. What a file holds does not depend on them.
+const HASH_THREADS: RangeInclusive<usize> = 2..=8;
 
 /// Files that are fsynced at the same time.
 const SYNC_THREADS: usize = 4;
@@ -88,7 +90,7 @@ impl RunWriter {
             dir: dir.to_owned(),
             manifest,
             journal: Mutex::new(journal),
-            hash_threads: DEFAULT_HASH_THREADS,
+            hash_threads: hash_threads(),
             _lock: lock,
         };
         Self { shared: Arc::new(shared) }
@@ -415,6 +417,12 @@ impl ShardWriter {
         journal.sort_by_key(|entry| entry.shard.first_token_idx);
         Ok(entry)
     }
+}
+
+/// Half of the machine: the rest computes what is written.
+fn hash_threads() -> usize {
+    let offered = thread::available_parallelism().map_or(1, usize::from);
+    (offered / 2).clamp(*HASH_THREADS.start(), *HASH_THREADS.end())
 }
 
 /// Fsyncs and renames files, several at a time: a disk that is told of more writes does more of them at once.

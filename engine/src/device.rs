@@ -8,10 +8,14 @@ pub(crate) mod fake;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::str::FromStr;
 
-pub(crate) use self::cuda::{CopyStream, Copying, Cudart};
+pub(crate) use self::cuda::{CopyStream, Copying, Cudart, PageLocked};
 use crate::error::{Error, Result};
+
+/// Names a folder with libtorch's CUDA part.
+const CUDA_FOLDER: &str = "POLARISCOPE_LIBTORCH_CUDA";
 
 /// Where a model computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -59,12 +63,12 @@ impl FromStr for Device {
 impl Device {
     /// Makes the device ready; call it before the first tensor is made, because libtorch decides then what it has.
     ///
-    /// A CUDA device needs libtorch's CUDA part, which this program is not linked with: it is looked for in `folders`,
-    /// in their order, and opened now. The CPU needs nothing.
-    pub fn open(self, folders: &[PathBuf]) -> Result<()> {
+    /// A CUDA device needs libtorch's CUDA part, which this program is not linked with: it is looked for where the
+    /// environment says and in Python's torch, and opened now. The CPU needs nothing.
+    pub fn open(self) -> Result<()> {
         match self {
             Self::Cpu => Ok(()),
-            Self::Cuda(index) => cuda::open(index, folders),
+            Self::Cuda(index) => cuda::open(index, &cuda_folders()),
         }
     }
 
@@ -75,6 +79,23 @@ impl Device {
             Self::Cuda(index) => Cudart::load().ok()?.free_memory(index),
         }
     }
+}
+
+/// Where libtorch's CUDA part may lie: where the environment says, and in Python's torch.
+#[expect(clippy::disallowed_methods, reason = "this is the module that may read the environment")]
+fn cuda_folders() -> Vec<PathBuf> {
+    let named = std::env::var_os(CUDA_FOLDER).map(PathBuf::from);
+    let libraries = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    named.into_iter().chain(std::env::split_paths(&libraries)).chain(python_torch()).collect()
+}
+
+/// The folder `torch/lib` of the Python that is first in the path. Finds it without importing it.
+fn python_torch() -> Option<PathBuf> {
+    const SCRIPT: &str = "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])";
+    let python =
+        Command::new("python3").args(["-c", SCRIPT]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let folder = String::from_utf8(python.stdout).ok().filter(|_| python.status.success())?;
+    Some(PathBuf::from(folder.trim()).join("lib"))
 }
 
 /// From what Linux says of its memory, in kilobytes.
@@ -119,7 +140,7 @@ mod tests {
         let meminfo = "MemTotal:       24677340 kB\nMemFree:          512000 kB\nMemAvailable:   23068672 kB\n";
         assert_eq!(free_main_memory(meminfo), Some(22 << 30));
         assert_eq!(free_main_memory("MemTotal: 1 kB\n"), None);
-        Device::Cpu.open(&[]).unwrap();
+        Device::Cpu.open().unwrap();
         assert_eq!(fake::cudart().free_memory(0), Some(1 << 30));
     }
 

@@ -5,7 +5,7 @@
 use crate::config::{Config, LayerConfig};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::gemma::attention::QUERY_BLOCK;
+use crate::gemma::attention::query_block;
 use crate::gemma::load::{LoadOptions, PlePlacement, Precision};
 use crate::gemma::model::UNEMBED_ROWS;
 use crate::gemma::ple;
@@ -55,7 +55,7 @@ impl MemoryPlan {
         let number = kind.elt_size_in_bytes() as u64;
         let mut plan = Self {
             kv_cache: kv_cache(config, work) * number,
-            activations: activations(config, work) * number,
+            activations: activations(config, work, options.device) * number,
             ..Self::default()
         };
         for spec in config.tensors() {
@@ -151,7 +151,7 @@ fn kv_cache(config: &Config, work: &Workload) -> u64 {
 }
 
 /// Numbers that exist at once while a batch goes through the network.
-fn activations(config: &Config, work: &Workload) -> u64 {
+fn activations(config: &Config, work: &Workload, device: Device) -> u64 {
     let d_model = config.d_model;
     let streams = config.altup.map_or(1, |altup| altup.n_streams);
     // The streams before and after a step, and what is added to them.
@@ -166,8 +166,9 @@ fn activations(config: &Config, work: &Workload) -> u64 {
     // Its input, gate and up, their product, and its output in f32.
     let experts = config.moe.map_or(0, |moe| moe.top_k * (4 * moe.d_expert + 4 * d_model));
     let tokens = work.batch_tokens * (resid + ple + widest + experts);
-    let rows = work.batch_tokens.min(QUERY_BLOCK as usize);
-    let scores = 2 * config.n_heads * rows * work.context.max(work.batch_tokens);
+    let keys = work.context.max(work.batch_tokens);
+    let rows = work.batch_tokens.min(query_block(device.into(), config.n_heads as i64, keys as i64) as usize);
+    let scores = 2 * config.n_heads * rows * keys;
     let logits = 2 * work.batch_tokens.min(UNEMBED_ROWS as usize) * config.d_vocab;
     (tokens + scores.max(logits)) as u64
 }
@@ -185,7 +186,7 @@ mod tests {
     }
 
     fn bf16(quantize: Option<Quantize>) -> LoadOptions {
-        LoadOptions { precision: Precision::Bf16, quantize, ..LoadOptions::default() }
+        LoadOptions { precision: Precision::Bf16, quantize, device: Device::Cuda(0), ..LoadOptions::default() }
     }
 
     fn plan(name: &str, quantize: Option<Quantize>) -> MemoryPlan {

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
+use crate::device::{Cudart, PageLocked};
 use crate::error::{Error, Result};
 use crate::gemma::load::PlePlacement;
 use crate::weights::{Rows, Weights};
@@ -21,7 +22,15 @@ pub struct PleTable {
     n_rows: usize,
     n_cols: usize,
     /// Where rows are put together in main memory, with room for the largest batch so far.
-    buffer: Mutex<Option<Tensor>>,
+    buffer: Mutex<Option<Room>>,
+}
+
+/// Main memory for rows.
+#[derive(Debug)]
+enum Room {
+    Plain(Tensor),
+    /// From where rows go on to a CUDA device.
+    Locked(PageLocked),
 }
 
 #[derive(Debug)]
@@ -97,26 +106,48 @@ impl PleTable {
         then: impl FnOnce(&Tensor) -> T,
     ) -> Result<T> {
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = match buffer.take().filter(|room| room.size()[0] as usize >= n) {
+        let bytes = n * self.n_cols * self.kind.elt_size_in_bytes();
+        let room = match buffer.take().filter(|room| room.bytes() >= bytes) {
             Some(room) => room,
-            None => self.room(n).map_err(|source| torch(format!("make room for {n} rows"), source))?,
+            None => self.room(n, bytes)?,
         };
-        let mut rows = room.narrow(0, 0, n as i64);
-        fill(&mut rows)?;
-        let result = if self.device == Device::Cpu {
-            then(&rows)
-        } else {
-            // The copy is over when this returns, so that the buffer is free again.
-            then(&rows.f_to(self.device).map_err(|source| torch(format!("copy {n} rows"), source))?)
-        };
+        let result = room.with_rows(n as i64, self.n_cols as i64, self.kind, |rows| {
+            fill(rows)?;
+            match self.device {
+                Device::Cpu => Ok(then(rows)),
+                // The copy is over when this returns, so that the room is free again.
+                device => Ok(then(&rows.f_to(device).map_err(|source| torch(format!("copy {n} rows"), source))?)),
+            }
+        });
         *buffer = Some(room);
-        Ok(result)
+        result
     }
 
-    /// Room for `n` rows, page-locked where they go on to a CUDA device.
-    fn room(&self, n: usize) -> std::result::Result<Tensor, tch::TchError> {
-        let room = Tensor::f_empty([n as i64, self.n_cols as i64], (self.kind, Device::Cpu))?;
-        if self.device == Device::Cpu { Ok(room) } else { room.f_pin_memory(self.device) }
+    fn room(&self, n: usize, bytes: usize) -> Result<Room> {
+        match self.device {
+            Device::Cpu => {
+                let room = Tensor::f_empty([n as i64, self.n_cols as i64], (self.kind, Device::Cpu));
+                Ok(Room::Plain(room.map_err(|source| torch(format!("make room for {n} rows"), source))?))
+            }
+            _ => Ok(Room::Locked(PageLocked::new(Cudart::load()?, bytes)?)),
+        }
+    }
+}
+
+impl Room {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Plain(room) => room.numel() * room.kind().elt_size_in_bytes(),
+            Self::Locked(room) => room.bytes(),
+        }
+    }
+
+    /// Lets `with` use the first rows, `[rows, columns]`.
+    fn with_rows<T>(&self, rows: i64, columns: i64, kind: Kind, with: impl FnOnce(&mut Tensor) -> T) -> T {
+        match self {
+            Self::Plain(room) => with(&mut room.narrow(0, 0, rows)),
+            Self::Locked(room) => room.with_tensor(&[rows, columns], kind, with),
+        }
     }
 }
 
@@ -134,6 +165,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::testing::device;
 
     /// Any matrix will do.
     const NAME: &str = "model.embed_tokens.weight";
@@ -154,11 +186,11 @@ mod tests {
             let whole = weights.tensor(NAME, kind).unwrap();
             let expected = whole.index_select(0, &indices(&ids, Device::Cpu));
             for placement in [PlePlacement::Disk, PlePlacement::Cpu, PlePlacement::Device] {
-                let table = PleTable::open(&weights, NAME, kind, placement, Device::Cpu).unwrap();
+                let table = PleTable::open(&weights, NAME, kind, placement, device().into()).unwrap();
                 assert_eq!((table.n_rows(), table.n_cols()), (320, whole.size()[1] as usize));
                 let rows = gather(&table, &ids).unwrap();
-                assert_eq!(rows.kind(), kind);
-                assert_eq!(rows, expected, "{placement:?} {kind:?}");
+                assert_eq!((rows.kind(), rows.device()), (kind, device().into()));
+                assert_eq!(rows.to_device(Device::Cpu), expected, "{placement:?} {kind:?}");
             }
         }
     }

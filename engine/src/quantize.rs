@@ -7,11 +7,14 @@
 //! which device, in which dtype and for which shapes is decided in [`Packed`] alone. Elsewhere blocks of rows are unpacked
 //! and multiplied one after the other.
 
+mod tiles;
+
 use std::fmt;
 use std::str::FromStr;
 
 use tch::{Device, Kind, Tensor};
 
+use self::tiles::Tiles;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
@@ -44,13 +47,16 @@ const PACKED: [&str; 12] = [
     "per_layer_projection.weight",
 ];
 
-/// Numbers that are unpacked at once: 32 MB in f32.
+/// Numbers that are unpacked at once: 32 MB in f32 on a CPU; on a CUDA device 128 MB, for which small steps are dear.
 const BLOCK: i64 = 1 << 23;
+const DEVICE_BLOCK: i64 = 1 << 25;
 
 /// Rows up to which libtorch's 8-bit product on a CPU is faster than unpacking, measured with 2,560 inputs and 10,240
 /// outputs on two cores with AVX-512. In f32 it has no vector code.
 const FEW_ROWS_BF16: i64 = 32;
 const FEW_ROWS_F32: i64 = 2;
+/// The same of the 4-bit product on a CUDA device, measured on an H100.
+const FEW_ROWS_INT4: i64 = 128;
 
 impl Quantize {
     /// Whether the tensor of this canonical name is packed, if its shape allows.
@@ -122,14 +128,16 @@ pub(crate) struct Packed {
     d_in: i64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Form {
     /// `[out, in]`
     Bytes,
     /// `[out, in / 2]`, the even inputs in the high halves.
     Nibbles { group: i64 },
-    /// In libtorch's own order for its 4-bit product on the device.
-    Libtorch { group: i64 },
+    /// In libtorch's own order for its 4-bit product on a CPU.
+    LibtorchCpu { group: i64 },
+    /// And on a CUDA device, whose order is known.
+    LibtorchCuda { group: i64, tiles: Tiles },
 }
 
 impl Packed {
@@ -177,25 +185,20 @@ impl Packed {
 
     /// libtorch's 4-bit products: bf16 on a CUDA device; any dtype on a CPU, where only that of bf16 has vector code.
     fn into_libtorch(self, group: i64) -> Self {
-        let codes = match self.codes.device() {
+        match self.codes.device() {
             Device::Cpu if self.d_out % 16 == 0 => {
                 // It wants every number by itself, as 32 bits.
-                self.numbers(0, self.d_out).to_kind(Kind::Int).internal_convert_weight_to_int4pack_for_cpu(1)
+                let codes =
+                    self.numbers(0, self.d_out).to_kind(Kind::Int).internal_convert_weight_to_int4pack_for_cpu(1);
+                Self { form: Form::LibtorchCpu { group }, codes, ..self }
             }
-            Device::Cuda(_) if self.d_out % 8 == 0 => {
-                // Tiles of 16 inputs that are laid together; all of them must be full.
-                let tiles = if self.d_in % 128 == 0 {
-                    8
-                } else if self.d_in % 64 == 0 {
-                    4
-                } else {
-                    2
-                };
-                self.codes.internal_convert_weight_to_int4pack(tiles)
+            device @ Device::Cuda(_) if self.d_out % tiles::OUTPUTS == 0 => {
+                let tiles = Tiles::of(self.d_in, device);
+                let codes = tiles.pack(&self.codes);
+                Self { form: Form::LibtorchCuda { group, tiles }, codes, ..self }
             }
-            _ => return self,
-        };
-        Self { form: Form::Libtorch { group }, codes, ..self }
+            _ => self,
+        }
     }
 
     /// `x · Wᵀ`: `[…, in]`, in the dtype of the model, to `[…, out]`.
@@ -217,8 +220,13 @@ impl Packed {
 
     fn product(&self, rows: &Tensor) -> Tensor {
         let n = rows.size()[0];
-        match (self.form, rows.device(), rows.kind()) {
-            (Form::Libtorch { .. }, ..) => self.libtorch_int4(rows),
+        match (&self.form, rows.device(), rows.kind()) {
+            // Not all of libtorch's products take none.
+            _ if n == 0 => Tensor::zeros([0, self.d_out], (rows.kind(), rows.device())),
+            (Form::LibtorchCpu { group }, ..) => self.libtorch_int4_on_cpu(rows, *group),
+            (Form::LibtorchCuda { group, .. }, ..) if n <= FEW_ROWS_INT4 => {
+                rows.internal_weight_int4pack_mm(&self.codes, *group, &self.scales)
+            }
             // Its code for bf16 takes 32 inputs at a time, and reads past the end of a row that has others.
             (Form::Bytes, Device::Cpu, Kind::BFloat16) if n <= FEW_ROWS_BF16 && self.d_in % 32 == 0 => {
                 rows.internal_weight_int8pack_mm(&self.codes, &self.scales)
@@ -231,49 +239,58 @@ impl Packed {
         }
     }
 
-    fn libtorch_int4(&self, rows: &Tensor) -> Tensor {
-        let (Form::Nibbles { group } | Form::Libtorch { group }) = self.form else { return self.unpacked(rows) };
-        match rows.device() {
-            Device::Cpu => rows.internal_weight_int4pack_mm_for_cpu(&self.codes, group, &self.scales),
-            _ => rows.internal_weight_int4pack_mm(&self.codes, group, &self.scales),
-        }
+    fn libtorch_int4_on_cpu(&self, rows: &Tensor, group: i64) -> Tensor {
+        rows.internal_weight_int4pack_mm_for_cpu(&self.codes, group, &self.scales)
     }
 
     /// The product by blocks of outputs, each of which is unpacked, used and dropped.
     fn unpacked(&self, rows: &Tensor) -> Tensor {
-        let outputs: Vec<Tensor> =
-            blocks(self.d_out, self.d_in).map(|(start, n)| self.unpacked_block(rows, start, n)).collect();
-        Tensor::cat(&outputs, 1)
-    }
-
-    fn unpacked_block(&self, rows: &Tensor, start: i64, n: i64) -> Tensor {
         let kind = self.scales.kind();
-        match self.form {
+        let times = |weight: &Tensor| rows.matmul(&weight.transpose(0, 1));
+        match &self.form {
             // Codes are exact in every dtype; the scale is applied to what comes out.
-            Form::Bytes => {
-                let codes = self.codes.narrow(0, start, n).to_kind(kind);
-                rows.matmul(&codes.transpose(0, 1)) * self.scales.narrow(0, start, n)
-            }
+            Form::Bytes => self.by_blocks(|start, n| {
+                times(&self.codes.narrow(0, start, n).to_kind(kind)) * self.scales.narrow(0, start, n)
+            }),
             Form::Nibbles { group } => {
-                let of = |which| self.scales.narrow(1, start, n).select(2, which).transpose(0, 1).unsqueeze(2);
-                let codes = self.numbers(start, n).view([n, -1, group]).to_kind(Kind::Float) - 8.0;
-                let weight = (codes * of(0) + of(1)).to_kind(kind).view([n, self.d_in]);
-                rows.matmul(&weight.transpose(0, 1))
+                self.by_blocks(|start, n| times(&self.weight(&self.numbers(start, n), start, *group)))
             }
-            // The product with the unit matrix is the matrix.
-            Form::Libtorch { .. } => {
+            Form::LibtorchCuda { group, tiles } => {
+                self.by_blocks(|start, n| times(&self.weight(&tiles.unpack(&self.codes, start, n), start, *group)))
+            }
+            // The product with the unit matrix is the matrix; only gradients come here.
+            Form::LibtorchCpu { group } => {
                 let unit = Tensor::eye(self.d_in, (kind, rows.device()));
-                rows.matmul(&self.libtorch_int4(&unit).narrow(1, start, n)) // [in, n]
+                rows.matmul(&self.libtorch_int4_on_cpu(&unit, *group))
             }
         }
     }
 
+    /// Outputs that are computed a block at a time: `of` gets the first one and their number.
+    fn by_blocks(&self, of: impl Fn(i64, i64) -> Tensor) -> Tensor {
+        let blocks = blocks(self.d_out, self.d_in, self.codes.device());
+        let mut outputs: Vec<Tensor> = blocks.map(|(start, n)| of(start, n)).collect();
+        if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(&outputs, 1) }
+    }
+
+    /// What 4-bit numbers `[n, in]` of the outputs from `start` on stand for.
+    fn weight(&self, numbers: &Tensor, start: i64, group: i64) -> Tensor {
+        let n = numbers.size()[0];
+        let of = |which| self.scales.narrow(1, start, n).select(2, which).transpose(0, 1).unsqueeze(2);
+        let mut codes = numbers.view([n, -1, group]).to_kind(Kind::Float) - 8.0;
+        codes.g_mul_(&of(0)).g_add_(&of(1)).to_kind(self.scales.kind()).view([n, self.d_in])
+    }
+
     /// The 4-bit numbers of outputs `start..start + n`, one a byte: `[n, in]`.
     fn numbers(&self, start: i64, n: i64) -> Tensor {
-        let bytes = self.codes.narrow(0, start, n);
-        let (high, low) = (bytes.bitwise_right_shift_tensor_scalar(4), bytes.bitwise_and(15));
+        let [high, low] = nibbles(&self.codes.narrow(0, start, n));
         Tensor::stack(&[high, low], 2).view([n, self.d_in])
     }
+}
+
+/// The two halves of bytes, the high ones first.
+fn nibbles(bytes: &Tensor) -> [Tensor; 2] {
+    [bytes.bitwise_right_shift_tensor_scalar(4), bytes.bitwise_and(15)]
 }
 
 /// What can be divided by: a row or a group of zeros has the scale 0.
@@ -282,8 +299,10 @@ fn nonzero(scale: &Tensor) -> Tensor {
 }
 
 /// Outputs that are unpacked together: first one and number.
-fn blocks(d_out: i64, d_in: i64) -> impl Iterator<Item = (i64, i64)> {
-    let n = (BLOCK / d_in.max(1)).clamp(1, d_out.max(1));
+fn blocks(d_out: i64, d_in: i64, device: Device) -> impl Iterator<Item = (i64, i64)> {
+    let numbers = if device == Device::Cpu { BLOCK } else { DEVICE_BLOCK };
+    // Whole tiles.
+    let n = (numbers / d_in.max(1) / tiles::OUTPUTS * tiles::OUTPUTS).clamp(tiles::OUTPUTS, d_out.max(tiles::OUTPUTS));
     (0..d_out).step_by(n as usize).map(move |start| (start, n.min(d_out - start)))
 }
 
@@ -294,7 +313,8 @@ fn in_blocks(
     pack: impl Fn(&Tensor) -> (Tensor, Tensor),
     scales_dim: i64,
 ) -> (Tensor, Tensor) {
-    let packed = blocks(weight.size()[0], d_in).map(|(start, n)| pack(&weight.narrow(0, start, n).contiguous()));
+    let packed = blocks(weight.size()[0], d_in, weight.device())
+        .map(|(start, n)| pack(&weight.narrow(0, start, n).contiguous()));
     let (codes, scales): (Vec<Tensor>, Vec<Tensor>) = packed.unzip();
     (Tensor::cat(&codes, 0), Tensor::cat(&scales, scales_dim))
 }

@@ -1,7 +1,12 @@
 //! Where do tests find the real model, and how do they make small ones?
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use tch::{Kind, Tensor};
+
+use crate::device::Device;
+use crate::gemma::model::{LoadOptions, Model, Precision};
 use crate::weights::gguf::Value;
 
 /// The real 270M below the cache folder.
@@ -22,6 +27,45 @@ pub fn cached_model() -> Option<PathBuf> {
         .or_else(|| variable("HOME").map(|home| home.join(".cache/polariscope")))?;
     let model = cache.join(MODEL);
     model.is_file().then_some(model)
+}
+
+/// The device on which the tests of whole models run: that of `$POLARISCOPE_TEST_DEVICE`, or the CPU. It is opened.
+///
+/// # Panics
+/// Where there is no such device: a test that was to run on it must not pass without it.
+#[expect(clippy::disallowed_methods, reason = "tests have no command line that could name a device")]
+pub fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        let named = std::env::var("POLARISCOPE_TEST_DEVICE").unwrap_or_default();
+        let device = if named.is_empty() { Ok(Device::Cpu) } else { named.parse::<Device>() };
+        let opened = device.and_then(|device| device.open().map(|()| device));
+        opened.unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
+/// Where a fixture lies, whether it exists or not.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+/// The tiny model of this name among the fixtures, on the [`device`] of the tests.
+///
+/// # Panics
+/// Where it cannot be loaded.
+pub fn model(name: &str, precision: Precision) -> Model {
+    let options = LoadOptions { device: device(), ..precision.into() };
+    Model::load(fixture(name), options).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The largest difference between two tensors of one shape, wherever they lie.
+///
+/// # Panics
+/// Where the shapes differ.
+pub fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    let here = |x: &Tensor| x.to_device(tch::Device::Cpu).to_kind(Kind::Double);
+    (here(a) - here(b)).abs().max().double_value(&[])
 }
 
 /// The bytes of a GGUF file with these metadata and tensors, for tests of what reads them.

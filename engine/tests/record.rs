@@ -10,8 +10,9 @@ use data::hook_point::{HookPoint, Site};
 use data::manifest::Manifest;
 use data::store::Run;
 use engine::error::Error;
-use engine::gemma::model::{Batch, Forward, Model, Precision};
+use engine::gemma::model::{Batch, Forward, LoadOptions, Model, Precision};
 use engine::record::{Provenance, RecordOptions, Recorded, describe, record};
+use engine::testing;
 use engine::weights::Weights;
 use fs_err as fs;
 use tch::{Kind, Tensor};
@@ -34,10 +35,6 @@ struct Bench {
     corpus: Corpus,
 }
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
-}
-
 impl Bench {
     fn new(precision: Precision) -> Self {
         Self::of("gemma3/text", precision)
@@ -47,8 +44,9 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("corpus.jsonl");
         fs::write(&path, CORPUS).unwrap();
-        let weights = Weights::open(fixtures().join(fixture)).unwrap();
-        let model = Model::from_weights(&weights, precision).unwrap();
+        let weights = Weights::open(testing::fixture(fixture)).unwrap();
+        let model =
+            Model::from_weights(&weights, LoadOptions { device: testing::device(), ..precision.into() }).unwrap();
         let corpus = Corpus::open(&[path.display().to_string()], false).unwrap();
         Self { folder, weights, model, corpus }
     }
@@ -302,7 +300,7 @@ fn recorded_prompt(
     options: impl FnOnce(&Bench) -> RecordOptions,
 ) -> (Bench, Run, BTreeMap<String, Tensor>, u64) {
     let mut bench = Bench::of(name, Precision::F32);
-    let reference = Tensor::read_safetensors(fixtures().join(format!("{name}.f32.safetensors"))).unwrap();
+    let reference = Tensor::read_safetensors(testing::fixture(&format!("{name}.f32.safetensors"))).unwrap();
     let reference: BTreeMap<String, Tensor> = reference.into_iter().collect();
     let ids = Vec::<i64>::try_from(&reference["one/ids"]).unwrap();
     let path = bench.path("one.jsonl");
@@ -331,8 +329,10 @@ fn every_recordable_hook_point_equals_the_reference() {
         let (bench, run, reference, n_tokens) = recorded_prompt(name, every);
         for point in every(&bench).hook_points {
             let stored = run.acts(point, 0..n_tokens).unwrap().to_f32();
-            let difference = difference(&stored, &reference[&format!("one/{point}")]);
-            assert!(difference < 1e-4, "{name} {point}: {difference}");
+            let expected = &reference[&format!("one/{point}")];
+            let size = expected.to_kind(Kind::Float).abs().max().double_value(&[]).max(1.0);
+            let difference = difference(&stored, expected) / size;
+            assert!(difference < 1e-4, "{name} {point}: {difference} of {size}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What does a model need before it is loaded, in each way to load it, and which cards have that much?
 
 use engine::config::Config;
+use engine::device::Device;
 use engine::gemma::model::{LoadOptions, Precision};
 use engine::plan::{CARDS, MemoryPlan, Workload};
 use engine::quantize::Quantize;
@@ -27,7 +28,7 @@ fn work(config: &Config) -> Workload {
 
 fn plans(config: &Config) -> impl Iterator<Item = (&'static str, MemoryPlan)> + '_ {
     WAYS.into_iter().map(move |(name, precision, quantize)| {
-        let options = LoadOptions { precision, quantize, ..LoadOptions::default() };
+        let options = LoadOptions { precision, quantize, device: Device::Cuda(0), ..LoadOptions::default() };
         (name, MemoryPlan::of(config, &options, &work(config)))
     })
 }

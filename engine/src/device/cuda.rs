@@ -10,6 +10,7 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -80,11 +81,14 @@ pub(crate) struct Cudart {
     pub(crate) mem_get_info: unsafe extern "C" fn(*mut usize, *mut usize) -> Code,
     pub(crate) stream_create_with_flags: unsafe extern "C" fn(*mut Handle, c_uint) -> Code,
     pub(crate) stream_wait_event: unsafe extern "C" fn(Handle, Handle, c_uint) -> Code,
+    pub(crate) stream_synchronize: unsafe extern "C" fn(Handle) -> Code,
     pub(crate) event_create_with_flags: unsafe extern "C" fn(*mut Handle, c_uint) -> Code,
     pub(crate) event_record: unsafe extern "C" fn(Handle, Handle) -> Code,
     pub(crate) event_synchronize: unsafe extern "C" fn(Handle) -> Code,
     pub(crate) event_destroy: unsafe extern "C" fn(Handle) -> Code,
     pub(crate) memcpy_async: unsafe extern "C" fn(*mut c_void, *const c_void, usize, c_int, Handle) -> Code,
+    pub(crate) host_alloc: unsafe extern "C" fn(*mut *mut c_void, usize, c_uint) -> Code,
+    pub(crate) free_host: unsafe extern "C" fn(*mut c_void) -> Code,
 }
 
 impl Cudart {
@@ -104,11 +108,14 @@ impl Cudart {
             mem_get_info: function!(b"cudaMemGetInfo\0"),
             stream_create_with_flags: function!(b"cudaStreamCreateWithFlags\0"),
             stream_wait_event: function!(b"cudaStreamWaitEvent\0"),
+            stream_synchronize: function!(b"cudaStreamSynchronize\0"),
             event_create_with_flags: function!(b"cudaEventCreateWithFlags\0"),
             event_record: function!(b"cudaEventRecord\0"),
             event_synchronize: function!(b"cudaEventSynchronize\0"),
             event_destroy: function!(b"cudaEventDestroy\0"),
             memcpy_async: function!(b"cudaMemcpyAsync\0"),
+            host_alloc: function!(b"cudaHostAlloc\0"),
+            free_host: function!(b"cudaFreeHost\0"),
         };
         // The functions stay where they are.
         std::mem::forget(library);
@@ -181,7 +188,13 @@ impl CopyStream {
             check("wait for what is computed", (cudart.stream_wait_event)(self.stream, event, 0))?;
             check("copy from a device", (cudart.memcpy_async)(to, from, bytes, DEVICE_TO_HOST, self.stream))?;
             // Recorded anew, the event now stands behind the copy.
-            check("mark a copy", (cudart.event_record)(event, self.stream))?;
+            let marked = check("mark a copy", (cudart.event_record)(event, self.stream));
+            if marked.is_err() {
+                // Nobody can wait for this copy any more, and its memory is about to be let go.
+                let _ = (cudart.stream_synchronize)(self.stream);
+                let _ = (cudart.event_destroy)(event);
+            }
+            marked?;
         }
         Ok(Copying(event))
     }
@@ -195,6 +208,59 @@ impl CopyStream {
             check("end an event", (self.cudart.event_destroy)(copy.0))
         }
     }
+}
+
+/// Main memory that a device copies from and to by itself: it is never moved and never swapped out.
+#[derive(Debug)]
+pub(crate) struct PageLocked {
+    cudart: Cudart,
+    begin: *mut c_void,
+    bytes: usize,
+}
+
+// SAFETY: it is memory of its own, freed once, on any thread.
+unsafe impl Send for PageLocked {}
+
+impl PageLocked {
+    /// What is in it at first is not said.
+    pub(crate) fn new(cudart: Cudart, bytes: usize) -> Result<Self> {
+        const FOR_ALL_DEVICES: c_uint = 1;
+        let mut begin = null_mut();
+        // SAFETY: the address is written to a variable of this function.
+        let code = unsafe { (cudart.host_alloc)(&raw mut begin, bytes, FOR_ALL_DEVICES) };
+        check("lock memory", code)?;
+        Ok(Self { cudart, begin, bytes })
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn begin(&self) -> *mut c_void {
+        self.begin
+    }
+
+    /// Lets `with` use the beginning as a tensor, which must not stay behind.
+    pub(crate) fn with_tensor<T>(&self, size: &[i64], kind: Kind, with: impl FnOnce(&mut Tensor) -> T) -> T {
+        let numbers = size.iter().product::<i64>() as usize;
+        assert!(numbers * kind.elt_size_in_bytes() <= self.bytes, "room for {size:?}");
+        // SAFETY: there is room, as was just checked, and the tensor ends before the memory does.
+        let mut tensor =
+            unsafe { Tensor::from_blob(self.begin.cast::<u8>(), size, &strides(size), kind, tch::Device::Cpu) };
+        with(&mut tensor)
+    }
+}
+
+impl Drop for PageLocked {
+    fn drop(&mut self) {
+        // SAFETY: it came from `host_alloc`, and nobody has it any more.
+        unsafe { (self.cudart.free_host)(self.begin) };
+    }
+}
+
+/// Of a tensor whose numbers lie one behind the other.
+fn strides(size: &[i64]) -> Vec<i64> {
+    (1..=size.len()).map(|dim| size[dim..].iter().product()).collect()
 }
 
 fn check(what: &'static str, code: Code) -> Result<()> {

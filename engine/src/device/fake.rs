@@ -14,6 +14,7 @@ struct State {
     next_event: usize,
     events: Vec<usize>,
     copies: Vec<Copy>,
+    locked: Vec<Box<[u8]>>,
 }
 
 struct Copy {
@@ -24,7 +25,15 @@ struct Copy {
     event: usize,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { next_event: 0, events: Vec::new(), copies: Vec::new() });
+impl Copy {
+    fn make(self) {
+        // SAFETY: the caller of `memcpy_async` keeps both until it has waited.
+        unsafe { std::ptr::copy_nonoverlapping(self.from as *const u8, self.to as *mut u8, self.bytes) };
+    }
+}
+
+static STATE: Mutex<State> =
+    Mutex::new(State { next_event: 0, events: Vec::new(), copies: Vec::new(), locked: Vec::new() });
 
 fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -36,12 +45,23 @@ pub(crate) fn cudart() -> Cudart {
         mem_get_info,
         stream_create_with_flags,
         stream_wait_event,
+        stream_synchronize,
         event_create_with_flags,
         event_record,
         event_synchronize,
         event_destroy,
         memcpy_async,
+        host_alloc,
+        free_host,
     }
+}
+
+/// The same, but nothing can be recorded behind a copy.
+pub(crate) fn cudart_without_marks() -> Cudart {
+    unsafe extern "C" fn event_record(_event: *mut c_void, stream: *mut c_void) -> c_int {
+        c_int::from(stream as usize == STREAM)
+    }
+    Cudart { event_record, ..cudart() }
 }
 
 /// Copies that nobody has waited for.
@@ -74,6 +94,11 @@ unsafe extern "C" fn stream_wait_event(_stream: *mut c_void, event: *mut c_void,
     c_int::from(!state().events.contains(&(event as usize)))
 }
 
+unsafe extern "C" fn stream_synchronize(_stream: *mut c_void) -> c_int {
+    state().copies.drain(..).for_each(Copy::make);
+    0
+}
+
 unsafe extern "C" fn event_create_with_flags(event: *mut *mut c_void, _flags: c_uint) -> c_int {
     let mut state = state();
     state.next_event += 1;
@@ -94,11 +119,7 @@ unsafe extern "C" fn event_record(event: *mut c_void, stream: *mut c_void) -> c_
 }
 
 unsafe extern "C" fn event_synchronize(event: *mut c_void) -> c_int {
-    let mut state = state();
-    for copy in state.copies.extract_if(.., |copy| copy.event == event as usize) {
-        // SAFETY: the caller of `memcpy_async` keeps both until this returns.
-        unsafe { std::ptr::copy_nonoverlapping(copy.from as *const u8, copy.to as *mut u8, copy.bytes) };
-    }
+    state().copies.extract_if(.., |copy| copy.event == event as usize).for_each(Copy::make);
     0
 }
 
@@ -118,4 +139,22 @@ unsafe extern "C" fn memcpy_async(
 ) -> c_int {
     state().copies.push(Copy { from: from as usize, to: to as usize, bytes, event: 0 });
     0
+}
+
+unsafe extern "C" fn host_alloc(begin: *mut *mut c_void, bytes: usize, _flags: c_uint) -> c_int {
+    // Numbers of every size find their place in it.
+    const ALIGNMENT: usize = 64;
+    let mut memory = vec![0_u8; bytes + ALIGNMENT].into_boxed_slice();
+    let aligned = memory.as_ptr().align_offset(ALIGNMENT);
+    // SAFETY: the caller hands in a variable.
+    unsafe { *begin = memory[aligned..].as_mut_ptr().cast() };
+    state().locked.push(memory);
+    0
+}
+
+unsafe extern "C" fn free_host(begin: *mut c_void) -> c_int {
+    let mut state = state();
+    let before = state.locked.len();
+    state.locked.retain(|memory| !memory.as_ptr_range().contains(&begin.cast::<u8>().cast_const()));
+    c_int::from(state.locked.len() == before)
 }

@@ -1,7 +1,8 @@
 //! Grouped-query attention with normed queries and keys, full or within a sliding window.
 //!
-//! The tokens of all sequences lie end to end, and attention runs on each sequence by itself:
-//! nothing is padded, and no sequence can see another.
+//! The tokens of all sequences lie end to end, nothing is padded, and no sequence can see another. On a CPU attention runs
+//! on each sequence by itself; a CUDA device, for which many small steps are dear, takes all of them at once, and hides
+//! from each what the others hold.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -19,8 +20,19 @@ use crate::error::Result;
 use crate::hook::Hooks;
 use crate::kv_cache::LayerCache;
 
-/// Queries that look at their keys together: few enough to skip most of what they cannot see, enough to fill a product.
-pub(crate) const QUERY_BLOCK: i64 = 128;
+/// Queries that look at their keys together on a CPU: few enough to skip most of what they cannot see, enough to fill a
+/// product.
+const QUERY_BLOCK: i64 = 128;
+/// On a CUDA device as many as make this many scores, which take 256 MiB in f32.
+const DEVICE_SCORES: i64 = 1 << 26;
+
+/// How many queries look at their keys together.
+pub(crate) fn query_block(device: Device, n_heads: i64, n_keys: i64) -> i64 {
+    match device {
+        Device::Cpu => QUERY_BLOCK,
+        _ => (DEVICE_SCORES / (n_heads * n_keys).max(1)).max(QUERY_BLOCK),
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Attention {
@@ -57,6 +69,32 @@ struct OwnKeys {
     v_norm: Option<Norm>,   // without a weight
     /// Whether a later layer reads them.
     kept: bool,
+}
+
+/// Which sequence each token belongs to, where attention takes all sequences at once.
+#[derive(Debug)]
+pub(crate) struct Together {
+    /// Where the sequence of each token begins.
+    begins: Vec<i64>,
+    /// The same on the device, as the number of the sequence. `[tok]`
+    sequence: Tensor,
+}
+
+impl Together {
+    /// Sequences end to end, from their beginning.
+    pub(crate) fn new(lengths: &[i64], device: Device) -> Self {
+        let (mut begins, mut sequence) = (Vec::new(), Vec::new());
+        for (number, &length) in lengths.iter().enumerate() {
+            let begin = begins.len() as i64;
+            begins.resize(begins.len() + length as usize, begin);
+            sequence.resize(begins.len(), number as i64);
+        }
+        Self { begins, sequence: Tensor::from_slice(&sequence).to_device(device) }
+    }
+
+    fn n_tokens(&self) -> i64 {
+        self.begins.len() as i64
+    }
 }
 
 /// Keys and values of one sequence, `[n_kv_heads, key, d_head]`; keys after norm and rope.
@@ -120,11 +158,15 @@ impl Attention {
             }
         };
 
-        let mut mixed = Vec::with_capacity(pass.lengths.len());
+        let mut mixed = Vec::with_capacity(keys.len());
         let mut start = 0;
-        for (sequence, (&length, (k, v))) in pass.lengths.iter().zip(keys.iter()).enumerate() {
+        for (sequence, (k, v)) in keys.iter().enumerate() {
+            let length = pass.together.as_ref().map_or(pass.lengths[sequence], Together::n_tokens);
             let q = q.narrow(0, start, length).transpose(0, 1); // [n_heads, pos, d_head]
-            let z = self.mix(&q, k, v, sequence, pass.numerics, pass.hooks); // [n_heads, pos, d_head]
+            let z = match pass.together {
+                Some(_) => self.mix_together(&q, k, v, pass),
+                None => self.mix(&q, k, v, sequence, pass),
+            }; // [n_heads, pos, d_head]
             mixed.push(z.transpose(0, 1)); // [pos, n_heads, d_head]
             start += length;
         }
@@ -139,7 +181,7 @@ impl Attention {
         }
     }
 
-    /// Keys and values of every sequence, those in the cache included.
+    /// Keys and values of every sequence, those in the cache included; of all at once where they are taken together.
     fn own_keys(
         &self,
         own: &OwnKeys,
@@ -163,6 +205,9 @@ impl Attention {
         let v = pass.hooks.at(at(Site::V), v);
         let k = pass.hooks.at(at(Site::RotK), rotation.apply(&k));
 
+        if pass.together.is_some() {
+            return vec![(k.transpose(0, 1), v.transpose(0, 1))];
+        }
         let mut start = 0;
         let mut keys = Vec::with_capacity(pass.lengths.len());
         for (sequence, &length) in pass.lengths.iter().enumerate() {
@@ -178,27 +223,39 @@ impl Attention {
 
     /// Queries of one sequence against its keys.
     /// `q`: `[n_heads, pos, d_head]`; `k`, `v`: `[n_kv_heads, key, d_head]`, where the last `pos` keys are those of the queries.
-    fn mix(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        sequence: usize,
-        numerics: Numerics,
-        hooks: &mut Hooks<'_>,
-    ) -> Tensor {
-        if numerics == Numerics::Reference {
-            return self.reference(q, k, v, sequence, hooks).0;
+    fn mix(&self, q: &Tensor, k: &Tensor, v: &Tensor, sequence: usize, pass: &mut Pass<'_, '_>) -> Tensor {
+        if pass.numerics == Numerics::Reference {
+            return self.reference(q, k, v, sequence, pass.hooks).0;
         }
-        let at = |site| HookPoint::block(site, self.layer);
-        let hooked = hooks.wants(at(Site::AttnScores)) || hooks.wants(at(Site::Pattern));
         // Looking at a pattern must not change a single bit of what follows, so it is computed beside the fast path, and
         // takes its place only if a hook replaced something.
-        let beside = hooked.then(|| self.reference(q, k, v, sequence, hooks));
+        let beside = self.hooked(pass.hooks).then(|| self.reference(q, k, v, sequence, pass.hooks));
         match beside {
             Some((z, true)) => z,
-            _ => self.blocked(q, k, v),
+            _ => self.blocked(q, k, v, pass),
         }
+    }
+
+    /// The same for the queries and the keys of all sequences.
+    fn mix_together(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &mut Pass<'_, '_>) -> Tensor {
+        let all = self.blocked(q, k, v, pass); // [n_heads, tok, d_head]
+        if !self.hooked(pass.hooks) {
+            return all;
+        }
+        let mut start = 0;
+        let mut parts = Vec::with_capacity(pass.lengths.len());
+        for (sequence, &length) in pass.lengths.iter().enumerate() {
+            let of = |x: &Tensor| x.narrow(1, start, length);
+            let (z, replaced) = self.reference(&of(q), &of(k), &of(v), sequence, pass.hooks);
+            parts.push(if replaced { z } else { of(&all) });
+            start += length;
+        }
+        Tensor::cat(&parts, 1)
+    }
+
+    fn hooked(&self, hooks: &Hooks<'_>) -> bool {
+        let wants = |site| hooks.wants(HookPoint::block(site, self.layer));
+        wants(Site::AttnScores) || wants(Site::Pattern)
     }
 
     /// Scores, softmax and mixing one after the other, in the order and the dtypes of the reference implementation.
@@ -207,7 +264,7 @@ impl Attention {
         let at = |site| HookPoint::block(site, self.layer);
         let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
         let share = |x: &Tensor| x.repeat_interleave_self_int(self.n_heads / self.n_kv_heads, 0, None);
-        let hidden = self.hidden(0..n_queries, 0..n_keys, n_keys - n_queries, q.device());
+        let hidden = self.hidden(0..n_queries, 0..n_keys, n_keys - n_queries, None, q.device());
         let mask = Tensor::zeros([n_queries, n_keys], (q.kind(), q.device())).masked_fill(&hidden, lowest(q.kind())); // [pos, key]
         let scores = q.matmul(&share(k).transpose(1, 2)) * self.scale + mask; // [n_heads, pos, key]
         let new_scores = hooks.run(at(Site::AttnScores), Some(sequence), &scores);
@@ -221,21 +278,30 @@ impl Attention {
     /// The same for a block of queries at a time, against only those keys that the block can see.
     ///
     /// The heads of a group are laid below one another, so that a product has many rows and no key is repeated in memory.
-    fn blocked(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    fn blocked(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &mut Pass<'_, '_>) -> Tensor {
         let (n_queries, n_keys) = (q.size()[1], k.size()[1]);
         let past = n_keys - n_queries;
+        let block = query_block(q.device(), self.n_heads, n_keys);
         let mut blocks = Vec::new();
         let mut first = 0;
         while first < n_queries {
-            let n = QUERY_BLOCK.min(n_queries - first);
-            let keys = self.visible(past + first..past + first + n, n_keys);
+            let n = block.min(n_queries - first);
+            let keys = self.visible(past + first..past + first + n, n_keys, pass.together.as_ref());
             let of = |x: &Tensor| x.narrow(1, keys.start, keys.end - keys.start);
             let rows = q.narrow(1, first, n).reshape([self.n_kv_heads, -1, self.d_head]); // [n_kv_heads, group · n, d_head]
             let scores = rows.matmul(&of(k).transpose(1, 2)).g_mul_scalar_(self.scale); // [n_kv_heads, group · n, keys]
             // A single token sees every key that is left.
             if n > 1 {
-                let hidden = self.hidden(first..first + n, keys.clone(), past, q.device()); // [n, keys]
-                let _ = scores.view([self.n_heads, n, -1]).masked_fill_(&hidden, lowest(q.kind()));
+                let hide = |hidden: &Tensor| {
+                    let _ = scores.view([self.n_heads, n, -1]).masked_fill_(hidden, lowest(q.kind()));
+                };
+                let make = || self.hidden(first..first + n, keys.clone(), past, pass.together.as_ref(), q.device());
+                if n == n_queries {
+                    // Most layers hide the same, and most passes are one block.
+                    hide(pass.hidden.entry((self.window, n, keys.start, keys.end)).or_insert_with(make));
+                } else {
+                    hide(&make());
+                }
             }
             let mixed = scores.softmax(-1, q.kind()).matmul(&of(v)); // [n_kv_heads, group · n, d_head]
             blocks.push(mixed.view([self.n_heads, n, self.d_head]));
@@ -245,14 +311,22 @@ impl Attention {
     }
 
     /// The keys that at least one of the queries at these positions can see.
-    fn visible(&self, queries: Range<i64>, n_keys: i64) -> Range<i64> {
+    fn visible(&self, queries: Range<i64>, n_keys: i64, together: Option<&Together>) -> Range<i64> {
         let reach = self.window.map_or(n_keys, |window| window - 1);
         let ahead = if self.bidirectional { reach } else { 0 };
-        (queries.start - reach).max(0)..(queries.end + ahead).min(n_keys)
+        let first = together.map_or(0, |together| together.begins[queries.start as usize]);
+        (queries.start - reach).max(first)..(queries.end + ahead).min(n_keys)
     }
 
     /// Which keys a query does not see. Query `i` stands at `past + i`, key `j` at `j`. `[queries, keys]`
-    fn hidden(&self, queries: Range<i64>, keys: Range<i64>, past: i64, device: Device) -> Tensor {
+    fn hidden(
+        &self,
+        queries: Range<i64>,
+        keys: Range<i64>,
+        past: i64,
+        together: Option<&Together>,
+        device: Device,
+    ) -> Tensor {
         let positions = |from, to| Tensor::arange_start(from, to, (Kind::Int64, device));
         let query = positions(past + queries.start, past + queries.end).unsqueeze(1);
         let key = positions(keys.start, keys.end).unsqueeze(0);
@@ -261,6 +335,10 @@ impl Attention {
         if let Some(window) = self.window {
             let distance = if self.bidirectional { back.abs() } else { back };
             hidden = hidden.logical_or(&distance.ge(window));
+        }
+        if let Some(Together { sequence, .. }) = together {
+            let of = |rows: Range<i64>| sequence.narrow(0, rows.start, rows.end - rows.start);
+            hidden = hidden.logical_or(&of(queries).unsqueeze(1).not_equal_tensor(&of(keys).unsqueeze(0)));
         }
         hidden
     }

@@ -8,7 +8,7 @@ use data::hook_point::{HookPoint, ModelShape, Site};
 use tch::{Device, Kind, Tensor};
 
 use super::altup::Streams;
-use super::attention::KeysAndValues;
+use super::attention::{KeysAndValues, Together};
 use super::block::Block;
 use super::load::Loader;
 pub use super::load::{LoadOptions, PlePlacement, Precision};
@@ -89,8 +89,12 @@ pub(crate) struct Pass<'a, 'h> {
     /// The new tokens of each sequence.
     pub(crate) lengths: &'a [i64],
     pub(crate) numerics: Numerics,
+    /// Attention takes all sequences at once.
+    pub(crate) together: Option<Together>,
     /// Keys and values that later layers read too, by layer and sequence.
     pub(crate) shared: BTreeMap<usize, Rc<Vec<KeysAndValues>>>,
+    /// Which keys are hidden, where all queries are one block: by the window, the queries, the first key and the last.
+    pub(crate) hidden: BTreeMap<(Option<i64>, i64, i64, i64), Tensor>,
     pub(crate) hooks: &'a mut Hooks<'h>,
 }
 
@@ -213,7 +217,16 @@ impl Model {
             Some(streams) => streams.split(&embed, hooks),
             None => embed,
         };
-        let mut pass = Pass { lengths: &lengths, numerics: options.numerics, shared: BTreeMap::new(), hooks };
+        // A sequence that goes on has keys of its own, and the reference takes one sequence at a time.
+        let together = cache.is_none() && options.numerics == Numerics::Fast && self.device() != Device::Cpu;
+        let mut pass = Pass {
+            lengths: &lengths,
+            numerics: options.numerics,
+            together: together.then(|| Together::new(&lengths, self.device())),
+            shared: BTreeMap::new(),
+            hidden: BTreeMap::new(),
+            hooks,
+        };
         for (layer, block) in self.layers.iter().enumerate() {
             let rotation = match self.config.layers[layer].kind {
                 LayerKind::Full => &full,

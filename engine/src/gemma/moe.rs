@@ -5,7 +5,7 @@
 //! the slots of a token are in descending order of probability.
 
 use data::hook_point::{HookPoint, Site};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::linear::Linear;
 use super::load::Loader;
@@ -158,11 +158,11 @@ impl Slots {
         let n_tokens = experts.size()[0];
         let flat = experts.transpose(0, 1).reshape([-1]);
         let order = flat.argsort_stable(true, 0, false);
-        let counts = flat.bincount::<&Tensor>(None, n_experts as i64).to_device(Device::Cpu);
+        let counts = flat.bincount::<&Tensor>(None, n_experts as i64);
         Self {
             token: order.remainder(n_tokens),
             place: order.argsort(0, false),
-            counts: (0..n_experts as i64).map(|expert| counts.int64_value(&[expert])).collect(),
+            counts: Vec::<i64>::try_from(counts).unwrap_or_default(),
             order,
             n_tokens,
         }

@@ -1,23 +1,22 @@
-use std::path::{Path, PathBuf};
-
 use super::*;
 use crate::config::Preset;
 use crate::gemma::model::{Batch, Forward, LoadOptions, Logits, Model, Precision};
 use crate::hook::Hooks;
-use crate::testing::cached_model;
+use crate::testing::{cached_model, device, fixture};
 use crate::weights::Weights;
 
 const BOTH: [Quantize; 2] = [Quantize::Int8, Quantize::Int4];
 
-/// Numbers that look random and are the same everywhere.
+/// Numbers that look random and are the same everywhere, on the device of the tests.
 fn numbers(d_out: i64, d_in: i64) -> Tensor {
+    let to = device().into();
     let x = Tensor::arange(d_out * d_in, (Kind::Double, Device::Cpu));
-    (((x + 1.0) * 12.9898).sin() * 43758.5453).frac().to_kind(Kind::Float).view([d_out, d_in])
+    (((x + 1.0) * 12.9898).sin() * 43758.5453).frac().to_kind(Kind::Float).view([d_out, d_in]).to_device(to)
 }
 
 /// The matrix that the packed one stands for, in f64.
 fn exact(packed: &Packed) -> Tensor {
-    let unit = Tensor::eye(packed.d_in, (packed.scales.kind(), Device::Cpu));
+    let unit = Tensor::eye(packed.d_in, (packed.scales.kind(), packed.scales.device()));
     packed.unpacked(&unit).transpose(0, 1).to_kind(Kind::Double)
 }
 
@@ -93,7 +92,7 @@ fn products_are_those_of_the_unpacked_matrix() {
                 };
                 let weight = exact(&packed);
                 // Few rows and many, on both sides of what libtorch's products are used for.
-                for rows in [0, 1, 2, 3, 40] {
+                for rows in [0, 1, 2, 3, 40, 200] {
                     let x = numbers(rows, d_in).to_kind(kind);
                     let expected = x.to_kind(Kind::Double).matmul(&weight.transpose(0, 1));
                     let found = packed.forward(&x);
@@ -142,11 +141,8 @@ fn sizes_are_those_that_are_held() {
     assert_eq!(Quantize::Int4.bytes(&[1024, 64], Kind::BFloat16), Some(1024 * 36));
 }
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
-}
-
 fn logits(weights: &Weights, options: impl Into<LoadOptions>, ids: &[u32]) -> Tensor {
+    let options = LoadOptions { device: device(), ..options.into() };
     let model = Model::from_weights(weights, options).unwrap();
     let pass = Forward { logits: Logits::All, ..Forward::default() };
     model.forward(&Batch::one(ids), None, &mut Hooks::none(), pass).unwrap().logits.unwrap().to_kind(Kind::Float)
@@ -199,7 +195,7 @@ fn the_real_model_loses_little() {
     let weights = Weights::open(path).unwrap();
     let ids = weights.tokenizer().unwrap().ids(text, true);
     let nll = |quantize, precision| {
-        let options = LoadOptions { precision, quantize, ..LoadOptions::default() };
+        let options = LoadOptions { precision, quantize, device: device(), ..LoadOptions::default() };
         let model = Model::from_weights(&weights, options).unwrap();
         let output = model.forward(&Batch::one(&ids), None, &mut Hooks::none(), Forward::default()).unwrap();
         let nll = model.nll(&output.resid.narrow(0, 0, ids.len() as i64 - 1), &ids[1..]);

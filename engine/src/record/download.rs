@@ -6,13 +6,13 @@
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::device::{CopyStream, Copying, Cudart, Device};
+use crate::device::{CopyStream, Copying, Cudart, Device, PageLocked};
 use crate::error::{Error, Result};
 
 /// Buffers grow in steps of this many bytes, so that batches of nearly one size find one that fits.
-const STEP: i64 = 1 << 20;
+const STEP: usize = 1 << 20;
 
 /// Brings tensors to main memory.
 #[derive(Debug)]
@@ -23,11 +23,11 @@ pub(super) struct Downloads {
 
 #[derive(Debug)]
 struct Lane {
+    cudart: Cudart,
     stream: Arc<CopyStream>,
-    lock: fn(&Tensor) -> Result<Tensor>,
-    /// Buffers that are free again: bytes, page-locked.
-    free: Receiver<Tensor>,
-    back: Sender<Tensor>,
+    /// Buffers that are free again.
+    free: Receiver<PageLocked>,
+    back: Sender<PageLocked>,
 }
 
 /// A tensor that is here, or on its way.
@@ -44,15 +44,16 @@ pub(super) struct Coming {
     copying: Option<Copying>,
     /// What is copied: its memory must not be used for anything else before that.
     source: Tensor,
-    buffer: Tensor,
-    back: Sender<Tensor>,
+    /// `None` once it was given back.
+    buffer: Option<PageLocked>,
+    back: Sender<PageLocked>,
 }
 
 impl Downloads {
     pub(super) fn new(device: Device) -> Result<Self> {
         let lane = match device {
             Device::Cpu => None,
-            Device::Cuda(index) => Some(Lane::new(CopyStream::new(Cudart::load()?, index)?, page_locked)),
+            Device::Cuda(index) => Some(Lane::new(Cudart::load()?, index)?),
         };
         Ok(Self { lane })
     }
@@ -67,29 +68,34 @@ impl Downloads {
 }
 
 impl Lane {
-    fn new(stream: CopyStream, lock: fn(&Tensor) -> Result<Tensor>) -> Self {
+    fn new(cudart: Cudart, index: usize) -> Result<Self> {
         let (back, free) = unbounded();
-        Self { stream: Arc::new(stream), lock, free, back }
+        Ok(Self { cudart, stream: Arc::new(CopyStream::new(cudart, index)?), free, back })
     }
 
     fn start(&self, tensor: &Tensor) -> Result<Coming> {
         let source = tensor.contiguous();
         let bytes = source.numel() * source.kind().elt_size_in_bytes();
-        let buffer = self.buffer(bytes as i64)?;
+        let buffer = self.buffer(bytes)?;
         #[expect(unsafe_code, reason = "the stream copies between addresses")]
         // SAFETY: `source` is contiguous and has `bytes` bytes, `buffer` at least as many. Both lie in what is returned,
         // which gives them away only after it has waited, also when it is dropped.
-        let copying = unsafe { self.stream.start(source.data_ptr(), buffer.data_ptr(), bytes) }?;
-        Ok(Coming { stream: self.stream.clone(), copying: Some(copying), source, buffer, back: self.back.clone() })
+        let copying = unsafe { self.stream.start(source.data_ptr(), buffer.begin(), bytes) }?;
+        Ok(Coming {
+            stream: self.stream.clone(),
+            copying: Some(copying),
+            source,
+            buffer: Some(buffer),
+            back: self.back.clone(),
+        })
     }
 
     /// A free buffer that is large enough, or a new one. Smaller ones are dropped on the way.
-    fn buffer(&self, bytes: i64) -> Result<Tensor> {
-        if let Some(buffer) = self.free.try_iter().find(|buffer| buffer.numel() as i64 >= bytes) {
+    fn buffer(&self, bytes: usize) -> Result<PageLocked> {
+        if let Some(buffer) = self.free.try_iter().find(|buffer| buffer.bytes() >= bytes) {
             return Ok(buffer);
         }
-        let size = (bytes as u64).next_multiple_of(STEP as u64) as i64;
-        (self.lock)(&Tensor::empty([size], (Kind::Uint8, tch::Device::Cpu)))
+        PageLocked::new(self.cudart, bytes.next_multiple_of(STEP).max(STEP))
     }
 }
 
@@ -100,13 +106,11 @@ impl Download {
             Self::Here(tensor) => Ok(with(&tensor)),
             Self::Coming(mut coming) => {
                 coming.wait()?;
-                let source = &coming.source;
-                let bytes = source.numel() * source.kind().elt_size_in_bytes();
-                let landed = coming.buffer.narrow(0, 0, bytes as i64).view_dtype(source.kind()).view_as(source);
-                let result = with(&landed);
-                drop(landed);
+                let buffer = coming.buffer.take().ok_or(Error::Cuda { what: "find a copy", code: 0 })?;
+                let (size, kind) = (coming.source.size(), coming.source.kind());
+                let result = buffer.with_tensor(&size, kind, |landed| with(landed));
                 // Nobody listening means that the recording is over.
-                let _ = coming.back.send(coming.buffer.shallow_clone());
+                let _ = coming.back.send(buffer);
                 Ok(result)
             }
         }
@@ -126,15 +130,11 @@ impl Drop for Coming {
     }
 }
 
-fn page_locked(buffer: &Tensor) -> Result<Tensor> {
-    let torch = |source| Error::Torch { what: format!("lock {} bytes into memory", buffer.numel()), source };
-    // Of any CUDA device: what is locked for one is locked for all.
-    buffer.f_pin_memory(tch::Device::Cuda(0)).map_err(torch)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+
+    use tch::Kind;
 
     use super::*;
     use crate::device::fake;
@@ -143,8 +143,11 @@ mod tests {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     fn lane() -> Downloads {
-        let stream = CopyStream::new(fake::cudart(), 0).unwrap();
-        Downloads { lane: Some(Lane::new(stream, |buffer| Ok(buffer.shallow_clone()))) }
+        lane_of(fake::cudart())
+    }
+
+    fn lane_of(cudart: Cudart) -> Downloads {
+        Downloads { lane: Some(Lane::new(cudart, 0).unwrap()) }
     }
 
     fn values(rows: i64, kind: Kind) -> Tensor {
@@ -205,6 +208,13 @@ mod tests {
         let _alone = ONE_AT_A_TIME.lock().unwrap();
         let downloads = lane();
         drop(downloads.start(values(5, Kind::Float)).unwrap());
+        assert_eq!((fake::under_way(), fake::events()), (0, 0));
+    }
+    #[test]
+    fn a_copy_that_cannot_be_waited_for_is_over_before_it_fails() {
+        let _alone = ONE_AT_A_TIME.lock().unwrap();
+        let error = lane_of(fake::cudart_without_marks()).start(values(5, Kind::Float)).unwrap_err();
+        assert!(matches!(error, Error::Cuda { what: "mark a copy", code: 1 }), "{error}");
         assert_eq!((fake::under_way(), fake::events()), (0, 0));
     }
 }
