@@ -17,8 +17,6 @@ pub const CARDS: [u64; 6] = [8, 12, 16, 24, 48, 80];
 const USABLE: f64 = 0.93;
 /// The table of per-layer embeddings in its file, as it is released: bf16.
 const STORED_BYTES: u64 = 2;
-/// A block of packed weights that is unpacked, on its way.
-const UNPACKED_BYTES: u64 = 128 << 20;
 
 /// What a model is going to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +72,7 @@ impl MemoryPlan {
             plan.device_weights += quantize.and_then(|how| how.bytes(&spec.shape, kind)).unwrap_or(n * number);
         }
         if options.quantize.is_some() {
-            plan.activations += UNPACKED_BYTES;
+            plan.activations += Quantize::unpacking_bytes(options.device.into());
         }
         plan
     }

@@ -50,13 +50,15 @@ const PACKED: [&str; 12] = [
 /// Numbers that are unpacked at once: 32 MB in f32 on a CPU; on a CUDA device 128 MB, for which small steps are dear.
 const BLOCK: i64 = 1 << 23;
 const DEVICE_BLOCK: i64 = 1 << 25;
+/// Bytes for each number that is being unpacked: its code, in bytes and in f32, and what it stands for.
+const UNPACKING: u64 = 10;
 
 /// Rows up to which libtorch's 8-bit product on a CPU is faster than unpacking, measured with 2,560 inputs and 10,240
 /// outputs on two cores with AVX-512. In f32 it has no vector code.
 const FEW_ROWS_BF16: i64 = 32;
 const FEW_ROWS_F32: i64 = 2;
 /// The same of the 4-bit product on a CUDA device, measured on an H100.
-const FEW_ROWS_INT4: i64 = 128;
+const FEW_ROWS_INT4: i64 = 256;
 
 impl Quantize {
     /// Whether the tensor of this canonical name is packed, if its shape allows.
@@ -73,6 +75,11 @@ impl Quantize {
             Self::Int8 => Some(d_out * (d_in as u64 + number)),
             Self::Int4 => group(d_in).map(|group| d_out * (d_in as u64 / 2 + (d_in / group) as u64 * 2 * number)),
         }
+    }
+
+    /// The most bytes that unpacking takes, beside the packed matrices.
+    pub(crate) fn unpacking_bytes(device: Device) -> u64 {
+        (if device == Device::Cpu { BLOCK } else { DEVICE_BLOCK }) as u64 * UNPACKING
     }
 
     /// What packing changes in a model, in words.
@@ -277,8 +284,8 @@ impl Packed {
     fn weight(&self, numbers: &Tensor, start: i64, group: i64) -> Tensor {
         let n = numbers.size()[0];
         let of = |which| self.scales.narrow(1, start, n).select(2, which).transpose(0, 1).unsqueeze(2);
-        let mut codes = numbers.view([n, -1, group]).to_kind(Kind::Float) - 8.0;
-        codes.g_mul_(&of(0)).g_add_(&of(1)).to_kind(self.scales.kind()).view([n, self.d_in])
+        let mut codes = numbers.view([n, -1, group]).to_kind(Kind::Float);
+        codes.g_sub_scalar_(8.0).g_mul_(&of(0)).g_add_(&of(1)).to_kind(self.scales.kind()).view([n, self.d_in])
     }
 
     /// The 4-bit numbers of outputs `start..start + n`, one a byte: `[n, in]`.

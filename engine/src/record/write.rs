@@ -1,5 +1,7 @@
 //! How do captured tensors become shards?
 
+use std::thread::ScopedJoinHandle;
+
 use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use data::Dtype;
@@ -34,19 +36,33 @@ pub(super) struct Rows {
 }
 
 /// Writes until the queue is closed. Returns the run if no shard was left open.
+///
+/// A shard becomes durable while the next one is written: the disk need not stand still for it.
 pub(super) fn write(run: RunWriter, jobs: &Receiver<Job>) -> Result<Option<RunWriter>> {
     let routing = run.manifest().routing.clone();
     let mut shard: Option<ShardWriter> = None;
-    for job in jobs {
-        match job {
-            Job::Open { shard: index, first_token_idx } => shard = Some(run.shard(index, first_token_idx)?),
-            Job::Rows(rows) => write_rows(shard.as_mut().ok_or(Error::WriterEnded)?, *rows, routing.as_ref())?,
-            Job::Close { cursor, counts } => {
-                let cursor = serde_json::to_value(cursor).unwrap_or_default();
-                shard.take().ok_or(Error::WriterEnded)?.commit(cursor, counts)?;
+    std::thread::scope(|scope| {
+        let mut closing: Option<ScopedJoinHandle<'_, Result<()>>> = None;
+        let closed = |closing: Option<ScopedJoinHandle<'_, Result<()>>>| {
+            closing.map_or(Ok(()), |closing| closing.join().map_err(Error::panicked)?)
+        };
+        for job in jobs {
+            match job {
+                Job::Open { shard: index, first_token_idx } => shard = Some(run.shard(index, first_token_idx)?),
+                Job::Rows(rows) => write_rows(shard.as_mut().ok_or(Error::WriterEnded)?, *rows, routing.as_ref())?,
+                Job::Close { cursor, counts } => {
+                    let cursor = serde_json::to_value(cursor).unwrap_or_default();
+                    let shard = shard.take().ok_or(Error::WriterEnded)?;
+                    // One after the other: a journal has no gaps.
+                    closed(closing.take())?;
+                    let commit = move || Ok(shard.commit(cursor, counts).map(drop)?);
+                    let thread = std::thread::Builder::new().name("close shard".to_owned());
+                    closing = Some(thread.spawn_scoped(scope, commit).map_err(Error::thread)?);
+                }
             }
         }
-    }
+        closed(closing.take())
+    })?;
     Ok(shard.is_none().then_some(run))
 }
 
