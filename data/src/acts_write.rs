@@ -348,7 +348,9 @@ impl ActsWriter {
             .set_column_metadata(metadata)
             .set_file_offset(group.pages[0].0 as i64)
             .set_ordinal(self.row_groups.len() as i32)
-            .set_sorting_columns(self.ordered.then(|| vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]))
+            .set_sorting_columns(
+                self.ordered.then(|| vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]),
+            )
             .build()
             .map_err(|cause| write_error(path, cause))?;
         self.row_groups.push(row_group);

@@ -96,7 +96,7 @@ pub enum Error {
     ShuffledRun { what: &'static str, origin: Box<str>, path: Box<Path> },
 
     #[error(
-        "expected a complete run, found one that is still being written in `{}`\nhint: `polariscope record --resume` finishes it", .path.display()
+        "expected a complete run, found one that is still being written in `{}`\nhint: the command that writes it goes on with `--resume`", .path.display()
     )]
     IncompleteRun { path: PathBuf },
 

@@ -68,7 +68,7 @@ mod schema;
 #[cfg(test)]
 mod testing;
 
-pub use batches::{Batch, Cursor, MixingOptions, MixingReader};
+pub use batches::{Batch, BatchOptions, BatchReader, Cursor};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use hook_point::{HookPoint, ModelShape, Site};

@@ -110,7 +110,7 @@ pub struct Ple {
     pub bytes_per_token: u64,
 }
 
-/// Who made a run, when and how.
+/// Who made a run, when and how: libraries read no clock and no arguments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Provenance {
     /// Version and commit of the program.
@@ -287,7 +287,12 @@ impl Manifest {
             complete: false,
             hook_points,
             routing: None,
-            seeds: self.seeds.iter().map(|(name, &seed)| (name.clone(), seed)).chain([("shuffle".to_owned(), shuffled.seed)]).collect(),
+            seeds: self
+                .seeds
+                .iter()
+                .map(|(name, &seed)| (name.clone(), seed))
+                .chain([("shuffle".to_owned(), shuffled.seed)])
+                .collect(),
             shuffled: Some(shuffled),
             shards: Vec::new(),
             counts: Counts::default(),

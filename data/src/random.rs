@@ -108,6 +108,6 @@ mod tests {
         assert_ne!(Order::new(8).key(0), order.key(0));
     }
 
-    const KEYS: [u64; 2] = [0, 0];
+    const KEYS: [u64; 2] = [12_579_215_787_893_616_707, 6_467_223_601_443_483_628];
     const STORED: [usize; 4] = [951, 917, 296, 320];
 }

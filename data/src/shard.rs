@@ -225,7 +225,12 @@ impl ShardWriter {
             .iter()
             .enumerate()
             .map(|(i, hook)| {
-                ActsWriter::create(&dir.join(hook.folder()).join(&name), hook, i / threads, shared.manifest.shuffled.is_none())
+                ActsWriter::create(
+                    &dir.join(hook.folder()).join(&name),
+                    hook,
+                    i / threads,
+                    shared.manifest.shuffled.is_none(),
+                )
             })
             .collect::<Result<_>>()?;
         let mut routing = Vec::new();

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::Dtype;
 use crate::acts_write::rows_per_page;
 use crate::convert::Converted;
 use crate::error::{Error, Result};
@@ -31,12 +32,11 @@ use crate::random::Order;
 use crate::shard::{RunWriter, ShardWriter};
 use crate::store::Run;
 use crate::tables::{TokenColumns, VOCAB_FILE};
-use crate::Dtype;
 
 use scatter::Scatter;
 
 /// Memory by default.
-pub const DEFAULT_MEMORY: usize = 1 << 30;
+pub const DEFAULT_MEMORY: usize = 1_000_000_000;
 
 /// The folder of what is only there while a run is being shuffled.
 const SCRATCH: &str = "scratch";
@@ -139,8 +139,7 @@ impl<'a> Shuffle<'a> {
         if hooks.is_empty() {
             hooks = run.hook_points().to_vec();
         }
-        let row = hooks.iter().map(stride).max().unwrap_or(0) + TOKEN_MEMORY;
-        let bytes = run.n_tokens().saturating_mul(row as u64);
+        let bytes = run.n_tokens().saturating_mul(memory_per_row(&hooks) as u64);
         // Half of the memory is for the rows of a bucket; in the first pass the other half is for what waits to be written.
         let buckets = bytes.div_ceil((options.memory as u64 / 2).max(1)).max(1);
         if buckets > MAX_BUCKETS as u64 {
@@ -200,11 +199,7 @@ impl<'a> Shuffle<'a> {
             shuffle: self,
             scratch: out.join(SCRATCH),
             tally: self.tally(self.run.shards())?,
-            now: ShuffleProgress {
-                bytes_done: 0,
-                bytes_total: 2 * self.bytes(),
-                shards: writer.journal().len(),
-            },
+            now: ShuffleProgress { bytes_done: 0, bytes_total: 2 * self.bytes(), shards: writer.journal().len() },
             stop: false,
             progress,
         };
@@ -291,7 +286,11 @@ impl Job<'_> {
     /// Bytes of each bucket in a scratch file.
     fn sizes<'t>(&self, tally: &'t Tally, file: usize) -> impl Iterator<Item = u64> + use<'t> {
         let stride = file.checked_sub(1).map(|hook| stride(&self.shuffle.hooks[hook]) as u64);
-        tally.rows.iter().zip(&tally.token_bytes).map(move |(rows, bytes)| stride.map_or(*bytes, |stride| rows * stride))
+        tally
+            .rows
+            .iter()
+            .zip(&tally.token_bytes)
+            .map(move |(rows, bytes)| stride.map_or(*bytes, |stride| rows * stride))
     }
 
     /// The first pass, from where it is durable.
@@ -491,6 +490,11 @@ impl Job<'_> {
 /// Bytes of a row in a scratch file: as it is stored, and its scale.
 fn stride(entry: &HookPointEntry) -> usize {
     entry.row_bytes() + if entry.dtype == Dtype::I8 { size_of::<f32>() } else { 0 }
+}
+
+/// Memory of a row of a bucket: hook points are taken one after the other.
+pub(crate) fn memory_per_row(hooks: &[HookPointEntry]) -> usize {
+    hooks.iter().map(stride).max().unwrap_or(0) + TOKEN_MEMORY
 }
 
 /// Some rows of a bucket, as the run stores them.

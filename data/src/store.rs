@@ -350,11 +350,17 @@ impl Run {
 
     /// The shards that some tokens lie in, each with its rows.
     pub(crate) fn shards_of(&self, tokens: Range<u64>) -> Result<Vec<(&Shard, Range<usize>)>> {
+        let places = self.places_of(tokens)?;
+        Ok(places.into_iter().map(|(i, rows)| (&self.shards()[i], rows)).collect())
+    }
+
+    /// The shards that some tokens lie in, by their place in [`Run::shards`], each with its rows.
+    pub(crate) fn places_of(&self, tokens: Range<u64>) -> Result<Vec<(usize, Range<usize>)>> {
         self.require_order("a token by its number")?;
         let mut parts = Vec::new();
         let mut next = tokens.start;
         let first = self.shards().partition_point(|shard| shard.tokens().end <= tokens.start);
-        for shard in &self.shards()[first..] {
+        for (i, shard) in self.shards().iter().enumerate().skip(first) {
             let (start, end) = (tokens.start.max(shard.first_token_idx), tokens.end.min(shard.tokens().end));
             if shard.n_tokens == 0 {
                 continue;
@@ -363,7 +369,7 @@ impl Run {
                 break;
             }
             let row = |token: u64| (token - shard.first_token_idx) as usize;
-            parts.push((shard, row(start)..row(end)));
+            parts.push((i, row(start)..row(end)));
             next = end;
         }
         if tokens.start > tokens.end || next < tokens.end {
