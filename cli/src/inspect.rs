@@ -221,6 +221,9 @@ fn run_directory(dir: &Path) -> Result<(Value, String)> {
         sheet.row("per-layer", format!("embeddings: {} on {placement}, {one} a token", size(table.table_bytes)));
     }
     sheet.row("corpus", manifest.corpus.sources.join(", "));
+    if let Some(shuffled) = run.shuffled() {
+        sheet.row("shuffled", format!("rows of `{}` in the order of seed {}", shuffled.source, shuffled.seed));
+    }
     sheet.row("documents", count(run.n_documents()));
     sheet.row("tokens", count(run.n_tokens()));
     for (reason, tokens) in &manifest.counts.tokens_skipped {
@@ -247,6 +250,7 @@ fn run_directory(dir: &Path) -> Result<(Value, String)> {
         "created_at": manifest.created_at, "model": manifest.model, "corpus": manifest.corpus,
         "documents": run.n_documents(), "tokens": run.n_tokens(), "skipped": manifest.counts.tokens_skipped,
         "shards": shards.len(), "bytes": bytes, "hook_points": run.hook_points(), "routing": manifest.routing,
+        "shuffled": manifest.shuffled,
         "saes": saes, "features": tables,
     });
     Ok((value, sheet.finish(&rows, &[1, 3, 4])))

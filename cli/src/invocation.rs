@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use engine::record::Provenance;
+use data::manifest::Provenance;
 
 /// The command line as it was given.
 #[derive(Debug, Clone)]

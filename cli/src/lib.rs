@@ -16,6 +16,7 @@ mod ple;
 mod record;
 mod routing;
 mod run;
+mod shuffle;
 mod train;
 mod verify;
 mod view;

@@ -148,6 +148,12 @@ pub(crate) fn train(
         output::count(run.n_tokens()),
         output::size(bytes)
     ));
+    if run.shuffled().is_none() && run.n_tokens() > config.buffer as u64 {
+        output::note(&format!(
+            "rows are mixed {} at a time; `polariscope shuffle` gives a run that is mixed as a whole",
+            output::count(config.buffer as u64)
+        ));
+    }
     let bar = progress::steps(tokens.div_ceil(config.batch.max(1) as u64), "training");
     let started = Instant::now();
     let mut first = None;

@@ -5,34 +5,34 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints its figures")]
 
-use std::io::Write;
+#[path = "made_up/mod.rs"]
+mod made_up;
+
+use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
 use data::features::{FeatureTableInfo, FeatureTableWriter};
-use data::manifest::{Corpus, Counts, Manifest, Model};
-use data::{Dtype, HookPoint, HookPointEntry, MixingOptions, MixingReader, ModelShape, Run, RunWriter, TokenColumns};
+use data::{BatchOptions, BatchReader, HookPoint, Run};
 use fs_err as fs;
 use serde_json::json;
 
-/// Like the residual stream of the 270M model.
-const WIDTH: usize = 640;
-const N_LAYERS: usize = 4;
-/// Tokens that a recorder hands over at a time.
-const BATCH: usize = 2048;
+use made_up::{AnyResult, BATCH, N_LAYERS, WIDTH, report, rows, time, write_run};
+
+/// Tokens of the run.
 const N_TOKENS: usize = BATCH * 24;
 /// The fastest of so many is reported, of the limit too.
 const REPEATS: usize = 5;
-
-type AnyResult<T> = Result<T, Box<dyn std::error::Error>>;
+/// Rows that are looked up one by one; their median is reported.
+const ROWS: usize = 201;
 
 fn main() -> AnyResult<()> {
     let parent = std::env::args().nth(1).map_or_else(|| "target".into(), std::path::PathBuf::from);
     fs::create_dir_all(&parent)?;
     let folder = tempfile::tempdir_in(&parent)?;
     let bytes = (N_TOKENS * WIDTH * 4 * N_LAYERS) as f64;
-    let rows = rows();
+    let rows = rows(N_TOKENS / BATCH);
 
     eprintln!("writing {:.2} GB a time", bytes / 1e9);
     let (mut written, mut plain) = (0.0f64, 0.0f64);
@@ -40,7 +40,7 @@ fn main() -> AnyResult<()> {
         let seconds = time(|| write_plain(folder.path(), &rows))?;
         plain = plain.max(bytes / seconds);
         let dir = folder.path().join(format!("run-{i}"));
-        let seconds = time(|| write_run(&dir, &rows))?;
+        let seconds = time(|| write_run(&dir, &rows, 1))?;
         written = written.max(bytes / seconds);
         if i + 1 < REPEATS {
             fs::remove_dir_all(dir)?;
@@ -52,7 +52,9 @@ fn main() -> AnyResult<()> {
     let hook = run.hook_points()[1].name;
     let bytes = (N_TOKENS * WIDTH * 4) as f64;
     let mut target = vec![0u8; N_TOKENS * WIDTH * 4];
-    let (mut copied, mut sequential, mut shuffled) = (0.0f64, 0.0f64, 0.0f64);
+    let plain = folder.path().join("plain");
+    fs::write(&plain, rows.concat())?;
+    let (mut copied, mut read, mut sequential, mut shuffled) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
     let mut n_rows = 0;
     for _ in 0..REPEATS {
         copied = copied.max(
@@ -62,56 +64,54 @@ fn main() -> AnyResult<()> {
                     Ok(())
                 })?,
         );
+        read = read.max(bytes / time(|| read_plain(&plain))?);
         sequential = sequential.max(bytes / time(|| read_sequential(&run, hook))?);
         // Several epochs: what counts is the rate of a long training, not that of the first filling.
-        let options = MixingOptions { buffer_rows: 16_384, epochs: 4, ..MixingOptions::default() };
+        let options = BatchOptions { buffer_rows: 16_384, epochs: 4, ..BatchOptions::default() };
         let seconds = time(|| {
             n_rows = 0;
-            let mut reader = MixingReader::new(&run, hook, options)?;
+            let mut reader = BatchReader::new(&run, &[hook], options)?;
             while let Some(batch) = reader.next() {
                 let batch = batch?;
                 n_rows += batch.len();
-                reader.recycle(batch.rows);
+                reader.recycle(batch);
             }
             Ok(())
         })?;
         shuffled = shuffled.max((n_rows * WIDTH * 4) as f64 / seconds);
     }
-    report("data.read_sequential", sequential, copied, "memcpy of the same bytes", None);
+    report("data.read_sequential", sequential, read, "reading the same bytes from a plain file", Some(0.7));
     report("data.read_shuffled", shuffled, copied, "memcpy of the same bytes", None);
     println!(
         "{}",
         json!({"bench": "data.read_shuffled_rate", "measured": shuffled / 1e9, "unit": "GB/s", "at_least": 2.0})
     );
 
+    // The first row of a run that was just opened, and one of many.
+    for (name, opened) in [("data.one_row_first", None), ("data.one_row", Some(&run))] {
+        let mut times = Vec::new();
+        for i in 0..ROWS {
+            let token = (i * 7919 % N_TOKENS) as u64;
+            let start = Instant::now();
+            let fresh;
+            let run = match opened {
+                Some(run) => run,
+                None => {
+                    fresh = Run::open(run.dir())?;
+                    &fresh
+                }
+            };
+            std::hint::black_box(run.acts(hook, token..token + 1)?);
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        println!("{}", json!({"bench": name, "measured": times[ROWS / 2], "unit": "ms", "at_most": 2.0}));
+    }
+
     let n = 8_000_000;
     let seconds = time(|| write_features(&run, n))?;
     println!("{}", json!({"bench": "data.features_sorted", "measured": n as f64 / seconds / 1e6, "unit": "M rows/s"}));
     Ok(())
-}
-
-fn report(name: &str, measured: f64, limit: f64, limit_is: &str, at_least: Option<f64>) {
-    let mut line = json!({
-        "bench": name, "measured": measured / 1e9, "unit": "GB/s", "limit": limit / 1e9, "limit_is": limit_is,
-    });
-    if let Some(at_least) = at_least {
-        line["at_least"] = at_least.into();
-    }
-    println!("{line}");
-}
-
-fn time(work: impl FnOnce() -> AnyResult<()>) -> AnyResult<f64> {
-    let start = Instant::now();
-    work()?;
-    Ok(start.elapsed().as_secs_f64())
-}
-
-/// `N_TOKENS` rows in batches, with numbers that look like activations.
-fn rows() -> Vec<Bytes> {
-    let number = |i: usize| ((i.wrapping_mul(2_654_435_761) >> 7) % 2001) as f32 * 0.01 - 10.0;
-    let batch =
-        |b: usize| (0..BATCH * WIDTH).flat_map(|i| number(b * BATCH * WIDTH + i).to_le_bytes()).collect::<Vec<u8>>();
-    (0..N_TOKENS / BATCH).map(|b| Bytes::from(batch(b))).collect()
 }
 
 fn write_plain(dir: &Path, rows: &[Bytes]) -> AnyResult<()> {
@@ -131,42 +131,20 @@ fn write_plain(dir: &Path, rows: &[Bytes]) -> AnyResult<()> {
     Ok(())
 }
 
-fn write_run(dir: &Path, rows: &[Bytes]) -> AnyResult<()> {
-    let shape = ModelShape {
-        n_layers: N_LAYERS,
-        n_heads: 4,
-        n_kv_heads: 1,
-        d_model: WIDTH,
-        d_head: 256,
-        d_mlp: 2048,
-        d_vocab: 262_144,
-        n_ctx: 1024,
-        ..ModelShape::default()
-    };
-    let hooks = HookPoint::parse_list("blocks.*.hook_resid_post", &shape)?;
-    let entries = hooks.iter().map(|&hook| HookPointEntry::new(hook, &shape, Dtype::F32)).collect::<Result<_, _>>()?;
-    let run = RunWriter::create(dir, Manifest::new(Model::new("bench", shape), Corpus::default(), entries))?;
-    let mut shard = run.shard(0, 0)?;
-    for (b, batch) in rows.iter().enumerate() {
-        let mut tokens = TokenColumns::default();
-        for i in 0..BATCH {
-            tokens.push(b as u64, i as u32, (i * 31 % 1000) as u32, "token", Some((0, 5)), i == 0, None);
-        }
-        shard.write_tokens(&tokens)?;
-        for hook in 0..N_LAYERS {
-            shard.write_acts(hook, Dtype::F32, batch.clone())?;
-        }
-    }
-    shard.commit(json!(null), Counts::captured(0, N_TOKENS as u64))?;
-    run.finish("")?;
-    Ok(())
-}
-
 fn copy(rows: &[Bytes], target: &mut [u8]) {
     for (from, to) in rows.iter().zip(target.chunks_exact_mut(BATCH * WIDTH * 4)) {
         to.copy_from_slice(from);
     }
     std::hint::black_box(&target);
+}
+
+fn read_plain(path: &Path) -> AnyResult<()> {
+    let mut file = fs::File::open(path)?;
+    let mut block = vec![0; 8 << 20];
+    while file.read(&mut block)? > 0 {
+        std::hint::black_box(&block);
+    }
+    Ok(())
 }
 
 fn read_sequential(run: &Run, hook: HookPoint) -> AnyResult<()> {

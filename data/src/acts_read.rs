@@ -1,7 +1,10 @@
 //! How are activations read back at the speed of memory?
 //!
 //! Files as this crate writes them hold rows end to end in every page, so the page index alone tells where a row lies and
-//! a read goes from the page cache straight into its destination. Files that another program wrote again (compressed,
+//! a read goes from the page cache straight into its destination: f32 rows of a shuffled run are copied once, by the
+//! system, into the batch from which a step computes. That copy stays, because a page begins wherever its header ends,
+//! where no f32 may lie, and because files are read without mapping them: a file that is cut off while it is mapped ends
+//! the process. Mixing copies once more, from the buffer; the other formats are widened to f32. Files that another program wrote again (compressed,
 //! with nulls allowed, with a dictionary) go through the reader of the `parquet` crate; a test holds both to the same.
 
 use std::ops::Range;

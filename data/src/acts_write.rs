@@ -31,6 +31,7 @@ use parquet::file::writer::TrackedWrite;
 use parquet::schema::types::SchemaDescriptor;
 use sha2::{Digest, Sha256};
 
+use crate::convert::Converted;
 use crate::error::{Error, Result};
 use crate::files::{PendingFile, hex};
 use crate::manifest::{FileEntry, HookPointEntry, RowGroupMark};
@@ -56,6 +57,25 @@ pub(crate) const fn rows_per_page(row_bytes: usize) -> usize {
         MAX_PAGE_ROWS
     } else {
         rows
+    }
+}
+
+/// The numbers of the tokens of the rows of a shard.
+#[derive(Debug)]
+pub(crate) enum TokenIdx {
+    /// One after the other from this one on.
+    From(u64),
+    /// As listed, for a shuffled run.
+    Listed(Vec<u64>),
+}
+
+impl TokenIdx {
+    /// Of some rows of the shard; those that are listed must be there.
+    pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Vec<u64> {
+        match self {
+            Self::From(first) => (first + rows.start as u64..first + rows.end as u64).collect(),
+            Self::Listed(all) => all[rows].to_vec(),
+        }
     }
 }
 
@@ -165,7 +185,8 @@ pub(crate) struct ActsWriter {
     columns: Arc<SchemaDescriptor>,
     row_bytes: usize,
     has_scale: bool,
-    first_token_idx: u64,
+    /// Whether `token_idx` rises by one from row to row.
+    ordered: bool,
     n_rows: u64,
     /// Parts of the page that is not full yet.
     page: Vec<Bytes>,
@@ -182,6 +203,7 @@ type Indexes = (Option<ColumnIndexMetaData>, OffsetIndexMetaData);
 #[derive(Default)]
 struct Group {
     n_rows: usize,
+    token_idx: Vec<u64>,
     scales: Vec<f32>,
     /// Of the column `act`: offset, size with the header, rows.
     pages: Vec<(u64, usize, usize)>,
@@ -194,7 +216,7 @@ enum Bounds {
 }
 
 impl ActsWriter {
-    pub(crate) fn create(path: &Path, entry: &HookPointEntry, file: usize, first_token_idx: u64) -> Result<Self> {
+    pub(crate) fn create(path: &Path, entry: &HookPointEntry, file: usize, ordered: bool) -> Result<Self> {
         let schema = schema::acts(entry);
         let columns = ArrowSchemaConverter::new().convert(&schema).map_err(|cause| write_error(path, cause))?;
         Ok(Self {
@@ -205,7 +227,7 @@ impl ActsWriter {
             columns: Arc::new(columns),
             row_bytes: entry.row_bytes(),
             has_scale: entry.dtype == crate::Dtype::I8,
-            first_token_idx,
+            ordered,
             n_rows: 0,
             page: Vec::new(),
             page_rows: 0,
@@ -219,15 +241,15 @@ impl ActsWriter {
         self.n_rows
     }
 
-    /// Writes rows as they are stored; `special` is for the statistics.
+    /// Writes rows; `special` is for the statistics.
     pub(crate) fn write(
         &mut self,
         hasher: &Hasher,
-        rows: &Bytes,
-        scales: Vec<f32>,
+        stored: Converted,
+        token_idx: Vec<u64>,
         special: Vec<bool>,
-        saturated: u64,
     ) -> Result<()> {
+        let Converted { bytes: rows, scales, saturated } = stored;
         let page_rows = rows_per_page(self.row_bytes);
         let n = rows.len() / self.row_bytes;
         let mut done = 0;
@@ -235,6 +257,7 @@ impl ActsWriter {
             let take = (page_rows - self.page_rows).min(n - done);
             self.page.push(rows.slice(done * self.row_bytes..(done + take) * self.row_bytes));
             self.page_rows += take;
+            self.group.token_idx.extend_from_slice(&token_idx[done..done + take]);
             if self.has_scale {
                 self.group.scales.extend_from_slice(&scales[done..done + take]);
             }
@@ -247,7 +270,7 @@ impl ActsWriter {
             }
         }
         self.n_rows += n as u64;
-        hasher.send(self.file, Job::Rows { rows: rows.clone(), scales, special, saturated })
+        hasher.send(self.file, Job::Rows { rows, scales, special, saturated })
     }
 
     /// Writes the footer. The checksum is the hashing thread's.
@@ -299,9 +322,8 @@ impl ActsWriter {
         }
         let path = self.pending.path().to_owned();
         let path = path.as_path();
-        let first = self.first_token_idx + self.row_groups.iter().map(|g| g.num_rows() as u64).sum::<u64>();
-        let last = first + group.n_rows as u64 - 1;
-        let token_idx: Vec<u8> = (first..=last).flat_map(u64::to_le_bytes).collect();
+        let bounds = group.token_idx.iter().fold((u64::MAX, 0), |(a, b), &x| (a.min(x), b.max(x)));
+        let token_idx: Vec<u8> = group.token_idx.iter().flat_map(|x| x.to_le_bytes()).collect();
 
         let act = self.chunk(1, &group.pages, None).map_err(|cause| write_error(path, cause))?;
         let scale = if self.has_scale {
@@ -315,7 +337,7 @@ impl ActsWriter {
         };
         let page = self.put_page(hasher, group.n_rows, token_idx)?;
         let token_idx =
-            self.chunk(0, &[page], Some(Bounds::U64(first, last))).map_err(|cause| write_error(path, cause))?;
+            self.chunk(0, &[page], Some(Bounds::U64(bounds.0, bounds.1))).map_err(|cause| write_error(path, cause))?;
 
         let chunks: Vec<_> = [Some(token_idx), Some(act), scale].into_iter().flatten().collect();
         let bytes = chunks.iter().map(|(chunk, _)| chunk.uncompressed_size()).sum();
@@ -326,7 +348,9 @@ impl ActsWriter {
             .set_column_metadata(metadata)
             .set_file_offset(group.pages[0].0 as i64)
             .set_ordinal(self.row_groups.len() as i32)
-            .set_sorting_columns(Some(vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]))
+            .set_sorting_columns(
+                self.ordered.then(|| vec![SortingColumn { column_idx: 0, descending: false, nulls_first: false }]),
+            )
             .build()
             .map_err(|cause| write_error(path, cause))?;
         self.row_groups.push(row_group);

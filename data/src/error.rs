@@ -90,6 +90,21 @@ pub enum Error {
     )]
     NoRouting { path: PathBuf },
 
+    #[error(
+        "expected a run in the order of its tokens to read {what}, found a shuffled one in `{}`\nhint: its origin `{origin}` has that order", .path.display()
+    )]
+    ShuffledRun { what: &'static str, origin: Box<str>, path: Box<Path> },
+
+    #[error(
+        "expected a complete run, found one that is still being written in `{}`\nhint: the command that writes it goes on with `--resume`", .path.display()
+    )]
+    IncompleteRun { path: PathBuf },
+
+    #[error(
+        "expected at least {least} bytes of memory for a run of this size, found {found}\nhint: `--memory` sets it"
+    )]
+    TooLittleMemory { found: u64, least: u64 },
+
     #[error("expected {what} within {start}..{end}, found {found} in `{}`", .path.display())]
     OutOfRange { what: &'static str, start: u64, end: u64, found: String, path: PathBuf },
 

@@ -47,6 +47,22 @@ pub fn read_at(file: &fs::File, out: &mut [u8], offset: u64) -> std::io::Result<
     file.read_exact(out)
 }
 
+/// Writes at a place in the file, wherever its position is.
+#[cfg(unix)]
+pub(crate) fn write_at(file: &fs::File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    file.file().write_all_at(bytes, offset)
+}
+
+/// Writes at a place in the file; only one thread may write.
+#[cfg(not(unix))]
+pub(crate) fn write_at(file: &fs::File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = file.file();
+    file.seek(SeekFrom::Start(offset))?;
+    file.write_all(bytes)
+}
+
 /// Checks that a name can be the name of one folder or file in a run, without leading out of it.
 ///
 /// `kind` is for the message: "coder", "feature table".

@@ -53,6 +53,7 @@ pub mod manifest;
 pub mod metrics;
 pub mod routing;
 pub mod shard;
+pub mod shuffle;
 pub mod statistics;
 pub mod store;
 pub mod tables;
@@ -67,11 +68,11 @@ mod schema;
 #[cfg(test)]
 mod testing;
 
-pub use batches::{Batch, Cursor, MixingOptions, MixingReader};
+pub use batches::{Batch, BatchOptions, BatchReader, Cursor};
 pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use hook_point::{HookPoint, ModelShape, Site};
-pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Statistics};
+pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Shuffled, Statistics};
 pub use routing::{RoutingColumns, RoutingLayer};
 pub use shard::{RunWriter, ShardWriter};
 pub use store::{Acts, Run};

@@ -19,15 +19,22 @@ pub use crate::statistics::{ShardStatistics, Statistics};
 /// What `format` says in every manifest.
 pub const FORMAT: &str = "polariscope-run";
 
-/// The version of the format that this crate writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
+/// The newest version of the format that this crate reads and writes.
+pub const VERSION: u32 = 2;
+
+/// The version of a run whose rows are in the order of its tokens. Every reader since the first one knows it, so it is
+/// written wherever it says enough.
+const ORDERED: u32 = 1;
+
+/// The version of a shuffled run: what takes a row for a token by its place would read it wrongly.
+const SHUFFLED: u32 = 2;
 
 /// `manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT`]
     pub format: String,
-    /// [`VERSION`]
+    /// At most [`VERSION`]; 2 for a shuffled run, otherwise 1.
     pub version: u32,
     /// Whether recording came to its end; before that, the journal tells what is there.
     pub complete: bool,
@@ -46,6 +53,9 @@ pub struct Manifest {
     /// The choices of experts that the run holds; `None` when the model does not route.
     #[serde(default)]
     pub routing: Option<Routing>,
+    /// Of which run this is the shuffled one; left out where rows are in the order of the tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shuffled: Option<Shuffled>,
     /// In the order of `first_token_idx`; empty until the run is complete.
     pub shards: Vec<Shard>,
     pub counts: Counts,
@@ -100,6 +110,17 @@ pub struct Ple {
     pub bytes_per_token: u64,
 }
 
+/// Who made a run, when and how: libraries read no clock and no arguments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provenance {
+    /// Version and commit of the program.
+    pub created_by: String,
+    /// RFC 3339.
+    pub created_at: String,
+    /// The command line.
+    pub command: Vec<String>,
+}
+
 /// Which tokenizer made the ids.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokenizer {
@@ -145,10 +166,35 @@ pub struct Routing {
     pub router_logits: bool,
 }
 
+/// What makes a run a shuffled one: its rows are those of another run, in an order drawn from a seed.
+///
+/// In a shuffled run `tokens/` and every `acts/` still have the same rows in the same order, but `token_idx` is that of the
+/// origin: unique, neither dense nor rising. `first_token_idx` and `n_tokens` of a shard count rows. `documents/` holds all
+/// documents of the origin, whose `first_token_idx` is that of the origin too. There is no `routing/`: it is found in the
+/// origin by `token_idx`.
+///
+/// The order is that of a number that a row has from `seed` and `token_idx` alone, so the same rows come in the same order
+/// whatever the memory and the hook points were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shuffled {
+    /// The path of the origin, as it was given.
+    pub source: String,
+    /// Of the manifest of the origin.
+    pub source_sha256: String,
+    /// Rows of the origin.
+    pub source_tokens: u64,
+    pub seed: u64,
+    /// Parts of the order, each of which was put in order in memory; each is a shard.
+    pub buckets: usize,
+    /// Whether the rows of special tokens were left out.
+    pub skip_special: bool,
+}
+
 /// The files of some consecutive tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Shard {
     pub index: usize,
+    /// The first row of a shuffled run, where it is not the token's number; see [`Shuffled`].
     pub first_token_idx: u64,
     pub n_tokens: u64,
     /// The first document whose first token lies in this shard.
@@ -192,7 +238,7 @@ pub struct Counts {
 /// `journal/shard-00000.json`: the shard is durable.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JournalEntry {
-    /// [`VERSION`]
+    /// That of the manifest.
     pub version: u32,
     #[serde(flatten)]
     pub shard: Shard,
@@ -209,7 +255,7 @@ impl Manifest {
     pub fn new(model: Model, corpus: Corpus, hook_points: Vec<HookPointEntry>) -> Self {
         Self {
             format: FORMAT.to_owned(),
-            version: VERSION,
+            version: ORDERED,
             complete: false,
             created_by: String::new(),
             created_at: String::new(),
@@ -218,11 +264,40 @@ impl Manifest {
             corpus,
             hook_points,
             routing: None,
+            shuffled: None,
             shards: Vec::new(),
             counts: Counts::default(),
             statistics: BTreeMap::new(),
             seeds: BTreeMap::new(),
             command: Vec::new(),
+        }
+    }
+
+    /// The same, made by someone else.
+    #[must_use]
+    pub fn made_by(self, provenance: Provenance) -> Self {
+        let Provenance { created_by, created_at, command } = provenance;
+        Self { created_by, created_at, command, ..self }
+    }
+
+    /// The manifest of a run that is about to be written with the rows of this one at some of its hook points, shuffled.
+    pub(crate) fn shuffled(&self, hook_points: Vec<HookPointEntry>, shuffled: Shuffled) -> Self {
+        Self {
+            version: SHUFFLED,
+            complete: false,
+            hook_points,
+            routing: None,
+            seeds: self
+                .seeds
+                .iter()
+                .map(|(name, &seed)| (name.clone(), seed))
+                .chain([("shuffle".to_owned(), shuffled.seed)])
+                .collect(),
+            shuffled: Some(shuffled),
+            shards: Vec::new(),
+            counts: Counts::default(),
+            statistics: BTreeMap::new(),
+            ..self.clone()
         }
     }
 
@@ -269,6 +344,10 @@ impl Manifest {
             }
         }
         self.check_routing(path)?;
+        if self.shuffled.is_some() != (self.version >= SHUFFLED) {
+            let cause = format!("version {SHUFFLED} and `shuffled` go together, found version {}", self.version);
+            return Err(Error::json(path, cause));
+        }
         sort_and_check_shards(&mut self.shards, |shard| shard, path)
     }
 
@@ -548,7 +627,7 @@ mod tests {
             let error = Manifest::read(dir.path()).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("manifest.json"), "{error}");
         };
-        check(&|v| v["version"] = 2.into(), "version 1 or older, found version 2");
+        check(&|v| v["version"] = 3.into(), "version 2 or older, found version 3");
         // A newer version may have dropped anything else.
         check(&|v| *v = serde_json::json!({"format": FORMAT, "version": 7}), "found version 7");
         check(&|v| v["format"] = "zarr".into(), "`polariscope-run`, found `zarr`");

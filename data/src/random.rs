@@ -32,6 +32,39 @@ impl Random {
     }
 }
 
+/// An order of tokens that belongs to a seed: that of their keys.
+///
+/// Unlike a shuffle of a list it is the same whatever the memory is, and whichever of the tokens are there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    before: u64,
+    between: u64,
+}
+
+impl Order {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed, 0, 0);
+        Self { before: random.0.next_u64(), between: random.0.next_u64() }
+    }
+
+    /// No two tokens have the same: each step can be undone.
+    pub(crate) const fn key(self, token_idx: u64) -> u64 {
+        mix(mix(token_idx.wrapping_add(self.before)).wrapping_add(self.between))
+    }
+
+    /// Which of `buckets` parts of the order a key lies in.
+    pub(crate) const fn bucket(key: u64, buckets: usize) -> usize {
+        ((key as u128 * buckets as u128) >> 64) as usize
+    }
+}
+
+/// The finalizer of SplitMix64: every bit depends on every other.
+const fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +92,22 @@ mod tests {
         assert_eq!(drawn, STORED, "the order of every run with a seed would change");
     }
 
+    #[test]
+    fn keys_are_unique_spread_and_those_of_the_seed() {
+        let order = Order::new(7);
+        let mut keys: Vec<u64> = (0..10_000).map(|token| order.key(token)).collect();
+        assert_eq!(keys[..2], KEYS, "every shuffled run would have another order");
+        let mut counts = [0usize; 10];
+        keys.iter().for_each(|&key| counts[Order::bucket(key, 10)] += 1);
+        // Five standard deviations of a binomial.
+        assert!(counts.iter().all(|&n| n.abs_diff(1000) < 150), "{counts:?}");
+        assert_eq!((Order::bucket(0, 3), Order::bucket(u64::MAX, 3)), (0, 2));
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), 10_000);
+        assert_ne!(Order::new(8).key(0), order.key(0));
+    }
+
+    const KEYS: [u64; 2] = [12_579_215_787_893_616_707, 6_467_223_601_443_483_628];
     const STORED: [usize; 4] = [951, 917, 296, 320];
 }

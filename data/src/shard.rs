@@ -15,11 +15,11 @@ use fs_err as fs;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::acts_write::{ActsWriter, Hasher};
-use crate::convert;
+use crate::acts_write::{ActsWriter, Hasher, TokenIdx};
+use crate::convert::{self, Converted};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::manifest::{self, Counts, JournalEntry, Manifest, Routing, Shard, shard_file_name};
+use crate::manifest::{self, Counts, JournalEntry, Manifest, Routing, Shard, Shuffled, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
 use crate::routing::{RoutingColumns, RoutingWriter};
 use crate::tables::{self, DocumentRow, TokenColumns, VOCAB_FILE};
@@ -196,6 +196,8 @@ pub struct ShardWriter {
     pending_tokens: TokenColumns,
     /// Of every token of the shard, one bool each.
     special: Vec<bool>,
+    /// Of every row of the shard.
+    token_idx: TokenIdx,
     documents: TableWriter,
     pending_documents: Vec<DocumentRow>,
     first_doc_id: Option<u64>,
@@ -225,7 +227,12 @@ impl ShardWriter {
             .iter()
             .enumerate()
             .map(|(i, hook)| {
-                ActsWriter::create(&dir.join(hook.folder()).join(&name), hook, i / threads, first_token_idx)
+                ActsWriter::create(
+                    &dir.join(hook.folder()).join(&name),
+                    hook,
+                    i / threads,
+                    shared.manifest.shuffled.is_none(),
+                )
             })
             .collect::<Result<_>>()?;
         let mut routing = Vec::new();
@@ -244,6 +251,11 @@ impl ShardWriter {
             tokens,
             pending_tokens: TokenColumns::default(),
             special: Vec::new(),
+            token_idx: if shared.manifest.shuffled.is_some() {
+                TokenIdx::Listed(Vec::new())
+            } else {
+                TokenIdx::From(first_token_idx)
+            },
             documents,
             pending_documents: Vec::new(),
             first_doc_id: None,
@@ -265,8 +277,24 @@ impl ShardWriter {
         self.special.len() as u64
     }
 
-    /// Appends tokens.
+    /// Appends tokens, whose `token_idx` follow those so far.
     pub fn write_tokens(&mut self, tokens: &TokenColumns) -> Result<()> {
+        match &self.token_idx {
+            TokenIdx::From(_) => self.append_tokens(tokens),
+            TokenIdx::Listed(_) => Err(Error::mismatch("numbers of tokens of a shuffled run", tokens.len(), 0u64)),
+        }
+    }
+
+    /// Appends tokens of a shuffled run, whose numbers are those of the origin.
+    pub(crate) fn write_tokens_of(&mut self, token_idx: &[u64], tokens: &TokenColumns) -> Result<()> {
+        match &mut self.token_idx {
+            TokenIdx::Listed(all) if token_idx.len() == tokens.len() => all.extend_from_slice(token_idx),
+            _ => return Err(Error::mismatch("numbers of tokens", tokens.len(), token_idx.len())),
+        }
+        self.append_tokens(tokens)
+    }
+
+    fn append_tokens(&mut self, tokens: &TokenColumns) -> Result<()> {
         tokens.check()?;
         self.special.extend_from_slice(&tokens.special);
         self.pending_tokens.append(&mut tokens.clone());
@@ -278,8 +306,8 @@ impl ShardWriter {
     }
 
     fn write_token_group(&mut self, group: &TokenColumns) -> Result<()> {
-        let first = self.first_token_idx + self.tokens.n_rows() as u64;
-        self.tokens.write(&group.to_batch(first))
+        let start = self.tokens.n_rows();
+        self.tokens.write(&group.to_batch(self.token_idx.rows(start..start + group.len())))
     }
 
     /// Appends documents, by consecutive `doc_id`. A document belongs to the shard that has its first token.
@@ -319,15 +347,22 @@ impl ShardWriter {
             return Err(Error::UnknownDtype { found: "i8 without scales".to_owned() });
         }
         let converted = convert::convert(source, entry.dtype, entry.width, &rows, &[]);
+        self.write_stored(hook, converted)
+    }
+
+    /// Appends rows of a hook point that are in the format of the run already.
+    pub(crate) fn write_stored(&mut self, hook: usize, stored: Converted) -> Result<()> {
+        let entry = &self.shared.manifest.hook_points[hook];
         let writer = &mut self.acts[hook];
         let start = writer.n_rows() as usize;
-        let end = start + rows.len() / row_bytes;
+        let end = start + stored.bytes.len() / entry.row_bytes();
         let Some(special) = self.special.get(start..end) else {
             let what = format!("tokens before the rows of `{}`", entry.name);
             return Err(Error::mismatch(what, end, self.special.len()));
         };
         let hasher = &self.hashers[hook % self.hashers.len()];
-        writer.write(hasher, &converted.bytes, converted.scales, special.to_vec(), converted.saturated)
+        let token_idx = self.token_idx.rows(start..end);
+        writer.write(hasher, stored, token_idx, special.to_vec())
     }
 
     /// Appends the choices of experts of a layer of the model, for the tokens that follow those of its rows so far.
@@ -410,7 +445,7 @@ impl ShardWriter {
             n_documents: self.n_documents,
             files: entries,
         };
-        let entry = JournalEntry { version: manifest::VERSION, shard, counts, cursor, statistics };
+        let entry = JournalEntry { version: self.shared.manifest.version, shard, counts, cursor, statistics };
         files::write_json(&manifest::journal_path(dir, self.index), &entry)?;
         let mut journal = self.shared.journal();
         journal.push(entry.clone());
@@ -486,7 +521,10 @@ fn compare(dir: &Path, found: &Manifest, wanted: &Manifest) -> Result<()> {
     same(dir, "corpus.options", &found.corpus.options, &wanted.corpus.options)?;
     same(dir, "hook_points", &found.hook_points, &wanted.hook_points)?;
     same(dir, "routing", &found.routing, &wanted.routing)?;
-    same(dir, "seeds", &found.seeds, &wanted.seeds)
+    same(dir, "seeds", &found.seeds, &wanted.seeds)?;
+    // The path of the origin may differ, as that of the model.
+    let identity = |manifest: &Manifest| manifest.shuffled.clone().map(|it| Shuffled { source: String::new(), ..it });
+    same(dir, "shuffled", &identity(found), &identity(wanted))
 }
 
 /// Two texts without the long beginning that they have in common.

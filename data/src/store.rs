@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::features::FeatureTable;
 use crate::files;
 use crate::hook_point::HookPoint;
-use crate::manifest::{self, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Statistics};
+use crate::manifest::{self, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Shuffled, Statistics};
 use crate::parquet_io::TableFile;
 use crate::routing::RoutingLayer;
 use crate::tables::{DocumentRow, TokenColumns, VOCAB_FILE};
@@ -120,7 +120,12 @@ impl Run {
         })
     }
 
-    /// Tokens in the run: every `token_idx` is below this.
+    /// Of which run this is the shuffled one; `None` where rows are in the order of the tokens.
+    pub fn shuffled(&self) -> Option<&Shuffled> {
+        self.manifest().shuffled.as_ref()
+    }
+
+    /// Tokens in the run: every `token_idx` is below this, unless the run is shuffled.
     pub fn n_tokens(&self) -> u64 {
         self.shards().last().map_or(0, |shard| shard.tokens().end)
     }
@@ -138,13 +143,11 @@ impl Run {
         })
     }
 
-    /// Tokens by `token_idx`, in order.
+    /// Tokens by `token_idx`, in order. Like everything here that is asked for by token, it refuses a shuffled run.
     pub fn tokens(&self, tokens: Range<u64>) -> Result<TokenColumns> {
         let mut all = TokenColumns::default();
         for (shard, rows) in self.shards_of(tokens)? {
-            let file = self.table(&format!("tokens/{}", shard.file_name()))?;
-            let batch = file.rows(&[], rows)?;
-            all.append(&mut TokenColumns::from_batch(&file, &batch)?);
+            all.append(&mut self.token_rows(shard, rows)?);
         }
         Ok(all)
     }
@@ -153,11 +156,45 @@ impl Run {
     pub fn special(&self, tokens: Range<u64>) -> Result<Vec<bool>> {
         let mut all = Vec::with_capacity(tokens.end.saturating_sub(tokens.start) as usize);
         for (shard, rows) in self.shards_of(tokens)? {
-            let file = self.table(&format!("tokens/{}", shard.file_name()))?;
-            let batch = file.rows(&["special"], rows)?;
-            all.append(&mut file.booleans(&batch, "special")?);
+            all.append(&mut self.special_rows(shard, rows)?);
         }
         Ok(all)
+    }
+
+    /// Tokens by their rows in a shard.
+    pub(crate) fn token_rows(&self, shard: &Shard, rows: Range<usize>) -> Result<TokenColumns> {
+        let file = self.token_table(shard)?;
+        let batch = file.rows(&[], rows)?;
+        TokenColumns::from_batch(&file, &batch)
+    }
+
+    /// Which rows of a shard are of special tokens.
+    pub(crate) fn special_rows(&self, shard: &Shard, rows: Range<usize>) -> Result<Vec<bool>> {
+        let file = self.token_table(shard)?;
+        let batch = file.rows(&["special"], rows)?;
+        file.booleans(&batch, "special")
+    }
+
+    /// Of rows of a shard, which are special, and how long their texts are in bytes.
+    pub(crate) fn token_lengths(&self, shard: &Shard, rows: Range<usize>) -> Result<(Vec<bool>, Vec<usize>)> {
+        let file = self.token_table(shard)?;
+        let batch = file.rows(&["token", "special"], rows)?;
+        let texts = file.strings(&batch, "token")?;
+        Ok((file.booleans(&batch, "special")?, texts.iter().map(|text| text.as_ref().map_or(0, String::len)).collect()))
+    }
+
+    /// The `token_idx` of rows of a shard.
+    pub(crate) fn token_idx_rows(&self, shard: &Shard, rows: Range<usize>) -> Result<Vec<u64>> {
+        if self.shuffled().is_none() {
+            return Ok((shard.first_token_idx + rows.start as u64..shard.first_token_idx + rows.end as u64).collect());
+        }
+        let file = self.token_table(shard)?;
+        let batch = file.rows(&["token_idx"], rows)?;
+        file.primitive::<UInt64Type>(&batch, "token_idx")
+    }
+
+    pub(crate) fn token_table(&self, shard: &Shard) -> Result<Arc<TableFile>> {
+        self.table(&format!("tokens/{}", shard.file_name()))
     }
 
     /// A document.
@@ -187,6 +224,7 @@ impl Run {
 
     /// The tokens of a document, as far as the run has them.
     pub fn document_tokens(&self, doc_id: u64) -> Result<Range<u64>> {
+        self.require_order("the tokens of a document")?;
         let row = self.document(doc_id)?;
         let end = row.first_token_idx.saturating_add(row.n_tokens).min(self.n_tokens());
         Ok(row.first_token_idx.min(end)..end)
@@ -198,7 +236,7 @@ impl Run {
         let Some((shard, rows)) = self.shards_of(tokens.clone())?.into_iter().next() else {
             return Err(self.no_such_tokens(&tokens));
         };
-        let file = self.table(&format!("tokens/{}", shard.file_name()))?;
+        let file = self.token_table(shard)?;
         let batch = file.rows(&["doc_id"], rows)?;
         let doc_id = file.primitive::<UInt64Type>(&batch, "doc_id")?;
         doc_id.first().copied().ok_or_else(|| self.no_such_tokens(&tokens))
@@ -241,6 +279,7 @@ impl Run {
 
     /// The rows of a hook point in one shard (by its place in [`Run::shards`]), one row group at a time.
     pub fn acts_shard(&self, hook: HookPoint, shard: usize) -> Result<ActsShard> {
+        self.require_order("rows in the order of their tokens")?;
         let entry = self.hook_point(hook)?.clone();
         let shards = self.shards();
         let shard = shards.get(shard).ok_or_else(|| Error::OutOfRange {
@@ -311,10 +350,17 @@ impl Run {
 
     /// The shards that some tokens lie in, each with its rows.
     pub(crate) fn shards_of(&self, tokens: Range<u64>) -> Result<Vec<(&Shard, Range<usize>)>> {
+        let places = self.places_of(tokens)?;
+        Ok(places.into_iter().map(|(i, rows)| (&self.shards()[i], rows)).collect())
+    }
+
+    /// The shards that some tokens lie in, by their place in [`Run::shards`], each with its rows.
+    pub(crate) fn places_of(&self, tokens: Range<u64>) -> Result<Vec<(usize, Range<usize>)>> {
+        self.require_order("a token by its number")?;
         let mut parts = Vec::new();
         let mut next = tokens.start;
         let first = self.shards().partition_point(|shard| shard.tokens().end <= tokens.start);
-        for shard in &self.shards()[first..] {
+        for (i, shard) in self.shards().iter().enumerate().skip(first) {
             let (start, end) = (tokens.start.max(shard.first_token_idx), tokens.end.min(shard.tokens().end));
             if shard.n_tokens == 0 {
                 continue;
@@ -323,13 +369,24 @@ impl Run {
                 break;
             }
             let row = |token: u64| (token - shard.first_token_idx) as usize;
-            parts.push((shard, row(start)..row(end)));
+            parts.push((i, row(start)..row(end)));
             next = end;
         }
         if tokens.start > tokens.end || next < tokens.end {
             return Err(self.no_such_tokens(&tokens));
         }
         Ok(parts)
+    }
+
+    /// Refuses a shuffled run for `what`, which would be read wrongly there.
+    pub(crate) fn require_order(&self, what: &'static str) -> Result<()> {
+        match self.shuffled() {
+            None => Ok(()),
+            Some(shuffled) => {
+                let origin = shuffled.source.as_str().into();
+                Err(Error::ShuffledRun { what, origin, path: self.dir().into() })
+            }
+        }
     }
 
     fn no_such_tokens(&self, tokens: &Range<u64>) -> Error {

@@ -14,7 +14,7 @@ use crate::schema;
 /// The file with the text of every token id, in the folder of the run.
 pub(crate) const VOCAB_FILE: &str = "vocab.parquet";
 
-/// Consecutive tokens, column by column; every column has the same length. `token_idx` is implied.
+/// Consecutive tokens, column by column; every column has the same length. `token_idx` is not among them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenColumns {
     /// The row of `documents`.
@@ -134,10 +134,10 @@ impl TokenColumns {
         }
     }
 
-    pub(crate) fn to_batch(&self, first_token_idx: u64) -> RecordBatch {
-        let token_idx = first_token_idx..first_token_idx + self.len() as u64;
+    /// As a table; `token_idx` has one number for each token.
+    pub(crate) fn to_batch(&self, token_idx: Vec<u64>) -> RecordBatch {
         let columns: Vec<ArrayRef> = vec![
-            Arc::new(UInt64Array::from_iter_values(token_idx)),
+            Arc::new(UInt64Array::from(token_idx)),
             Arc::new(UInt64Array::from(self.doc_id.clone())),
             Arc::new(UInt32Array::from(self.pos.clone())),
             Arc::new(UInt32Array::from(self.token_id.clone())),

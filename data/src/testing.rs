@@ -1,12 +1,14 @@
 //! Small runs for the tests of this crate.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::manifest::{Corpus, Counts, HookPointEntry, Manifest, Model};
+use crate::manifest::{Corpus, Counts, HookPointEntry, Manifest, Model, Provenance};
 use crate::shard::RunWriter;
+use crate::shuffle::{self, Shuffle, ShuffleOptions};
 use crate::store::Run;
 use crate::tables::{DocumentRow, TokenColumns};
 use crate::{Dtype, HookPoint, ModelShape};
@@ -96,6 +98,15 @@ pub(crate) fn write_shard(run: &RunWriter, index: usize, range: std::ops::Range<
     shard.write_documents(&documents).unwrap();
     let counts = Counts::captured(documents.len() as u64, range.end - range.start);
     shard.commit(json!({"next": range.end}), counts).unwrap();
+}
+
+/// The shuffled run of another, in about `parts` shards.
+pub(crate) fn shuffled(run: &Run, out: &Path, seed: u64, parts: usize) -> Run {
+    let bytes = run.n_tokens() as usize * shuffle::memory_per_row(run.hook_points());
+    let options = ShuffleOptions { seed, memory: 2 * bytes.div_ceil(parts), ..ShuffleOptions::default() };
+    let plan = Shuffle::plan(run, options).unwrap();
+    plan.write(out, Provenance::default(), false, &mut |_| ControlFlow::Continue(())).unwrap();
+    Run::open(out).unwrap()
 }
 
 /// A complete run of one hook point, with shards of these sizes.

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use data::{HookPoint, MixingOptions, MixingReader, Run};
+use data::{BatchOptions, BatchReader, HookPoint, Run};
 use rayon::prelude::*;
 
 use crate::{
@@ -77,7 +77,7 @@ pub fn evaluate(
         return Err(Error::Width { d_in: coder.d_in(), width, hook: hook.to_string() });
     }
     let workers = Workers::new(options.threads)?;
-    let mixing = MixingOptions {
+    let batches = BatchOptions {
         batch_rows: BATCH,
         buffer_rows: BUFFER,
         seed: options.seed,
@@ -86,8 +86,8 @@ pub fn evaluate(
         max_norm_multiple: options.max_norm_multiple,
     };
     let mut sums = Sums::new(coder.d_in(), coder.d_sae());
-    for batch in MixingReader::new(run, hook, mixing)? {
-        let mut rows = batch?.rows;
+    for batch in BatchReader::new(run, &[hook], batches)? {
+        let mut rows = batch?.acts.swap_remove(0);
         let left = options.max_tokens.map_or(u64::MAX, |max| max - sums.n.min(max));
         rows.truncate(usize::try_from(left).map_or(rows.len(), |left| left.saturating_mul(width).min(rows.len())));
         sums.add_rows(coder, &rows, &workers);

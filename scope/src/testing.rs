@@ -1,10 +1,11 @@
 //! Which small runs do tests work on?
 
-use std::path::Path;
+use std::{ops::ControlFlow, path::Path};
 
+use data::shuffle::{Shuffle, ShuffleOptions};
 use data::{
     Dtype, HookPoint, ModelShape, Run, RunWriter, TokenColumns,
-    manifest::{Corpus, Counts, HookPointEntry, Manifest, Model},
+    manifest::{Corpus, Counts, HookPointEntry, Manifest, Model, Provenance},
     tables::DocumentRow,
 };
 
@@ -94,5 +95,12 @@ pub(crate) fn write_run(dir: &Path, n_documents: u64, damaged: bool) -> Run {
         shard.commit(serde_json::Value::Null, Counts::captured(n, n * DOC_TOKENS)).unwrap();
     }
     writer.finish("").unwrap();
+    Run::open(dir).unwrap()
+}
+
+/// The same run with its rows shuffled.
+pub(crate) fn shuffled(run: &Run, dir: &Path) -> Run {
+    let plan = Shuffle::plan(run, ShuffleOptions { memory: 200_000, ..ShuffleOptions::default() }).unwrap();
+    plan.write(dir, Provenance::default(), false, &mut |_| ControlFlow::Continue(())).unwrap();
     Run::open(dir).unwrap()
 }

@@ -4,7 +4,7 @@ mod session;
 
 use std::{ops::ControlFlow, path::Path};
 
-use data::{HookPoint, MixingOptions, MixingReader, Run, metrics::Metrics};
+use data::{BatchOptions, BatchReader, HookPoint, Run, metrics::Metrics};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -119,7 +119,7 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Threads; 0 is one for every core. The result does not depend on it.
     pub threads: usize,
-    /// Rows among which the reader shuffles.
+    /// Rows among which a run is mixed that is not shuffled.
     pub buffer: usize,
     /// Steps over which the learning rate rises; `None` is [`WARMUP_STEPS`], or [`WARMUP_FRACTION`] of a short training.
     pub warmup_steps: Option<u64>,
@@ -178,8 +178,8 @@ impl TrainConfig {
     }
 
     /// What is read from the shards, this many times.
-    pub(crate) fn mixing(&self, epochs: u32) -> MixingOptions {
-        MixingOptions {
+    pub(crate) fn batches(&self, epochs: u32) -> BatchOptions {
+        BatchOptions {
             batch_rows: self.batch,
             buffer_rows: self.buffer,
             seed: self.seed,
@@ -325,7 +325,7 @@ const METRICS_FILE: &str = "metrics.parquet";
 /// A session with what it reads from.
 struct Training {
     session: Session,
-    reader: MixingReader,
+    reader: BatchReader,
     settings: Map<String, Value>,
     not_finite: u64,
     width: usize,
@@ -335,10 +335,10 @@ impl Training {
     fn begin(run: &Run, hook: HookPoint, config: &TrainConfig) -> Result<Self> {
         let width = run.hook_point(hook)?.width;
         let none = || Error::NoActivations { hook: hook.to_string() };
-        let sample = MixingReader::new(run, hook, config.mixing(1))?;
-        let sample = sample.map(|batch| Ok(batch?.rows));
+        let sample = BatchReader::new(run, &[hook], config.batches(1))?;
+        let sample = sample.map(|batch| Ok(batch?.acts.swap_remove(0)));
         let estimate = init::estimate(sample, width, config.normalize)?.ok_or_else(none)?;
-        let reader = MixingReader::new(run, hook, config.mixing(u32::MAX))?;
+        let reader = BatchReader::new(run, &[hook], config.batches(u32::MAX))?;
         let plan = Plan::new(width, tokens(run, hook, config)?, config);
         let settings = settings(hook, &plan, config);
         let session = Session::from_estimate(&estimate, plan, config)?;
@@ -350,7 +350,7 @@ impl Training {
         let plan = Plan::new(width, tokens(run, hook, config)?, config);
         let settings = settings(hook, &plan, config);
         let (state, weights, adam) = checkpoint::load(path, &settings, [width, config.d_sae])?;
-        let reader = MixingReader::resume(run, hook, config.mixing(u32::MAX), state.cursor.clone())?;
+        let reader = BatchReader::resume(run, &[hook], config.batches(u32::MAX), state.cursor.clone())?;
         let session = Session::from_state(&state, weights, adam, plan, config)?;
         Ok(Self { session, reader, settings, not_finite: state.not_finite, width })
     }
@@ -359,13 +359,14 @@ impl Training {
     fn advance(&mut self) -> Result<Option<TrainProgress>> {
         loop {
             let Some(batch) = self.reader.next() else { return Ok(None) };
-            let mut rows = batch?.rows;
+            let mut batch = batch?;
+            let rows = &mut batch.acts[0];
             let before = rows.len();
-            keep_finite(&mut rows, self.width);
+            keep_finite(rows, self.width);
             self.not_finite += ((before - rows.len()) / self.width) as u64;
             if !rows.is_empty() {
-                let progress = self.session.step(&rows)?;
-                self.reader.recycle(rows);
+                let progress = self.session.step(rows)?;
+                self.reader.recycle(batch);
                 return Ok(Some(progress));
             }
         }

@@ -7,4 +7,5 @@ mod help;
 mod interrupted;
 mod ple;
 mod routing;
+mod shuffle;
 mod support;

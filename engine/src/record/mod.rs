@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, bounded};
 use data::Dtype;
 use data::corpus::Corpus;
 use data::hook_point::{HookPoint, Part};
+pub use data::manifest::Provenance;
 use data::manifest::{self, Counts, HookPointEntry, Manifest};
 use data::shard::RunWriter;
 use data::tables::{DocumentRow, TokenColumns};
@@ -84,14 +85,6 @@ impl RecordOptions {
             seed: 0,
         }
     }
-}
-
-/// Who recorded this, when, and how: libraries read no clock and no arguments.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Provenance {
-    pub created_by: String,
-    pub created_at: String,
-    pub command: Vec<String>,
 }
 
 /// How far a recording is.
@@ -640,10 +633,7 @@ fn new_manifest(
     manifest.routing = routing(model.config(), options);
     manifest.tokenizer = tokenizer.map(|tokenizer| manifest::Tokenizer { sha256: tokenizer.sha256().to_owned() });
     manifest.seeds.insert("record".to_owned(), options.seed);
-    manifest.created_by = provenance.created_by;
-    manifest.created_at = provenance.created_at;
-    manifest.command = provenance.command;
-    Ok(manifest)
+    Ok(manifest.made_by(provenance))
 }
 
 fn dtype(precision: Precision) -> Dtype {

@@ -5,7 +5,7 @@ use crate::{
     Sae, SparseCoder,
     metrics::{EvaluateOptions, evaluate},
     sae::norm,
-    testing::{DOC_TOKENS, WIDTH, hook, structured_rows, write_run},
+    testing::{DOC_TOKENS, WIDTH, hook, shuffled, structured_rows, write_run},
 };
 
 fn config(architecture: Architecture) -> TrainConfig {
@@ -72,31 +72,35 @@ fn training_explains_the_variance_and_keeps_norms() {
 #[test]
 fn resuming_continues_exactly() {
     let folder = tempfile::tempdir().unwrap();
-    let run = write_run(&folder.path().join("run"), 40, false);
-    for architecture in [Architecture::TopK, Architecture::BatchTopK] {
+    let ordered = write_run(&folder.path().join("run"), 40, false);
+    let shuffled = shuffled(&ordered, &folder.path().join("shuffled"));
+    assert!(shuffled.shards().len() > 1);
+    for (architecture, run) in
+        [(Architecture::TopK, &ordered), (Architecture::BatchTopK, &ordered), (Architecture::BatchTopK, &shuffled)]
+    {
         let config = TrainConfig { checkpoint_every: 20, ..config(architecture) };
         let whole = run.sae_dir(&format!("{architecture}-whole")).unwrap();
-        train(&run, hook(), &config, &whole, &mut go_on).unwrap();
+        train(run, hook(), &config, &whole, &mut go_on).unwrap();
 
         // Stopped after 30 steps, then killed after 53: the last checkpoint is that of step 40.
         let parts = run.sae_dir(&format!("{architecture}-parts")).unwrap();
-        let summary = train(&run, hook(), &config, &parts, &mut |progress| {
+        let summary = train(run, hook(), &config, &parts, &mut |progress| {
             if progress.step == 30 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         assert!(!summary.unwrap().complete);
         assert!(!parts.join("cfg.json").exists());
-        let begun = train(&run, hook(), &config, &parts, &mut go_on).unwrap_err();
+        let begun = train(run, hook(), &config, &parts, &mut go_on).unwrap_err();
         assert!(matches!(begun, Error::TrainingBegun { .. }));
         let resumed = TrainConfig { resume: true, threads: 1, ..config.clone() };
         let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            train(&run, hook(), &resumed, &parts, &mut |progress| {
+            train(run, hook(), &resumed, &parts, &mut |progress| {
                 assert!(progress.step < 53, "killed");
                 ControlFlow::Continue(())
             })
         }));
         assert!(killed.is_err());
         let mut first = None;
-        train(&run, hook(), &resumed, &parts, &mut |progress| {
+        train(run, hook(), &resumed, &parts, &mut |progress| {
             first.get_or_insert(progress.step);
             ControlFlow::Continue(())
         })

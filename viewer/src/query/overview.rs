@@ -137,6 +137,9 @@ fn from_manifest(source: &Source) -> Overview {
         ("By", manifest.created_by.clone()),
         ("Shards", shards.len().to_string()),
     ];
+    if let Some(shuffled) = &manifest.shuffled {
+        out.facts.push(("Shuffled", format!("rows of {} in the order of seed {}", shuffled.source, shuffled.seed)));
+    }
     if !manifest.command.is_empty() {
         out.facts.push(("Command", manifest.command.join(" ")));
     }

@@ -1,0 +1,173 @@
+//! `polariscope shuffle`: the rows of a run in a random order, as a run of its own.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::Result;
+use clap::Args;
+use data::manifest::Manifest;
+use data::shuffle::{DEFAULT_MEMORY, Shuffle as Plan, ShuffleOptions};
+use data::{HookPoint, Run};
+use serde_json::json;
+
+use crate::failure::Interrupted;
+use crate::invocation::Invocation;
+use crate::{interrupt, output, progress, record};
+
+/// Writes the rows of a run in a random order, as a run from which training reads as fast as the disk gives
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  polariscope shuffle runs/news --out runs/news-shuffled\n  \
+                        polariscope shuffle runs/news --hook-points 'blocks.9-11.hook_resid_post' --skip-special --memory 4GB \
+                        --out /scratch/news-9")]
+pub(crate) struct Shuffle {
+    /// The run directory
+    run: PathBuf,
+
+    /// The run directory to write
+    #[arg(long, value_name = "RUN")]
+    out: PathBuf,
+
+    /// The hook points to take along, as for `record`; rows stay aligned [default: all]
+    #[arg(long, value_name = "LIST")]
+    hook_points: Option<String>,
+
+    /// Of the order: the same seed gives the same order, whatever the memory is
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Memory for rows, in bytes or as `512MB` or `4GB`; the less, the more shards
+    #[arg(long, value_name = "BYTES", default_value_t = Bytes(DEFAULT_MEMORY as u64))]
+    memory: Bytes,
+
+    /// Leave the rows of special tokens out
+    #[arg(long)]
+    skip_special: bool,
+
+    /// Go on with a shuffle that was interrupted, exactly as if it had not been
+    #[arg(long)]
+    resume: bool,
+
+    /// Print the finished manifest's summary as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Shuffle {
+    pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
+        interrupt::watch();
+        let run = Run::open(&self.run)?;
+        let hook_points = match &self.hook_points {
+            Some(list) => recorded(&run, list)?,
+            None => Vec::new(),
+        };
+        let memory = usize::try_from(self.memory.0).unwrap_or(usize::MAX);
+        let options = ShuffleOptions { hook_points, seed: self.seed, memory, skip_special: self.skip_special };
+        let plan = Plan::plan(&run, options)?;
+        let cost = plan.cost();
+        let points = match plan.hook_points() {
+            [one] => format!("`{}`", one.name),
+            more => format!("{} hook points", more.len()),
+        };
+        output::note(&format!(
+            "shuffling {points} of {} tokens: {} in {} shards, {} on disk while it runs",
+            output::count(cost.rows),
+            output::size(cost.bytes),
+            cost.buckets,
+            output::size(cost.peak_bytes)
+        ));
+        let bar = progress::bytes(0, "shuffling");
+        let mut begun = false;
+        let written = plan.write(&self.out, invocation.provenance(), self.resume, &mut |at| {
+            bar.set_length(at.bytes_total);
+            bar.set_position(at.bytes_done);
+            if !std::mem::replace(&mut begun, true) {
+                // What was done before a resume says nothing about the rate.
+                bar.reset_eta();
+            }
+            interrupt::flow()
+        });
+        bar.finish_and_clear();
+        let manifest = match written {
+            Err(data::Error::Interrupted) => {
+                return Err(Interrupted { resume: Some(invocation.resumed()) }.into());
+            }
+            other => other?,
+        };
+        if self.json { output::json(&value(&manifest, &self.out)) } else { output::text(&words(&manifest, &self.out)) }
+    }
+}
+
+/// The hook points of a list, each of which the run must have; `*` stands for those that it has.
+fn recorded(run: &Run, list: &str) -> Result<Vec<HookPoint>> {
+    let mut hooks = Vec::new();
+    for name in list.split(',') {
+        let named = HookPoint::parse_list(name, &run.manifest().model.shape)?;
+        let is_there = |hook: &HookPoint| run.hook_point(*hook).is_ok();
+        let some = named.iter().any(is_there);
+        // One that is named and not there, or all of them, is refused by its name.
+        hooks.extend(named.into_iter().filter(|hook| !(some && name.contains('*')) || is_there(hook)));
+    }
+    Ok(hooks)
+}
+
+/// Bytes that a person reads and writes: `1.0 GB`, `512MB`, `1000000`.
+#[derive(Clone, Copy, Debug)]
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&output::size(self.0))
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const UNITS: [(&str, f64); 5] = [("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("B", 1.0)];
+        let upper = text.trim().to_ascii_uppercase();
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|&(name, unit)| upper.strip_suffix(name).map(|number| (number.trim_end(), unit)))
+            .unwrap_or((&upper, 1.0));
+        match number.parse::<f64>() {
+            Ok(number) if number.is_finite() && number * unit >= 1.0 => Ok(Self((number * unit) as u64)),
+            _ => Err("expected bytes such as `512MB` or `4GB`".to_owned()),
+        }
+    }
+}
+
+fn value(manifest: &Manifest, out: &Path) -> serde_json::Value {
+    json!({
+        "run": out, "shuffled": manifest.shuffled, "tokens": manifest.counts.tokens_captured,
+        "skipped": manifest.counts.tokens_skipped, "hook_points": manifest.hook_points.len(),
+        "shards": manifest.shards.len(), "bytes": record::bytes(manifest),
+    })
+}
+
+fn words(manifest: &Manifest, out: &Path) -> String {
+    format!(
+        "shuffled {} tokens at {} hook points: {} in `{}`",
+        output::count(manifest.counts.tokens_captured),
+        manifest.hook_points.len(),
+        output::size(record::bytes(manifest)),
+        out.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_told_in_bytes_or_units() {
+        for (text, expected) in [("1GB", 1_000_000_000), ("512 mb", 512_000_000), ("1.5kB", 1500), ("7", 7), ("7B", 7)]
+        {
+            assert_eq!(text.parse::<Bytes>().unwrap().0, expected, "{text}");
+        }
+        for text in ["", "GB", "-1", "many", "inf", "0"] {
+            assert!(text.parse::<Bytes>().unwrap_err().contains("`512MB`"), "{text}");
+        }
+    }
+}
