@@ -73,6 +73,7 @@ pub use error::{Error, Result};
 pub use hook_point::{HookPoint, ModelShape, Site};
 pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Statistics};
 pub use routing::{RoutingColumns, RoutingLayer};
+pub use shard::workers::Worker;
 pub use shard::{RunWriter, ShardWriter};
 pub use store::{Acts, Run};
 pub use tables::{DocumentRow, TokenColumns};

@@ -8,3 +8,4 @@ mod interrupted;
 mod ple;
 mod routing;
 mod support;
+mod workers;
