@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use data::Worker;
 use data::manifest::Provenance;
 
 /// The command line as it was given.
@@ -25,6 +26,11 @@ impl Invocation {
         words.join(" ")
     }
 
+    /// The same command for this worker, whoever named it the first time.
+    pub(crate) fn of_worker(&self, worker: Worker) -> String {
+        of_worker(&self.args, worker)
+    }
+
     /// Who made a run, when, and how.
     pub(crate) fn provenance(&self) -> Provenance {
         let now = jiff::Timestamp::now();
@@ -43,6 +49,21 @@ pub(crate) fn created_by() -> String {
         "" => version.to_owned(),
         commit => format!("{version} ({commit})"),
     }
+}
+
+/// A command line that records, as that of another of its workers.
+pub(crate) fn of_worker(args: &[String], worker: Worker) -> String {
+    let mut words = vec!["polariscope".to_owned()];
+    let mut args = args.iter().skip(1);
+    while let Some(word) = args.next() {
+        if word == "--shard" || word == "--shards" {
+            args.next();
+        } else if !word.starts_with("--shard=") && !word.starts_with("--shards=") {
+            words.push(quoted(word));
+        }
+    }
+    words.push(format!("--shard {worker}"));
+    words.join(" ")
 }
 
 /// As a POSIX shell would need it.
@@ -67,6 +88,15 @@ mod tests {
         assert_eq!(resumed, "polariscope record m --corpus 'a b.txt' --hook-points 'blocks.*.x' --resume");
         let again: Vec<OsString> = ["p", "record", "--resume"].iter().map(OsString::from).collect();
         assert_eq!(Invocation::new(&again).resumed(), "polariscope record --resume");
+    }
+
+    #[test]
+    fn the_command_of_another_worker_can_be_pasted() {
+        let args =
+            ["/bin/polariscope", "record", "m", "--shards", "4", "--out", "r", "--shard=1/4", "--shard-tokens", "9"];
+        let args = args.map(str::to_owned);
+        let worker = Worker::new(3, 4).unwrap();
+        assert_eq!(of_worker(&args, worker), "polariscope record m --out r --shard-tokens 9 --shard 3/4");
     }
 
     #[test]

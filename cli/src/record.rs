@@ -6,10 +6,11 @@ use anyhow::{Result, bail};
 use clap::Args;
 use data::corpus::Corpus;
 use data::manifest::{HookPointEntry, Manifest, Model as Described, Routing};
-use data::{Dtype, HookPoint};
+use data::{Dtype, HookPoint, Worker};
 use engine::device;
 use engine::gemma::model::{Model, Precision};
-use engine::record::{self, RecordOptions, RecordProgress, Recorded};
+use engine::record::{self, RecordOptions, RecordProgress, Recorded, Shared};
+use engine::tokenizer::Tokenizer;
 use engine::weights::Weights;
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -17,6 +18,7 @@ use serde_json::json;
 use crate::compute::Compute;
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
+use crate::worker::Share;
 use crate::{catalog, interrupt, output, progress};
 
 /// Bytes of text that make a token, roughly, for the estimate before the start.
@@ -83,7 +85,10 @@ pub(crate) struct Record {
     #[arg(long)]
     router_logits: bool,
 
-    /// Go on with a recording that was interrupted
+    #[command(flatten)]
+    share: Share,
+
+    /// Go on with a recording that was interrupted; a worker (`--shard`) always does
     #[arg(long)]
     resume: bool,
 
@@ -106,6 +111,7 @@ fn dtype(text: &str) -> Result<Dtype, String> {
 
 impl Record {
     pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
+        let worker = self.share.worker(|name| std::env::var(name).ok())?;
         let path = catalog::resolve(&self.model)?;
         let weights = Weights::open(&path)?;
         let shape = weights.config().shape();
@@ -127,23 +133,30 @@ impl Record {
         }
         let corpus = Corpus::open(&self.corpus, self.lines)?;
         let job = Job { id: &self.model, weights, corpus, options, out: &self.out, resume: self.resume };
-        let manifest = job.run(self.compute, invocation)?;
-        if self.json {
-            return output::json(&json!({
-                "run": self.out, "documents": manifest.counts.documents, "tokens": manifest.counts.tokens_captured,
-                "skipped": manifest.counts.tokens_skipped, "hook_points": manifest.hook_points.len(),
-                "shards": manifest.shards.len(), "bytes": bytes(&manifest),
-            }));
+        match worker {
+            Some(worker) => job.run_share(worker, self.compute, invocation, self.json),
+            None => summary(&self.out, &job.run(self.compute, invocation)?, self.json),
         }
-        output::text(&format!(
-            "recorded {} tokens of {} documents at {} hook points: {} in `{}`",
-            output::count(manifest.counts.tokens_captured),
-            output::count(manifest.counts.documents),
-            manifest.hook_points.len(),
-            output::size(bytes(&manifest)),
-            self.out.display()
-        ))
     }
+}
+
+/// Says what a complete run holds.
+pub(crate) fn summary(out: &Path, manifest: &Manifest, as_json: bool) -> Result<()> {
+    if as_json {
+        return output::json(&json!({
+            "run": out, "documents": manifest.counts.documents, "tokens": manifest.counts.tokens_captured,
+            "skipped": manifest.counts.tokens_skipped, "hook_points": manifest.hook_points.len(),
+            "shards": manifest.shards.len(), "bytes": bytes(manifest),
+        }));
+    }
+    output::text(&format!(
+        "recorded {} tokens of {} documents at {} hook points: {} in `{}`",
+        output::count(manifest.counts.tokens_captured),
+        output::count(manifest.counts.documents),
+        manifest.hook_points.len(),
+        output::size(bytes(manifest)),
+        out.display()
+    ))
 }
 
 /// A recording with everything that it needs.
@@ -156,26 +169,19 @@ pub(crate) struct Job<'a> {
     pub(crate) resume: bool,
 }
 
+/// A model that is loaded, and what is said of it.
+struct Loaded {
+    model: Model,
+    described: Described,
+    tokenizer: Option<Tokenizer>,
+    /// Tokens that the corpus may hold.
+    estimate: Option<u64>,
+}
+
 impl Job<'_> {
     /// Says what it will cost, records with a bar, and gives back the finished manifest.
     pub(crate) fn run(self, compute: Compute, invocation: &Invocation) -> Result<Manifest> {
-        interrupt::watch();
-        let load = compute.open(self.weights.config())?;
-        let described = record::describe(self.id, &self.weights, load)?;
-        let estimate = estimate(&self.corpus, self.options.max_tokens);
-        let routing = record::routing(self.weights.config(), &self.options);
-        output::note(&cost(&described, &self.options, routing.as_ref(), load.precision, estimate)?);
-
-        let threads = device::set_threads(compute.threads);
-        output::note(&format!("loading `{}` in {}, {threads} threads", self.id, described.dtype));
-        // A model without a tokenizer can still be fed token ids; text without one is refused when it comes.
-        let tokenizer = match self.weights.tokenizer() {
-            Ok(tokenizer) => Some(tokenizer),
-            Err(engine::error::Error::NoTokenizer { .. }) => None,
-            Err(err) => return Err(err.into()),
-        };
-        let model = Model::from_weights(&self.weights, load)?;
-        drop(self.weights);
+        let Loaded { model, described, tokenizer, estimate } = self.load(compute)?;
         let bar = progress::tokens(estimate.unwrap_or(0), "recording");
         let mut meter = Meter { bar: &bar, corpus_bytes: self.corpus.bytes(), max_tokens: self.options.max_tokens };
         let recorded = record::record(
@@ -200,6 +206,71 @@ impl Job<'_> {
                 Err(Interrupted { resume: Some(invocation.resumed()) }.into())
             }
         }
+    }
+
+    /// Records the share of one worker, and says what it holds.
+    fn run_share(self, worker: Worker, compute: Compute, invocation: &Invocation, as_json: bool) -> Result<()> {
+        let Loaded { model, described, tokenizer, estimate } = self.load(compute)?;
+        let bar = progress::tokens(estimate.unwrap_or(0) / worker.count() as u64, &format!("worker {worker}"));
+        // How much of the text is this worker's cannot be told from the text that has been read.
+        let mut meter = Meter { bar: &bar, corpus_bytes: None, max_tokens: None };
+        let shared = record::record_share(
+            &model,
+            described,
+            tokenizer.as_ref(),
+            &self.corpus,
+            self.out,
+            &self.options,
+            invocation.provenance(),
+            worker,
+            &mut |progress| {
+                meter.show(progress);
+                interrupt::flow()
+            },
+        )?;
+        bar.finish_and_clear();
+        match shared {
+            Shared::Done { planned, shards, tokens } if as_json => output::json(&json!({
+                "run": self.out, "worker": worker.index(), "workers": worker.count(), "shards": shards, "tokens": tokens,
+                "shards_expected": planned.shards, "tokens_expected": planned.tokens_expected,
+            })),
+            Shared::Done { planned, shards, tokens } => output::text(&format!(
+                "worker {worker} is done: {} of {} shards, {} tokens in `{}`",
+                shards.len(),
+                planned.shards,
+                output::count(tokens),
+                self.out.display()
+            )),
+            Shared::Complete(manifest) => {
+                output::note("the run has been merged already: there is nothing left to record");
+                summary(self.out, &manifest, as_json)
+            }
+            Shared::Interrupted(progress) => {
+                output::note(&format!("{} shards are durable in `{}`", progress.shards, self.out.display()));
+                Err(Interrupted { resume: Some(invocation.of_worker(worker)) }.into())
+            }
+        }
+    }
+
+    /// Says what it will cost, and loads the model.
+    fn load(&self, compute: Compute) -> Result<Loaded> {
+        interrupt::watch();
+        let load = compute.open(self.weights.config())?;
+        let described = record::describe(self.id, &self.weights, load)?;
+        let estimate = estimate(&self.corpus, self.options.max_tokens);
+        let routing = record::routing(self.weights.config(), &self.options);
+        output::note(&cost(&described, &self.options, routing.as_ref(), load.precision, estimate)?);
+
+        let threads = device::set_threads(compute.threads);
+        output::note(&format!("loading `{}` in {}, {threads} threads", self.id, described.dtype));
+        // A model without a tokenizer can still be fed token ids; text without one is refused when it comes.
+        let tokenizer = match self.weights.tokenizer() {
+            Ok(tokenizer) => Some(tokenizer),
+            Err(engine::error::Error::NoTokenizer { .. }) => None,
+            Err(err) => return Err(err.into()),
+        };
+        let model = Model::from_weights(&self.weights, load)?;
+        Ok(Loaded { model, described, tokenizer, estimate })
     }
 }
 

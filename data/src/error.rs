@@ -51,6 +51,39 @@ pub enum Error {
     RunBusy { path: PathBuf },
 
     #[error(
+        "expected `I/N` with I below N, found `{found}`\nhint: the first of four workers is `0/4`, the last one `3/4`"
+    )]
+    NoSuchWorker { found: String },
+
+    #[error("worker {worker} is running already in `{}`\nhint: `polariscope status` tells how far it is", .path.display())]
+    WorkerBusy { worker: String, path: PathBuf },
+
+    #[error(
+        "expected one of {expected} workers, found one of {found} in `{}`\nhint: all workers of a run are told the same number", .path.display()
+    )]
+    OtherWorkers { expected: usize, found: usize, path: PathBuf },
+
+    #[error(
+        "one process records this run, not several workers: `{}`\nhint: `--resume` without `--shard` goes on with it", .path.display()
+    )]
+    NotSpread { path: PathBuf },
+
+    #[error(
+        "several workers record this run: `{}`\nhint: `polariscope status` tells which are missing, `polariscope merge` completes it", .path.display()
+    )]
+    Spread { path: PathBuf },
+
+    #[error(
+        "expected {workers} workers to be done, missing {} in `{}`\nhint: `polariscope status` tells how far each is", numbers(missing), .path.display()
+    )]
+    MissingWorkers { missing: Vec<usize>, workers: usize, path: PathBuf },
+
+    #[error(
+        "the workers {} and {} have read different corpora into `{}`\nhint: record the run again, with files that stay as they are", .workers[0], .workers[1], .path.display()
+    )]
+    OtherCorpus { workers: [usize; 2], path: PathBuf },
+
+    #[error(
         "expected version {known} or older, found version {found} in `{}`\nhint: a newer polariscope wrote this; update yours", .path.display()
     )]
     NewerVersion { found: u64, known: u32, path: PathBuf },
@@ -194,6 +227,11 @@ fn listing(known: &[String]) -> String {
         [one] => format!("is `{one}`"),
         many => format!("are `{}`", many.join("`, `")),
     }
+}
+
+/// `1, 3`
+fn numbers(list: &[usize]) -> String {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn first_line(text: &str) -> String {

@@ -74,6 +74,7 @@ pub use error::{Error, Result};
 pub use hook_point::{HookPoint, ModelShape, Site};
 pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Shuffled, Statistics};
 pub use routing::{RoutingColumns, RoutingLayer};
+pub use shard::workers::Worker;
 pub use shard::{RunWriter, ShardWriter};
 pub use store::{Acts, Run};
 pub use tables::{DocumentRow, TokenColumns};

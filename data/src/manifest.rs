@@ -487,13 +487,26 @@ pub(crate) fn journal_path(dir: &Path, index: usize) -> PathBuf {
     dir.join("journal").join(format!("shard-{index:05}.json"))
 }
 
+/// The number of the shard that a file, also one with a temporary name, belongs to.
+pub(crate) fn shard_of(path: &Path) -> Option<usize> {
+    let name = path.file_name()?.to_str()?;
+    let digits = name.strip_prefix('.').unwrap_or(name).strip_prefix("shard-")?.split('.').next()?;
+    digits.parse().ok()
+}
+
 /// Reads every journal entry of a run, in the order of the tokens.
 pub(crate) fn read_journal(dir: &Path) -> Result<Vec<JournalEntry>> {
+    read_journal_of(dir, |_| true)
+}
+
+/// Reads the journal entries of some shards, in the order of the tokens.
+pub(crate) fn read_journal_of(dir: &Path, wanted: impl Fn(usize) -> bool) -> Result<Vec<JournalEntry>> {
     let folder = dir.join("journal");
     let mut entries = Vec::new();
     for name in files::names_in(&folder, false)? {
         let path = folder.join(&name);
-        if path.extension().is_none_or(|extension| extension != "json") {
+        let unwanted = shard_of(&path).is_some_and(|shard| !wanted(shard));
+        if unwanted || path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
         let value: Value = files::read_json(&path)?;

@@ -4,6 +4,8 @@
 //! journal entry is written last. Whatever has no journal entry does not exist: a run that was killed goes on with
 //! [`RunWriter::resume`], and the recorder repeats from the cursor of the last entry.
 
+pub mod workers;
+
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -77,10 +79,13 @@ impl RunWriter {
         let manifest = Manifest::read(dir)?;
         let lock = lock(dir)?;
         compare(dir, &manifest, wanted)?;
+        if workers::is_spread(dir) {
+            return Err(Error::Spread { path: dir.to_owned() });
+        }
         let journal = manifest::read_journal(dir)?;
         create_folders(dir, &manifest)?;
         if !manifest.complete {
-            remove_what_is_not_durable(dir, &manifest, &journal)?;
+            remove_what_is_not_durable(dir, &manifest, &journal, |_| true)?;
         }
         Ok(Self::new(dir, manifest, journal, lock))
     }
@@ -541,26 +546,28 @@ fn difference(a: &str, b: &str) -> (String, String) {
     (cut(a), cut(b))
 }
 
-/// Removes temporary files and the files of shards that have no journal entry.
-fn remove_what_is_not_durable(dir: &Path, manifest: &Manifest, journal: &[JournalEntry]) -> Result<()> {
-    let durable: Vec<String> = journal.iter().map(|entry| entry.shard.file_name()).collect();
-    for folder in manifest.folders() {
+/// Removes temporary files and the files of shards that have no journal entry, of the shards that are this process's own.
+fn remove_what_is_not_durable(
+    dir: &Path,
+    manifest: &Manifest,
+    journal: &[JournalEntry],
+    own: impl Fn(usize) -> bool,
+) -> Result<()> {
+    let durable = |index: usize| journal.iter().any(|entry| entry.shard.index == index);
+    for folder in manifest.folders().into_iter().chain(["journal".to_owned()]) {
         for entry in fs::read_dir(dir.join(folder))? {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let undurable = name.starts_with("shard-") && !durable.contains(&name);
-            if files::is_temporary(&path) || undurable {
+            let Some(index) = manifest::shard_of(&path).filter(|&index| own(index)) else { continue };
+            if files::is_temporary(&path) || !durable(index) {
                 tracing::info!(path = %path.display(), "removing what is not durable");
                 fs::remove_file(&path)?;
             }
         }
     }
-    for folder in [dir.to_owned(), dir.join("journal")] {
-        for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
-            if files::is_temporary(&path) {
-                fs::remove_file(&path)?;
-            }
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if files::is_temporary(&path) && !workers::is_spread(dir) {
+            fs::remove_file(&path)?;
         }
     }
     Ok(())

@@ -78,12 +78,14 @@ impl Acts {
 
 impl Run {
     /// Opens a run: reads the manifest, and the journal of a run that is not complete.
+    ///
+    /// While several workers record it, the shards before the first one that is missing are shown.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let mut manifest = Manifest::read(dir)?;
         let mut journal = Vec::new();
         if !manifest.complete {
-            journal = manifest::read_journal(dir)?;
+            journal = dense(manifest::read_journal(dir)?);
             manifest = manifest::merge(manifest, &journal)?;
         }
         let inner = Inner { dir: dir.to_owned(), manifest, journal, tables: Mutex::default(), acts: Mutex::default() };
@@ -437,6 +439,18 @@ impl Iterator for ActsShard {
         let left = self.file.groups().len() - self.next;
         (left, Some(left))
     }
+}
+
+/// The shards, in the order of their tokens, before the first that is missing.
+fn dense(mut journal: Vec<JournalEntry>) -> Vec<JournalEntry> {
+    let mut next = 0;
+    let missing = journal.iter().position(|entry| {
+        let gap = entry.shard.first_token_idx != next;
+        next = entry.shard.tokens().end;
+        gap
+    });
+    journal.truncate(missing.unwrap_or(journal.len()));
+    journal
 }
 
 fn cached<T>(

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use data::corpus::Corpus;
 use data::hook_point::{HookPoint, Site};
 use data::manifest::Manifest;
+use data::shard::workers::{self, Worker};
 use data::store::Run;
 use engine::error::Error;
 use engine::gemma::model::{Batch, Forward, LoadOptions, Model, Precision};
-use engine::record::{Provenance, RecordOptions, Recorded, describe, record};
+use engine::record::{Provenance, RecordOptions, Recorded, Shared, describe, record, record_share};
 use engine::testing;
 use engine::weights::Weights;
 use fs_err as fs;
@@ -68,6 +69,32 @@ impl Bench {
             batches += 1;
             if batches >= stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
+    }
+
+    fn record_share(
+        &self,
+        out: &Path,
+        options: &RecordOptions,
+        worker: &str,
+        stop_after: usize,
+    ) -> Result<Shared, Error> {
+        let mut batches = 0;
+        let described = describe("tiny", &self.weights, self.model.precision())?;
+        let worker: Worker = worker.parse().unwrap();
+        record_share(
+            &self.model,
+            described,
+            None,
+            &self.corpus,
+            out,
+            options,
+            Provenance::default(),
+            worker,
+            &mut |_| {
+                batches += 1;
+                if batches >= stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            },
+        )
     }
 
     fn complete(&self, out: &Path, options: &RecordOptions) -> Box<Manifest> {
@@ -222,6 +249,59 @@ fn a_resumed_recording_is_the_same_to_the_byte() {
         }
         fs::remove_dir_all(&undisturbed).unwrap();
     }
+}
+
+#[test]
+fn several_workers_write_what_one_process_writes() {
+    let bench = Bench::new(Precision::F32);
+    let base = RecordOptions { hook_points: vec![HookPoint::block(Site::ResidPost, 2)], ..bench.options() };
+    for options in [
+        RecordOptions { skip_special: true, nll: true, ..base.clone() },
+        RecordOptions { max_tokens: Some(40), shard_tokens: 8, ..base.clone() },
+        RecordOptions { max_tokens: Some(30), shard_tokens: 9, skip_special: true, ..base.clone() },
+        RecordOptions { shard_tokens: 1000, ..base },
+    ] {
+        let (one, several) = (bench.path("one"), bench.path("several"));
+        bench.complete(&one, &options);
+        // The last one first, and each one interrupted again and again.
+        for worker in ["3/4", "1/4", "0/4", "2/4"] {
+            assert!(workers::merge(&several).is_err());
+            let mut stop_after = 1;
+            while let Shared::Interrupted(_) = bench.record_share(&several, &options, worker, stop_after).unwrap() {
+                stop_after += 1;
+                assert!(stop_after < 60, "no progress");
+            }
+            let again = bench.record_share(&several, &options, worker, usize::MAX).unwrap();
+            assert!(matches!(again, Shared::Done { .. }), "coming again is harmless");
+        }
+        workers::merge(&several).unwrap();
+        assert_eq!(files(&one).keys().collect::<Vec<_>>(), files(&several).keys().collect::<Vec<_>>());
+        assert!(files(&one) == files(&several), "the manifest included");
+        assert!(matches!(bench.record_share(&several, &options, "1/4", 9).unwrap(), Shared::Complete(_)));
+        fs::remove_dir_all(&one).unwrap();
+        fs::remove_dir_all(&several).unwrap();
+    }
+}
+
+#[test]
+fn a_worker_notices_another_corpus() {
+    let bench = Bench::new(Precision::F32);
+    let (out, options) = (bench.path("run"), bench.options());
+    assert!(matches!(bench.record_share(&out, &options, "0/2", usize::MAX).unwrap(), Shared::Done { .. }));
+    for other in [CORPUS.replace("125", "126"), CORPUS.replace("125, ", ""), format!("{CORPUS}{CORPUS}")] {
+        fs::write(bench.path("corpus.jsonl"), other).unwrap();
+        assert!(matches!(bench.record_share(&out, &options, "1/2", usize::MAX), Err(Error::CorpusChanged)));
+    }
+    fs::write(bench.path("corpus.jsonl"), CORPUS).unwrap();
+    assert!(bench.record_share(&out, &RecordOptions { nll: true, ..options.clone() }, "1/2", 9).is_err());
+    assert!(bench.record_share(&out, &options, "1/3", 9).unwrap_err().to_string().contains("one of 2 workers"));
+    assert!(bench.record(&out, &options, true, 9).unwrap_err().to_string().contains("several workers"));
+    assert!(matches!(bench.record_share(&out, &options, "1/2", usize::MAX).unwrap(), Shared::Done { .. }));
+    assert_eq!(workers::merge(&out).unwrap().counts.tokens_captured, TOKENS);
+    // A run that one process has begun is not for workers.
+    let alone = bench.path("alone");
+    assert!(matches!(bench.record(&alone, &options, false, 2).unwrap(), Recorded::Interrupted(_)));
+    assert!(bench.record_share(&alone, &options, "1/2", 9).unwrap_err().to_string().contains("one process"));
 }
 
 #[test]

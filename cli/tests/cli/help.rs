@@ -2,9 +2,9 @@
 
 use crate::support::{end, fails, polariscope, succeeds};
 
-const COMMANDS: [&str; 14] = [
-    "models", "fetch", "inspect", "run", "patch", "record", "shuffle", "train", "encode", "evaluate", "routing",
-    "verify", "view", "demo",
+const COMMANDS: [&str; 16] = [
+    "models", "fetch", "inspect", "run", "patch", "record", "shuffle", "status", "merge", "train", "encode", "evaluate",
+    "routing", "verify", "view", "demo",
 ];
 
 #[test]

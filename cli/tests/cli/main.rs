@@ -9,3 +9,4 @@ mod ple;
 mod routing;
 mod shuffle;
 mod support;
+mod workers;

@@ -5,8 +5,10 @@
 //! What a shard holds depends on the corpus and the options alone, so a resumed recording writes the same bytes.
 
 mod download;
+mod lengths;
 mod read;
 mod routing;
+mod share;
 mod write;
 
 use std::cell::RefCell;
@@ -28,6 +30,7 @@ use tch::Tensor;
 use self::download::Downloads;
 use self::read::{Item, Reader, Sequence};
 use self::routing::Listener;
+pub use self::share::{Shared, record_share};
 use self::write::{Job, Rows};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -299,6 +302,7 @@ impl Planner {
                 Item::Going { sha256_before } => self.sha256_before = sha256_before,
                 Item::Sequence(sequence) => return Some(sequence),
                 Item::End { sha256 } => self.ended = Some(sha256),
+                Item::Open { .. } | Item::Close { .. } => {} // Only workers are told.
             }
         }
         None
@@ -390,8 +394,8 @@ impl<'a> Recorder<'a> {
         let mut next = first;
         while let Some(sequence) = next {
             let length = sequence.tokens.len();
-            let shard_is_full =
-                self.shard_tokens.is_some_and(|tokens| tokens + length as u64 > self.options.shard_tokens);
+            let has_room = |tokens| lengths::fits(tokens, length as u64, self.options.shard_tokens);
+            let shard_is_full = self.shard_tokens.is_some_and(|tokens| !has_room(tokens));
             if shard_is_full || (self.batch_tokens > 0 && self.batch_tokens + length > self.options.batch_tokens) {
                 self.flush(&planner)?;
                 if progress(&self.progress).is_break() {

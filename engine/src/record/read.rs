@@ -49,6 +49,15 @@ pub(super) enum Item {
         sha256_before: String,
     },
     Sequence(Sequence),
+    /// A shard of a worker begins with the next sequence.
+    Open {
+        shard: usize,
+        first_token_idx: u64,
+    },
+    /// The shard that was opened last ends.
+    Close {
+        cursor: Cursor,
+    },
     /// The corpus, or the number of tokens asked for, is at an end.
     End {
         sha256: String,
@@ -140,12 +149,12 @@ impl Reader<'_> {
     }
 
     /// Rows that these sequences will have.
-    fn rows(&self, sequences: &[Sequence]) -> u64 {
+    pub(super) fn rows(&self, sequences: &[Sequence]) -> u64 {
         let tokens = sequences.iter().flat_map(|sequence| &sequence.tokens);
         tokens.filter(|token| !(self.skip_special && token.special)).count() as u64
     }
 
-    fn sequences(&self, document: &Document, doc_id: u64) -> Result<Vec<Sequence>> {
+    pub(super) fn sequences(&self, document: &Document, doc_id: u64) -> Result<Vec<Sequence>> {
         let (bos, tokens) = match &document.content {
             Content::Text(text) => {
                 let tokenizer =
@@ -201,7 +210,7 @@ fn text_tokens(tokenizer: &Tokenizer, text: &str) -> Vec<Token> {
 }
 
 /// Cuts the sequences off where no tokens are left.
-fn truncate(sequences: &mut Vec<Sequence>, left: &mut u64) {
+pub(super) fn truncate(sequences: &mut Vec<Sequence>, left: &mut u64) {
     for sequence in sequences.iter_mut() {
         sequence.tokens.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
         *left -= sequence.tokens.len() as u64;
@@ -210,7 +219,7 @@ fn truncate(sequences: &mut Vec<Sequence>, left: &mut u64) {
 }
 
 /// The size of a document and its sum: of the text, or of the ids as four little-endian bytes each.
-fn sum(content: &Content) -> (u64, [u8; 32]) {
+pub(super) fn sum(content: &Content) -> (u64, [u8; 32]) {
     match content {
         Content::Text(text) => (text.len() as u64, Sha256::digest(text).into()),
         Content::Tokens(ids) => {
