@@ -3,8 +3,8 @@
 use crate::support::{end, fails, polariscope, succeeds};
 
 const COMMANDS: [&str; 16] = [
-    "models", "fetch", "inspect", "run", "patch", "record", "shuffle", "status", "merge", "train", "encode", "evaluate",
-    "routing", "verify", "view", "demo",
+    "models", "fetch", "inspect", "run", "patch", "record", "shuffle", "status", "merge", "train", "encode",
+    "evaluate", "routing", "verify", "view", "demo",
 ];
 
 #[test]
