@@ -2,13 +2,18 @@
 //!
 //! A line of standard input is a turn; a line that ends in `\` goes on with the next. Where the model has called tools, the
 //! next turns are their results. Thoughts, answers and calls are printed as they come, or as one JSON object each.
+//! Ctrl-C stops the model where it speaks, and ends the conversation where it listens.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, IsTerminal as _};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use engine::config::Config;
 use engine::chat::{Chat, ChatOptions, Memory, Message, ReplyPart, Role};
 use engine::gemma::model::Model;
 use engine::generate::Generate;
@@ -17,8 +22,12 @@ use engine::tokenizer::Tokenizer;
 use fs_err as fs;
 use serde_json::{Value, json};
 
+use crate::failure::Interrupted;
 use crate::hands::Hands;
 use crate::{interrupt, output};
+
+/// How long Ctrl-C may go unnoticed while nobody types.
+const ATTENTION: Duration = Duration::from_millis(50);
 
 /// What is said in a conversation beside its turns.
 #[derive(Debug, Args)]
@@ -49,7 +58,7 @@ pub(crate) struct Talk {
 
 impl ChatArgs {
     /// `None` without `--chat`. Refuses what the model was not trained for, before its weights are loaded.
-    pub(crate) fn open(&self, tokenizer: &Tokenizer) -> Result<Option<Talk>> {
+    pub(crate) fn open(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Option<Talk>> {
         if !self.chat {
             return Ok(None);
         }
@@ -61,7 +70,7 @@ impl ChatArgs {
             },
             None => Vec::new(),
         };
-        let chat = Chat::new(tokenizer, !tools.is_empty())?;
+        let chat = Chat::new(tokenizer, config, !tools.is_empty())?;
         if !chat.is_own() {
             output::note("the checkpoint has no chat template: taking ours; a base model will ramble");
         }
@@ -81,7 +90,7 @@ impl Talk {
     }
 }
 
-/// Takes turns until the input ends; with `prompt`, one turn.
+/// Takes turns until the input ends, or Ctrl-C ends it; with `prompt`, one turn.
 pub(crate) fn talk(
     talk: Talk,
     model: &Model,
@@ -93,11 +102,12 @@ pub(crate) fn talk(
 ) -> Result<()> {
     let Talk { chat, options, mut messages } = talk;
     let mut memory = Memory::default();
-    let mut lines = Lines { json };
+    let lines = if prompt.is_none() { Some(Lines::listen(json)?) } else { None };
+    let max_tokens = generate.max_tokens;
     loop {
-        let said = match prompt {
-            Some(prompt) => Some(vec![Message::new(Role::User, prompt)]),
-            None => lines.turn(messages.last())?,
+        let said = match (&lines, prompt) {
+            (Some(lines), _) => lines.turn(messages.last())?,
+            (None, prompt) => Some(vec![Message::new(Role::User, prompt.unwrap_or_default())]),
         };
         let Some(said) = said else { return Ok(()) };
         messages.extend(said);
@@ -108,11 +118,13 @@ pub(crate) fn talk(
             bail!("expected a conversation below the context of {n_ctx} tokens, found {} tokens", ids.len());
         }
         let mut reader = chat.reader(tokenizer, &ids);
-        let mut voice = Voice { json, reply: Message::new(Role::Assistant, ""), thinking: false };
+        generate.max_tokens = max_tokens.min(n_ctx - ids.len());
+        let mut voice = Voice { json, reply: Message::new(Role::Assistant, ""), thinking: false, mid_line: false };
         let mut printed = Ok(());
         let mut hooks = Hooks::none();
         hands.attach(&mut hooks);
-        let spoken = memory.reply(model, &ids, &generate, &mut hooks, &mut |id| {
+        let before_turn = chat.before_turn(&ids);
+        let spoken = memory.reply(model, &ids, before_turn, &generate, &mut hooks, &mut |id| {
             printed = reader.push(id).into_iter().try_for_each(|part| voice.say(part));
             if printed.is_err() { ControlFlow::Break(()) } else { interrupt::flow() }
         })?;
@@ -120,27 +132,44 @@ pub(crate) fn talk(
         reader.finish().into_iter().try_for_each(|part| voice.say(part))?;
         let end = match () {
             () if interrupt::pressed() => "interrupted",
-            () if spoken.len() == generate.max_tokens => "max_tokens",
+            () if spoken.len() == max_tokens => "max_tokens",
+            () if spoken.len() == generate.max_tokens => "context",
             () => "turn",
         };
         voice.end(ids.len(), memory.reused(), spoken.len(), end)?;
         messages.push(voice.reply);
-        if prompt.is_some() || interrupt::pressed() {
-            return Ok(());
+        match &lines {
+            // A person who stopped the model may want to say something else.
+            Some(lines) if lines.terminal => interrupt::heeded(),
+            _ if interrupt::pressed() => return Err(Interrupted { resume: None }.into()),
+            None => return Ok(()),
+            Some(_) => {}
         }
         // Another turn, other draws.
         generate.sampling.seed = generate.sampling.seed.wrapping_add(1);
     }
 }
 
-/// Turns from standard input.
+/// Turns from standard input, which a thread of its own reads: a read cannot be interrupted, waiting for one can.
 struct Lines {
-    json: bool,
+    lines: Receiver<io::Result<String>>,
+    /// Whether a person is at the other end.
+    terminal: bool,
+    /// Whether that person is told when to type.
+    asks: bool,
 }
 
 impl Lines {
-    /// What is said next: a turn of the user, or the results of all the tools that `last` called.
-    fn turn(&mut self, last: Option<&Message>) -> Result<Option<Vec<Message>>> {
+    fn listen(json: bool) -> Result<Self> {
+        let (line, lines) = mpsc::channel();
+        let read = move || io::stdin().lines().try_for_each(|read| line.send(read));
+        thread::Builder::new().name("standard input".to_owned()).spawn(read)?;
+        let terminal = io::stdin().is_terminal();
+        Ok(Self { lines, terminal, asks: terminal && !json })
+    }
+
+    /// What is said next: a turn of the user, or the results of all the tools that `last` called. `None` at the end.
+    fn turn(&self, last: Option<&Message>) -> Result<Option<Vec<Message>>> {
         let calls = last.map_or(&[][..], |last| &last.tool_calls);
         if calls.is_empty() {
             return Ok(self.read("> ")?.map(|text| vec![Message::new(Role::User, text)]));
@@ -155,32 +184,42 @@ impl Lines {
         Ok(Some(results))
     }
 
-    /// Text up to a line that does not end in `\`; lines without text are passed over. `None` at the end of the input.
-    fn read(&mut self, ask: &str) -> Result<Option<String>> {
-        let mut input = io::stdin().lock();
+    /// Text up to a line that does not end in `\`; lines without text are passed over. `None` at the end.
+    fn read(&self, ask: &str) -> Result<Option<String>> {
         let mut text = String::new();
         loop {
-            if input.is_terminal() && !self.json {
-                output::piece(if text.is_empty() { ask } else { "  " })?;
+            let Some(line) = self.line(if text.is_empty() { ask } else { "  " })? else {
+                // What was not finished is not said.
+                return Ok(Some(text).filter(|text| !text.trim().is_empty() && !interrupt::pressed()));
+            };
+            if let Some(line) = line.strip_suffix('\\') {
+                text.extend([line, "\n"]);
+                continue;
             }
-            let mut line = String::new();
-            let ended = input.read_line(&mut line).context("cannot read standard input")? == 0;
-            let line = line.trim_end_matches(['\n', '\r']);
-            match line.strip_suffix('\\') {
-                Some(line) if !ended => {
-                    text.push_str(line);
-                    text.push('\n');
-                    continue;
-                }
-                _ => text.push_str(line),
-            }
+            text.push_str(&line);
             if !text.trim().is_empty() {
                 return Ok(Some(text));
             }
-            if ended || interrupt::pressed() {
-                return Ok(None);
-            }
             text.clear();
+        }
+    }
+
+    /// `None` where the input ends, or Ctrl-C ends it.
+    fn line(&self, ask: &str) -> Result<Option<String>> {
+        if self.asks {
+            output::piece(ask)?;
+        }
+        loop {
+            match self.lines.recv_timeout(ATTENTION) {
+                Ok(line) => return Ok(Some(line.context("cannot read standard input")?)),
+                Err(RecvTimeoutError::Timeout) if !interrupt::pressed() => {}
+                Err(_) if self.asks => {
+                    // What comes next on the terminal stands on a line of its own.
+                    output::text("")?;
+                    return Ok(None);
+                }
+                Err(_) => return Ok(None),
+            }
         }
     }
 }
@@ -191,41 +230,53 @@ struct Voice {
     reply: Message,
     /// Whether the last that was printed is a thought.
     thinking: bool,
+    /// Whether something stands on the line that is being written.
+    mid_line: bool,
 }
 
 impl Voice {
     fn say(&mut self, part: ReplyPart) -> Result<()> {
         let thought = matches!(part, ReplyPart::Reasoning(_));
-        if thought != self.thinking && !self.json {
-            output::piece(if thought { "[thinks] " } else { "\n" })?;
-        }
+        let turns = thought != self.thinking;
         self.thinking = thought;
-        let (event, shown) = match part {
+        match part {
             ReplyPart::Reasoning(text) => {
+                self.show(if turns { "[thinks] " } else { "" }, &text, &json!({"event": "reasoning", "text": text}))?;
                 self.reply.reasoning.get_or_insert_default().push_str(&text);
-                (json!({"event": "reasoning", "text": text}), text)
             }
             ReplyPart::Text(text) => {
+                self.show(if turns { "\n" } else { "" }, &text, &json!({"event": "text", "text": text}))?;
                 self.reply.content.push_str(&text);
-                (json!({"event": "text", "text": text}), text)
             }
             ReplyPart::ToolCall(call) => {
                 let shown = format!("[calls] {} {}\n", call.name, Value::from(call.arguments.clone()));
                 let event = json!({"event": "tool_call", "name": call.name, "arguments": call.arguments});
+                self.show(self.new_line(), &shown, &event)?;
                 self.reply.tool_calls.push(call);
-                (event, shown)
             }
             ReplyPart::BrokenCall(text) => {
                 let shown = format!("[calls, but not in the grammar] {text}\n");
-                (json!({"event": "broken_call", "text": text}), shown)
+                self.show(self.new_line(), &shown, &json!({"event": "broken_call", "text": text}))?;
             }
-        };
-        if self.json { output::json(&event) } else { output::piece(&shown) }
+        }
+        Ok(())
+    }
+
+    fn new_line(&self) -> &'static str {
+        if self.mid_line { "\n" } else { "" }
+    }
+
+    fn show(&mut self, before: &str, text: &str, event: &Value) -> Result<()> {
+        if self.json {
+            return output::json(event);
+        }
+        self.mid_line = !text.ends_with('\n');
+        output::piece(&format!("{before}{text}"))
     }
 
     fn end(&self, prompt_tokens: usize, reused_tokens: usize, tokens: usize, end: &str) -> Result<()> {
         if !self.json {
-            return output::text("");
+            return output::piece(self.new_line());
         }
         output::json(&json!({
             "event": "end", "prompt_tokens": prompt_tokens, "reused_tokens": reused_tokens, "tokens": tokens, "end": end,

@@ -26,6 +26,11 @@ pub(crate) fn pressed() -> bool {
     PRESSED.load(Ordering::SeqCst)
 }
 
+/// What was asked to end has ended; the program goes on.
+pub(crate) fn heeded() {
+    PRESSED.store(false, Ordering::SeqCst);
+}
+
 /// What a progress closure returns.
 pub(crate) fn flow() -> ControlFlow<()> {
     if pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -86,7 +86,7 @@ impl Run {
         let weights = Weights::open(&path)?;
         let load = self.compute.open(weights.config())?;
         let tokenizer = weights.tokenizer()?;
-        let chat = self.chat.open(&tokenizer)?;
+        let chat = self.chat.open(&tokenizer, weights.config())?;
         device::set_threads(self.compute.threads);
         let model = Model::from_weights(&weights, load)?;
         let (max_tokens, stop) = match &chat {
@@ -100,10 +100,10 @@ impl Run {
             stop,
         };
         let hands = self.hands.open(&model, &tokenizer)?;
-        match chat {
-            Some(chat) => chat::talk(chat, &model, &tokenizer, options, &hands, self.prompt.as_deref(), self.json)?,
-            None => continue_text(&model, &tokenizer, &options, &hands, &self.prompt.unwrap_or_default(), self.json)?,
+        if let Some(chat) = chat {
+            return chat::talk(chat, &model, &tokenizer, options, &hands, self.prompt.as_deref(), self.json);
         }
+        continue_text(&model, &tokenizer, &options, &hands, &self.prompt.unwrap_or_default(), self.json)?;
         if interrupt::pressed() { Err(Interrupted { resume: None }.into()) } else { Ok(()) }
     }
 }

@@ -15,6 +15,7 @@ use serde_json::{Map, Value as Json, json};
 
 pub use self::memory::Memory;
 pub use self::reply::{ReplyPart, ReplyReader};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -97,16 +98,21 @@ pub struct Chat {
     template: jinja::Template,
     source: String,
     own: bool,
+    /// Whether our template of Gemma 4 answers for the model that it has thought nothing. Those of the E2B and E4B do
+    /// not, which are the ones with per-layer embeddings.
+    empty_thought: bool,
+    /// What begins a turn.
+    turn_start: Option<u32>,
     /// The strings of the tokens with a role, under the names that templates know them by.
     roles: Map<String, Json>,
     stop_ids: Vec<u32>,
 }
 
 impl Chat {
-    /// The template for a model with this tokenizer; with tools, the one that is meant for tools where there are two.
+    /// The template for a model with this tokenizer and shape; with tools, the one that is meant for tools where there are two.
     ///
     /// A model without a template and without any generation's control tokens is an error: it was not trained to chat.
-    pub fn new(tokenizer: &Tokenizer, tools: bool) -> Result<Self> {
+    pub fn new(tokenizer: &Tokenizer, config: &Config, tools: bool) -> Result<Self> {
         let generation = GENERATIONS.iter().find(|generation| tokenizer.id_of(generation.turn_start).is_some());
         let for_tools = if tools { tokenizer.chat_template("tool_use") } else { None };
         let (source, own) = match (for_tools.or_else(|| tokenizer.chat_template("default")), generation) {
@@ -135,7 +141,9 @@ impl Chat {
             }
         }
         let template = jinja::Template::parse(source).map_err(|error| refused(&error))?;
-        Ok(Self { template, source: source.to_owned(), own, roles, stop_ids })
+        let turn_start = generation.and_then(|generation| tokenizer.id_of(generation.turn_start));
+        let empty_thought = config.ple.is_none();
+        Ok(Self { template, source: source.to_owned(), own, empty_thought, turn_start, roles, stop_ids })
     }
 
     /// Whether the template is the checkpoint's own. A checkpoint without one may never have been trained to chat.
@@ -166,6 +174,7 @@ impl Chat {
             ("tools".to_owned(), tools),
             ("documents".to_owned(), Json::Null),
             ("enable_thinking".to_owned(), options.thinking.into()),
+            ("empty_thought".to_owned(), self.empty_thought.into()),
             ("add_generation_prompt".to_owned(), true.into()),
         ]);
         self.template.render(&context.into(), options.now).map_err(|error| refused(&error))
@@ -176,6 +185,13 @@ impl Chat {
     pub fn encode(&self, tokenizer: &Tokenizer, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
         let text = self.render(messages, options)?;
         Ok(tokenizer.ids(&text, false))
+    }
+
+    /// How many tokens of a prompt come before the model's turn. Templates may write that turn differently once it is
+    /// past: they leave thoughts out.
+    pub fn before_turn(&self, prompt: &[u32]) -> usize {
+        let start = prompt.iter().rposition(|&id| Some(id) == self.turn_start);
+        start.unwrap_or(prompt.len().saturating_sub(1))
     }
 
     /// A reader of what the model says after `prompt`.

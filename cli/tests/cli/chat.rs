@@ -1,13 +1,15 @@
 //! Do a person and a model take turns, and is a model that cannot chat refused?
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use fs_err as fs;
 use serde_json::{Value, json};
 
-use crate::support::{Ended, fails, fixture, polariscope, succeeds, text};
+use crate::support::{Ended, ended, fails, fixture, polariscope, refused, succeeds, text};
+
+const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}: {{ m.content }}<end_of_turn>{% endfor %}<start_of_turn>";
 
 /// The tiny Gemma 3 with a vocabulary of bytes, these control tokens, and letters for the rest of its 320 ids.
 fn model(dir: &Path, marks: &[&str]) -> String {
@@ -41,16 +43,15 @@ fn model(dir: &Path, marks: &[&str]) -> String {
 
 /// Runs it with these lines on standard input.
 fn talk(args: &[&str], input: &str) -> Ended {
+    let mut child = piped(args).spawn().expect("the program starts");
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("the input is taken");
+    ended(child.wait_with_output().expect("the program ends"))
+}
+
+fn piped(args: &[&str]) -> Command {
     let mut command = polariscope(args);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the program starts");
-    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("the input is taken");
-    let output = child.wait_with_output().expect("the program ends");
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).expect("UTF-8 on standard output"),
-        stderr: String::from_utf8(output.stderr).expect("UTF-8 on standard error"),
-    }
+    command
 }
 
 fn ends(stdout: &str) -> Vec<Value> {
@@ -62,8 +63,7 @@ fn ends(stdout: &str) -> Vec<Value> {
 fn turns_are_lines_and_what_was_computed_is_kept() {
     let dir = tempfile::tempdir().expect("a folder");
     let model = model(dir.path(), &["<start_of_turn>", "<end_of_turn>"]);
-    let template = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}: {{ m.content }}<end_of_turn>{% endfor %}<start_of_turn>";
-    fs::write(dir.path().join("chat_template.jinja"), template).expect("a template is written");
+    fs::write(dir.path().join("chat_template.jinja"), TEMPLATE).expect("a template is written");
     let args = ["run", &model, "--chat", "--system", "Be", "--max-tokens", "5", "--threads", "1", "--json"];
     let ended = talk(&args, "Hello\n\nand \\\nmore");
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -106,4 +106,68 @@ fn what_a_model_was_not_trained_for_is_refused() {
     let ended = talk(&["run", &model, "--chat", "--prompt", "Hello", "--max-tokens", "2", "--threads", "1"], "");
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains("no chat template"), "{}", ended.stderr);
+}
+
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().expect("kill").success());
+}
+
+/// Standard input stays open all the while: nothing but the signal ends it.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_conversation_that_waits() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = model(dir.path(), &["<start_of_turn>", "<end_of_turn>"]);
+    fs::write(dir.path().join("chat_template.jinja"), TEMPLATE).expect("a template is written");
+    let args = ["run", &model, "--chat", "--max-tokens", "2", "--threads", "1", "--json"];
+    let mut child = piped(&args).spawn().expect("the program starts");
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(b"Hello\nhalf a turn \\\n").expect("the input is taken");
+    let said = BufReader::new(child.stdout.take().expect("a pipe")).lines().map(|line| line.expect("UTF-8"));
+    let mut ends = said.filter(|line| line.contains(r#""event":"end""#));
+    assert!(ends.next().is_some(), "the first turn is answered");
+    interrupt(&child);
+    assert_eq!(ends.next(), None, "the turn that was not finished is not said");
+    let ended = ended(child.wait_with_output().expect("the program ends"));
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    drop(input);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_a_model_that_speaks() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = model(dir.path(), &["<start_of_turn>", "<end_of_turn>"]);
+    fs::write(dir.path().join("chat_template.jinja"), TEMPLATE).expect("a template is written");
+    // Nothing but the signal ends it within the life of the test.
+    let mut config: Value = serde_json::from_slice(&fs::read(dir.path().join("config.json")).expect("read")).expect("JSON");
+    config["max_position_embeddings"] = json!(1_000_000);
+    fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+    let args = ["run", &model, "--chat", "--prompt", "Hi", "--max-tokens", "999000", "--threads", "1", "--json"];
+    let mut child = piped(&args).spawn().expect("the program starts");
+    let mut said = BufReader::new(child.stdout.take().expect("a pipe")).lines().map(|line| line.expect("UTF-8"));
+    assert!(said.next().is_some_and(|line| line.contains(r#""event":"text""#)));
+    interrupt(&child);
+    let last: Value = serde_json::from_str(&said.last().expect("an end")).expect("JSON");
+    assert_eq!((&last["event"], &last["end"]), (&json!("end"), &json!("interrupted")));
+    assert!(refused(&ended(child.wait_with_output().expect("the program ends"))).starts_with("error: interrupted"));
+}
+
+#[test]
+fn a_reply_ends_where_the_context_does() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = model(dir.path(), &["<start_of_turn>", "<end_of_turn>"]);
+    fs::write(dir.path().join("chat_template.jinja"), TEMPLATE).expect("a template is written");
+    // The context is 256 tokens, of which the mark before and behind the turn and its name take ten.
+    let args = |prompt: &str| ["run", &model, "--chat", "--threads", "1", "--json", "--prompt", prompt].map(str::to_owned);
+    let long = "x".repeat(243);
+    let said = args(&long);
+    let said = succeeds(&said.each_ref().map(String::as_str));
+    let end = &ends(&said)[0];
+    assert_eq!((&end["prompt_tokens"], &end["tokens"], &end["end"]), (&json!(253), &json!(3), &json!("context")), "{end}");
+    let longer = args(&"x".repeat(246));
+    let error = fails(&longer.each_ref().map(String::as_str));
+    assert!(error.contains("expected a conversation below the context of 256 tokens, found 256 tokens"), "{error}");
 }

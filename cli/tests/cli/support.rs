@@ -1,7 +1,7 @@
 //! How do the tests run the program, and where do they get a model and a corpus?
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use fs_err as fs;
 
@@ -22,7 +22,10 @@ pub(crate) fn polariscope(args: &[&str]) -> Command {
 }
 
 pub(crate) fn end(command: &mut Command) -> Ended {
-    let output = command.output().expect("the program starts");
+    ended(command.output().expect("the program starts"))
+}
+
+pub(crate) fn ended(output: Output) -> Ended {
     Ended {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).expect("UTF-8 on standard output"),

@@ -6,9 +6,11 @@ use jiff::civil::date;
 use serde::Deserialize;
 
 use super::*;
+use crate::config::Preset;
 use crate::gemma::model::{Model, Precision};
 use crate::generate::{Generate, Sampling};
 use crate::hook::Hooks;
+use crate::intervention::Selection;
 use crate::weights::gguf::{Header, Metadata, Value};
 
 fn fixture(name: &str) -> PathBuf {
@@ -41,6 +43,11 @@ fn vocabulary(marks: &[&str]) -> Tokenizer {
 
 fn gemma4() -> Tokenizer {
     Tokenizer::from_hf_dir(&fixture("chat/tiny")).unwrap()
+}
+
+/// The chat of a released size, with this vocabulary.
+fn chat(tokenizer: &Tokenizer, size: &str) -> Result<Chat> {
+    Chat::new(tokenizer, &Preset::find(size).unwrap().config(), false)
 }
 
 #[derive(Deserialize)]
@@ -85,6 +92,8 @@ struct Conversation {
     thinking: bool,
     gemma3: Rendered,
     gemma4: Rendered,
+    /// Without per-layer embeddings.
+    gemma4_large: Rendered,
 }
 
 #[derive(Deserialize)]
@@ -97,8 +106,13 @@ struct Rendered {
 fn our_templates_render_as_in_the_reference() {
     let (three, four) = (vocabulary(&["<start_of_turn>", "<end_of_turn>"]), vocabulary(&["<|turn>", "<turn|>"]));
     for case in read::<Vec<Conversation>>("chat/conversations.json") {
-        for (tokenizer, expected) in [(&three, case.gemma3), (&four, case.gemma4)] {
-            let chat = Chat::new(tokenizer, false).unwrap();
+        let sizes = [
+            (&three, "gemma-3-4b", case.gemma3),
+            (&four, "gemma-4-e2b", case.gemma4),
+            (&four, "gemma-4-26b-a4b", case.gemma4_large),
+        ];
+        for (tokenizer, size, expected) in sizes {
+            let chat = chat(tokenizer, size).unwrap();
             assert!(!chat.is_own());
             let mut options = ChatOptions { tools: case.tools.clone(), thinking: case.thinking, now: None };
             if std::ptr::eq(tokenizer, &raw const three) {
@@ -121,7 +135,7 @@ fn our_templates_render_as_in_the_reference() {
 
 #[test]
 fn turns_of_gemma_3() {
-    let chat = Chat::new(&vocabulary(&["<start_of_turn>", "<end_of_turn>"]), false).unwrap();
+    let chat = chat(&vocabulary(&["<start_of_turn>", "<end_of_turn>"]), "gemma-3-4b").unwrap();
     let messages = [Message::new(Role::System, "Be kind."), Message::new(Role::User, " Hi ")];
     assert_eq!(
         chat.render(&messages, &ChatOptions::default()).unwrap(),
@@ -132,7 +146,7 @@ fn turns_of_gemma_3() {
 
 #[test]
 fn a_model_without_turns_does_not_chat() {
-    let message = Chat::new(&vocabulary(&[]), false).unwrap_err().to_string();
+    let message = chat(&vocabulary(&[]), "gemma-3-4b").unwrap_err().to_string();
     assert!(
         message.starts_with("expected a model that was trained to chat") && message.contains("\nhint: "),
         "{message}"
@@ -157,7 +171,7 @@ fn the_checkpoint_s_own_template_comes_first() {
     let header = Header::parse(&fs::read(&path).unwrap(), &path).unwrap();
     let Tokens { chat: expected, stop_ids } = read("chat/tokens.json");
     for tokenizer in [gemma4(), Tokenizer::from_gguf(&header.metadata).unwrap()] {
-        let chat = Chat::new(&tokenizer, false).unwrap();
+        let chat = chat(&tokenizer, "gemma-4-26b-a4b").unwrap();
         assert!(chat.is_own());
         // As the reference cuts it, with the one beginning that the template writes.
         assert_eq!(chat.encode(&tokenizer, &expected.messages, &ChatOptions::default()).unwrap(), expected.ids);
@@ -171,7 +185,8 @@ fn a_template_may_stand_in_many_places() {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(fixture("chat/tiny/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
     let rendered = |tools: bool| {
-        let chat = Chat::new(&Tokenizer::from_hf_dir(dir.path()).unwrap(), tools).unwrap();
+        let config = Preset::find("gemma-4-e2b").unwrap().config();
+        let chat = Chat::new(&Tokenizer::from_hf_dir(dir.path()).unwrap(), &config, tools).unwrap();
         let tools = if tools { vec![json!({"name": "f"})] } else { Vec::new() };
         chat.render(&[Message::new(Role::User, "x")], &ChatOptions { tools, ..ChatOptions::default() }).unwrap()
     };
@@ -187,7 +202,7 @@ fn a_template_may_stand_in_many_places() {
     write("chat_template.jinja", "file");
     assert_eq!(rendered(false), "file");
     write("chat_template.jinja", "{% if %}");
-    let message = Chat::new(&Tokenizer::from_hf_dir(dir.path()).unwrap(), false).unwrap_err().to_string();
+    let message = chat(&Tokenizer::from_hf_dir(dir.path()).unwrap(), "gemma-4-e2b").unwrap_err().to_string();
     assert!(message.contains("chat_template:1"), "{message}");
 }
 
@@ -262,7 +277,7 @@ fn calls_are_read() {
 
 #[test]
 fn what_our_template_writes_of_a_call_is_read_again() {
-    let chat = Chat::new(&vocabulary(&["<|turn>", "<turn|>"]), false).unwrap();
+    let chat = chat(&vocabulary(&["<|turn>", "<turn|>"]), "gemma-4-e2b").unwrap();
     let arguments = json!({"A": {"b": [1, 2.5, "x, y"], "c": {}}, "d": false, "e": null, "f": "line\n\"quoted\""});
     let Json::Object(arguments) = arguments else { panic!() };
     let call = ToolCall { name: "look_up".to_owned(), arguments };
@@ -280,9 +295,10 @@ fn a_memory_changes_nothing_but_what_is_computed() {
         model.generate(prompt, &options, &mut Hooks::none(), &mut |_| std::ops::ControlFlow::Continue(())).unwrap()
     };
     let mut memory = Memory::default();
+    // The last two tokens of a prompt begin the model's turn.
     let mut reply = |prompt: &[u32]| {
         let go_on = &mut |_| std::ops::ControlFlow::Continue(());
-        let ids = memory.reply(&model, prompt, &options, &mut Hooks::none(), go_on).unwrap();
+        let ids = memory.reply(&model, prompt, prompt.len() - 2, &options, &mut Hooks::none(), go_on).unwrap();
         assert_eq!(ids, alone(prompt), "{prompt:?}");
         (ids, memory.reused())
     };
@@ -293,9 +309,75 @@ fn a_memory_changes_nothing_but_what_is_computed() {
     let next = [&prompt[..], &ids, &[37, 41]].concat();
     let (_, reused) = reply(&next);
     assert_eq!(reused, next.len() - 3);
-    // A past in which the reply was left out: what came before it is remembered.
-    let (_, reused) = reply(&[&next[..], &[43, 47]].concat());
-    assert_eq!(reused, next.len() - 1);
+    // A past in which the turn was written differently: what came before it is remembered.
+    let (_, reused) = reply(&[&next[..next.len() - 2], &[43, 47, 53]].concat());
+    assert_eq!(reused, next.len() - 2);
     let (_, reused) = reply(&[2, 3, 5]);
     assert_eq!(reused, 0, "another conversation");
+}
+
+/// What hooks see of a conversation's tokens: which are the prompt's, and which of those is the last.
+#[test]
+fn interventions_tell_the_prompt_from_the_reply_in_every_turn() {
+    let model = Model::load(fixture("gemma3/text"), Precision::F32).unwrap();
+    let options = Generate { max_tokens: 3, sampling: Sampling::GREEDY, stop: Vec::new() };
+    let mut memory = Memory::default();
+    let mut prompt = vec![2, 7, 11, 13];
+    for _ in 0..3 {
+        let seen = std::cell::RefCell::new(Vec::new());
+        let mut hooks = Hooks::none();
+        hooks.read("hook_embed".parse().unwrap(), |place, _| {
+            let marks = ["prompt", "generated", "-1"].map(|pick| pick.parse::<Selection>().unwrap().chosen(place));
+            for (row, place) in place.tokens.rows().enumerate() {
+                seen.borrow_mut().push((place.position, marks.each_ref().map(|mark| mark[row])));
+            }
+        });
+        let go_on = &mut |_| std::ops::ControlFlow::Continue(());
+        let before_turn = prompt.len() - 1;
+        let ids = memory.reply(&model, &prompt, before_turn, &options, &mut hooks, go_on).unwrap();
+        drop(hooks);
+        let n = prompt.len();
+        let expected: Vec<_> =
+            (memory.reused()..n + 2).map(|at| (at, [at < n, at >= n, at + 1 == n])).collect();
+        assert_eq!(seen.into_inner(), expected);
+        prompt.extend(ids);
+        prompt.push(17);
+    }
+}
+
+#[test]
+fn the_turn_that_is_to_be_spoken_begins_with_its_mark() {
+    let tokenizer = gemma4();
+    let ids = tokenizer.ids("<bos><|turn>user\nlight<turn|>\n<|turn>model\n<|channel>thought\n<channel|>", false);
+    let before = chat(&tokenizer, "gemma-4-31b").unwrap().before_turn(&ids);
+    assert_eq!(tokenizer.decode(&ids[before..]), "<|turn>model\n<|channel>thought\n<channel|>");
+    assert_eq!(chat(&tokenizer, "gemma-4-31b").unwrap().before_turn(&[]), 0);
+}
+
+/// Whatever file says where generation ends, and in whatever form, the chat stops there.
+#[test]
+fn stops_are_read_wherever_a_release_has_them() {
+    let cases = [
+        (json!({"model_type": "gemma4", "text_config": {"eos_token_id": 1}}), None, vec![1]),
+        (json!({"model_type": "gemma4", "text_config": {"eos_token_id": [1, 20]}}), None, vec![1, 20]),
+        (json!({"eos_token_id": [1, 20], "text_config": {"eos_token_id": 1}}), None, vec![1, 20]),
+        (json!({"text_config": {"eos_token_id": 1}}), Some(json!({"eos_token_id": [1, 21]})), vec![1, 21]),
+        (json!({"text_config": {"eos_token_id": [1, 20]}}), Some(json!({"eos_token_id": 21})), vec![21]),
+        (json!({"text_config": {"eos_token_id": [1, 20]}}), Some(json!({"do_sample": true})), vec![1, 20]),
+        (json!({"text_config": {}}), None, vec![1]),
+    ];
+    for (config, generation, expected) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(fixture("chat/tiny/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        if let Some(generation) = &generation {
+            fs::write(dir.path().join("generation_config.json"), generation.to_string()).unwrap();
+        }
+        let tokenizer = Tokenizer::from_hf_dir(dir.path()).unwrap();
+        assert_eq!(tokenizer.eos_ids(), expected, "{config} {generation:?}");
+        // And at the tokens that end a turn of its generation.
+        let turn_end = ["<turn|>", "<|tool_response>"].map(|token| tokenizer.id_of(token).unwrap());
+        let stops = chat(&tokenizer, "gemma-4-e2b").unwrap().stop_ids().to_vec();
+        assert_eq!(stops, [expected, turn_end.to_vec()].concat(), "{config} {generation:?}");
+    }
 }

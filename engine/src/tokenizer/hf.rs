@@ -14,7 +14,7 @@ use crate::weights::{read_bounded, read_json};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// Where the ids of tokens with a role may be written down, and under which key; the first file that has it counts.
+/// Where the ids of tokens with a role may be written down; the first file that has one counts.
 const ROLE_FILES: &[&str] = &["generation_config.json", "config.json"];
 
 pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
@@ -160,13 +160,14 @@ impl Roles {
         value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
     }
 
-    /// Ids, which are given as one number or as a list.
+    /// Ids, which are given as one number or as a list. Checkpoints that see images may have them in `text_config` only.
     fn ids(&self, key: &str) -> Vec<u32> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = |value: &Value| match value {
             Value::Array(list) => list.iter().filter_map(id).collect::<Vec<u32>>(),
             one => id(one).into_iter().collect(),
         };
-        self.others.iter().filter_map(|json| json.get(key)).map(ids).find(|ids| !ids.is_empty()).unwrap_or_default()
+        let places = self.others.iter().flat_map(|json| [Some(json), json.get("text_config")]).flatten();
+        places.filter_map(|json| json.get(key)).map(ids).find(|ids| !ids.is_empty()).unwrap_or_default()
     }
 }
