@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use engine::config::Config;
 use engine::chat::{Chat, ChatOptions, Memory, Message, ReplyPart, Role};
+use engine::config::Config;
 use engine::gemma::model::Model;
 use engine::generate::Generate;
 use engine::hook::Hooks;
@@ -165,6 +165,9 @@ impl Lines {
         let read = move || io::stdin().lines().try_for_each(|read| line.send(read));
         thread::Builder::new().name("standard input".to_owned()).spawn(read)?;
         let terminal = io::stdin().is_terminal();
+        if terminal {
+            output::note("each line is a turn; Ctrl-C stops the model, and ends the conversation where it waits for you");
+        }
         Ok(Self { lines, terminal, asks: terminal && !json })
     }
 

@@ -10,13 +10,13 @@ use engine::attribution::{Attribution, Detail};
 use engine::cache::{ActivationCache, CacheFile, Capture};
 use engine::gemma::model::Model;
 use engine::hook::Hooks;
-use engine::intervention::{Interventions, Selection, from_json, parse, token_id};
+use engine::intervention::{Interventions, Selection, from_json, parse};
 use engine::lens::{LensRow, LensToken};
 use engine::tokenizer::Tokenizer;
 use fs_err as fs;
 use serde_json::{Map, Value, json};
 
-use crate::output;
+use crate::{output, token};
 
 /// The text form of interventions, for `--help`; `engine::intervention` says it in full.
 pub(crate) const GRAMMAR: &str = "\
@@ -75,7 +75,7 @@ pub(crate) struct HandsArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "chat")]
     cache: Option<PathBuf>,
 
-    /// Which hook points the file gets [default: all]
+    /// Which hook points the file gets, these and no others [default: all]
     #[arg(long, value_name = "LIST", requires = "cache")]
     cache_points: Option<String>,
 }
@@ -136,19 +136,16 @@ impl HandsArgs {
             points.extend(model.attribution_points(detail));
             points.extend(model.lens_points().last());
         }
-        let mut cached = match (&self.cache, &self.cache_points) {
+        let cached = match (&self.cache, &self.cache_points) {
             (None, _) => Vec::new(),
             (Some(_), Some(list)) => HookPoint::parse_list(list, &shape)?,
             (Some(_), None) => HookPoint::all(&shape),
         };
-        if self.cache.is_some() {
-            cached.extend(&patterns);
-        }
         points.extend(&cached);
         points.sort_unstable();
         points.dedup();
         let at = self.at.with_ids(Some(tokenizer)).map_err(anyhow::Error::msg)?;
-        let read = |token: &str| read_token(token, tokenizer);
+        let read = |text: &str| token::read(text, tokenizer, shape.d_vocab);
         let answer = self.attribution.as_deref().filter(|token| !token.is_empty()).map(read).transpose()?;
         let against = self.against.as_deref().map(read).transpose()?;
         Ok(Hands {
@@ -377,12 +374,4 @@ fn attended(cache: &ActivationCache, point: HookPoint, rows: &[usize]) -> Result
         heads.extend(keys.into_iter().enumerate().map(|(head, keys)| Attended { point, head, row, keys }));
     }
     Ok(heads)
-}
-
-/// A token by its text, or as `id:17`.
-pub(crate) fn read_token(text: &str, tokenizer: &Tokenizer) -> Result<u32> {
-    match text.strip_prefix("id:").map(str::parse::<u32>) {
-        Some(Ok(id)) => Ok(id),
-        _ => token_id(text, Some(tokenizer)).map_err(anyhow::Error::msg),
-    }
 }

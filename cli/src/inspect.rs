@@ -106,11 +106,12 @@ fn model(path: &Path) -> Result<(Value, String)> {
             value["architecture"] = config.architecture.to_string().into();
             value["shape"] = serde_json::to_value(&shape)?;
             value["sliding_window"] = config.sliding_window.into();
-            value["hook_points"] = hook_points(&shape);
+            let sites = sites(&shape);
+            value["hook_points"] = hook_points(&sites);
             value["memory"] = memory::json(config);
             value["ple"] = json!(table);
             let text = sheet.finish(&memory::table(config), &[1, 2, 3, 4]);
-            let hook_points = output::table(&hook_point_table(&shape), &[1, 2, 3]);
+            let hook_points = output::table(&hook_point_table(&sites, shape.n_layers), &[1, 2, 3]);
             Ok((value, format!("{text}{}\n\n{hook_points}", memory::note(config))))
         }
         Err(err) => {
@@ -177,19 +178,17 @@ fn sites(model: &ModelShape) -> Vec<Listed> {
     TABLE.iter().map(listed).filter(|listed| !listed.shapes.is_empty()).collect()
 }
 
-fn hook_points(model: &ModelShape) -> Value {
+fn hook_points(sites: &[Listed]) -> Value {
     let shapes = |shapes: &[(Option<Vec<usize>>, Vec<usize>)]| -> Value {
         shapes.iter().map(|(shape, layers)| json!({ "shape": shape, "layers": layers })).collect()
     };
-    sites(model)
-        .iter()
-        .map(|listed| json!({ "name": listed.name, "shapes": shapes(&listed.shapes), "about": listed.about }))
-        .collect()
+    let listed = sites.iter();
+    listed.map(|site| json!({ "name": site.name, "shapes": shapes(&site.shapes), "about": site.about })).collect()
 }
 
-fn hook_point_table(model: &ModelShape) -> Vec<Vec<String>> {
+fn hook_point_table(sites: &[Listed], n_layers: usize) -> Vec<Vec<String>> {
     let mut rows = vec![["hook point", "layers", "shape", "f32 bytes a token", ""].map(String::from).to_vec()];
-    for Listed { name, shapes, about } in sites(model) {
+    for Listed { name, shapes, about } in sites {
         for (shape, layers) in shapes {
             let (dims, bytes) = match shape {
                 Some(dims) => (format!("{dims:?}"), count(4 * dims.iter().product::<usize>() as u64)),
@@ -197,10 +196,10 @@ fn hook_point_table(model: &ModelShape) -> Vec<Vec<String>> {
             };
             let layers = match layers.len() {
                 0 => String::new(),
-                n if n == model.n_layers => "all".to_owned(),
+                n if n == n_layers => "all".to_owned(),
                 n => n.to_string(),
             };
-            rows.push(vec![name.clone(), layers, dims, bytes, about.to_owned()]);
+            rows.push(vec![name.clone(), layers, dims, bytes, (*about).to_owned()]);
         }
     }
     rows

@@ -36,6 +36,7 @@ mod packages;
 mod passages;
 mod place;
 mod progress;
+mod token;
 mod worker;
 
 use std::ffi::OsString;

@@ -14,8 +14,7 @@ use serde_json::{Value, json};
 
 use crate::compute::Compute;
 use crate::failure::Interrupted;
-use crate::hands::read_token;
-use crate::{catalog, interrupt, output, progress};
+use crate::{catalog, interrupt, output, progress, token};
 
 /// Puts the activations of one text into the pass of another, place by place, and measures what becomes of the answer
 #[derive(Debug, Args)]
@@ -88,11 +87,12 @@ impl Patch {
         let weights = Weights::open(catalog::resolve(&self.model)?)?;
         let tokenizer = weights.tokenizer()?;
         let at = targets(&self.hook_points, &weights.config().shape())?;
+        let read = |text: &str| token::read(text, &tokenizer, weights.config().d_vocab);
         let mut patching = Patching {
             clean: tokenizer.ids(&self.clean, true),
             corrupt: tokenizer.ids(&self.corrupt, true),
-            answer: read_token(&self.answer, &tokenizer)?,
-            wrong: self.wrong.as_deref().map(|token| read_token(token, &tokenizer)).transpose()?,
+            answer: read(&self.answer)?,
+            wrong: self.wrong.as_deref().map(read).transpose()?,
             at,
             direction: Direction::Denoise,
             batch_tokens: self.batch_tokens,

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::compute::Compute;
 use crate::failure::Interrupted;
 use crate::record::with_layers;
-use crate::{catalog, interrupt, output, progress};
+use crate::{catalog, interrupt, output, progress, token};
 
 /// Shows a token's per-layer embeddings: their norms, the tokens nearest to it by layer, what the gates let through
 #[derive(Debug, Args)]
@@ -24,7 +24,7 @@ pub(crate) struct Ple {
     /// A folder with `config.json` and safetensors, a `.gguf` file, or a known name
     model: String,
 
-    /// A text that is one token; most words begin with their space
+    /// A text that is one token, or `id:17`; most words begin with their space
     #[arg(long, value_name = "TEXT", required_unless_present = "token_id")]
     token: Vec<String>,
 
@@ -97,8 +97,8 @@ impl Ple {
     /// The tokens that are asked for, each once.
     fn ids(&self, names: &Names) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        let named = self.token.iter().map(|text| names.token(text));
-        for id in named.chain(self.token_id.iter().map(|&id| names.known(id))) {
+        let named = self.token.iter().map(|text| token::read(text, names.tokenizer()?, names.d_vocab));
+        for id in named.chain(self.token_id.iter().map(|&id| token::known(id, names.d_vocab))) {
             let id = id?;
             if !ids.contains(&id) {
                 ids.push(id);
@@ -128,30 +128,6 @@ impl Names {
         match &self.tokenizer {
             Ok(tokenizer) => Ok(tokenizer),
             Err(err) => bail!("{err}"),
-        }
-    }
-
-    fn known(&self, id: u32) -> Result<u32> {
-        if id as usize >= self.d_vocab {
-            bail!("expected a token id below {}, found {id}", self.d_vocab);
-        }
-        Ok(id)
-    }
-
-    /// The one token that a text is.
-    fn token(&self, text: &str) -> Result<u32> {
-        let pieces = self.tokenizer()?.encode(text, false);
-        match pieces.as_slice() {
-            [piece] => self.known(piece.id),
-            [] => bail!("expected a text that is one token, found an empty one"),
-            several => {
-                let named: Vec<String> = several.iter().map(|piece| self.named(piece.id)).collect();
-                bail!(
-                    "expected a text that is one token, found `{text}` of {}: {}\nhint: ask for one of them, with its space",
-                    named.len(),
-                    named.join(", ")
-                );
-            }
         }
     }
 

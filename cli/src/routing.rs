@@ -69,6 +69,7 @@ impl Routing {
         }
         let options = RoutingOptions {
             layers: self.layer.into_iter().collect(),
+            expert: self.expert,
             top: self.top,
             min_count: self.min_count,
             special: self.special,
@@ -92,7 +93,6 @@ impl Routing {
         value["run"] = json!(self.run);
         for (layer, found) in report.layers.iter().enumerate() {
             let value = &mut value["layers"][layer];
-            value["top_pairs"] = json!(self.pairs(found));
             if let Some(expert) = self.expert {
                 value["experts"] = json!([found.experts[expert]]);
             }
@@ -131,7 +131,8 @@ impl Routing {
 
     /// Of the experts that were asked for, with the layer of each.
     fn expert_table(&self, layers: &[LayerRouting]) -> String {
-        let mut rows = vec![words(&["layer", "expert", "tokens", "share", "mean weight", "mean prob"])];
+        let mut rows =
+            vec![["layer", "expert", "tokens", "share", "mean weight", "mean prob"].map(String::from).to_vec()];
         for layer in layers {
             for expert in layer.experts.iter().filter(|expert| self.wants(expert.expert)) {
                 rows.push(vec![
@@ -148,16 +149,15 @@ impl Routing {
     }
 
     fn pair_table(&self, report: &RoutingReport) -> String {
-        let pairs =
-            report.layers.iter().flat_map(|layer| self.pairs(layer).into_iter().map(|pair| (layer.layer, pair)));
-        let mut pairs: Vec<(usize, PairLift)> = pairs.collect();
+        let pairs = report.layers.iter().flat_map(|layer| layer.top_pairs.iter().map(|pair| (layer.layer, pair)));
+        let mut pairs: Vec<(usize, &PairLift)> = pairs.collect();
         // A stable sort: what is equal stays in the order of layers.
         pairs.sort_by(|(_, a), (_, b)| b.lift.total_cmp(&a.lift));
         pairs.truncate(self.top);
         if pairs.is_empty() {
             return format!("no two experts were chosen together for {} tokens\n", report.min_count);
         }
-        let mut rows = vec![words(&["layer", "experts", "tokens", "by chance", "lift"])];
+        let mut rows = vec![["layer", "experts", "tokens", "by chance", "lift"].map(String::from).to_vec()];
         rows.extend(pairs.into_iter().map(|(layer, pair)| {
             let experts = format!("{} + {}", pair.a, pair.b);
             let (tokens, expected) = (count(pair.tokens), format!("{:.1}", pair.expected));
@@ -178,7 +178,8 @@ impl Routing {
         if tokens.is_empty() {
             return format!("no expert was chosen for the same token {} times\n", report.min_count);
         }
-        let mut rows = vec![words(&["layer", "expert", "chosen", "of", "by chance", "lift", "token"])];
+        let mut rows =
+            vec![["layer", "expert", "chosen", "of", "by chance", "lift", "token"].map(String::from).to_vec()];
         rows.extend(tokens.into_iter().map(|(layer, expert, token)| {
             vec![
                 layer.to_string(),
@@ -193,30 +194,30 @@ impl Routing {
         format!("tokens that an expert takes, most above chance first\n{}", table(&rows, &[0, 1, 2, 3, 4, 5]))
     }
 
-    fn pairs(&self, layer: &LayerRouting) -> Vec<PairLift> {
-        layer.pairs(self.expert, self.min_count, self.top)
-    }
-
     fn wants(&self, expert: usize) -> bool {
         self.expert.is_none_or(|wanted| wanted == expert)
     }
 }
 
 fn layer_table(layers: &[LayerRouting]) -> String {
-    let mut rows = vec![words(&[
-        "layer",
-        "router entropy",
-        "load entropy",
-        "cv",
-        "max/mean",
-        "idle",
-        "stays",
-        "by chance",
-        "tells next",
-        "by chance",
-        "dense norm",
-        "moe norm",
-    ])];
+    let mut rows = vec![
+        [
+            "layer",
+            "router entropy",
+            "load entropy",
+            "cv",
+            "max/mean",
+            "idle",
+            "stays",
+            "by chance",
+            "tells next",
+            "by chance",
+            "dense norm",
+            "moe norm",
+        ]
+        .map(String::from)
+        .to_vec(),
+    ];
     for layer in layers {
         let next = layer.next_layer;
         rows.push(vec![
@@ -235,10 +236,6 @@ fn layer_table(layers: &[LayerRouting]) -> String {
         ]);
     }
     table(&rows, &(0..12).collect::<Vec<_>>())
-}
-
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|&word| word.to_owned()).collect()
 }
 
 /// Nothing was counted: a dash.

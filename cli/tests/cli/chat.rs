@@ -142,7 +142,8 @@ fn ctrl_c_stops_a_model_that_speaks() {
     let model = model(dir.path(), &["<start_of_turn>", "<end_of_turn>"]);
     fs::write(dir.path().join("chat_template.jinja"), TEMPLATE).expect("a template is written");
     // Nothing but the signal ends it within the life of the test.
-    let mut config: Value = serde_json::from_slice(&fs::read(dir.path().join("config.json")).expect("read")).expect("JSON");
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(dir.path().join("config.json")).expect("read")).expect("JSON");
     config["max_position_embeddings"] = json!(1_000_000);
     fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
     let args = ["run", &model, "--chat", "--prompt", "Hi", "--max-tokens", "999000", "--threads", "1", "--json"];
@@ -161,12 +162,17 @@ fn a_reply_ends_where_the_context_does() {
     let model = model(dir.path(), &["<start_of_turn>", "<end_of_turn>"]);
     fs::write(dir.path().join("chat_template.jinja"), TEMPLATE).expect("a template is written");
     // The context is 256 tokens, of which the mark before and behind the turn and its name take ten.
-    let args = |prompt: &str| ["run", &model, "--chat", "--threads", "1", "--json", "--prompt", prompt].map(str::to_owned);
+    let args =
+        |prompt: &str| ["run", &model, "--chat", "--threads", "1", "--json", "--prompt", prompt].map(str::to_owned);
     let long = "x".repeat(243);
     let said = args(&long);
     let said = succeeds(&said.each_ref().map(String::as_str));
     let end = &ends(&said)[0];
-    assert_eq!((&end["prompt_tokens"], &end["tokens"], &end["end"]), (&json!(253), &json!(3), &json!("context")), "{end}");
+    assert_eq!(
+        (&end["prompt_tokens"], &end["tokens"], &end["end"]),
+        (&json!(253), &json!(3), &json!("context")),
+        "{end}"
+    );
     let longer = args(&"x".repeat(246));
     let error = fails(&longer.each_ref().map(String::as_str));
     assert!(error.contains("expected a conversation below the context of 256 tokens, found 256 tokens"), "{error}");

@@ -111,6 +111,8 @@ fn the_lens_shows_layers_and_tokens() {
     assert!(one.contains("logit lens behind \" w44\" at 5") && one.contains("blocks.6.hook_resid_post"), "{one}");
     let grid = run(&model, &["--max-tokens", "1", "--logit-lens", "--at", "1,3-4"]);
     assert!(grid.contains("1 \"w5\"") && grid.contains("4 \" w8\"") && !grid.contains("5 \" w44\""), "{grid}");
+    let error = fails(&["run", &model, "--prompt", PROMPT, "--attribution", "id:320"]);
+    assert!(error.contains("expected a token id below 320, found 320"), "{error}");
     let error = fails(&["run", &model, "--prompt", PROMPT, "--logit-lens", "--at", "99"]);
     assert!(error.contains("no token at `99`") && error.contains("hint: "), "{error}");
 }
@@ -158,6 +160,15 @@ fn a_cache_is_written_and_used() {
     };
     let by_cache = lens(&format!("patch blocks.3.hook_resid_pre @2-4 from cache:{file}"));
     assert_eq!(by_cache, lens("patch blocks.3.hook_resid_pre @2-4 from \"w5 w6 w90 w8 w44\""));
+
+    // What is shown beside it does not get into the file.
+    let only = ["--cache-points", "blocks.2.hook_mlp_out", "--patterns", "blocks.1", "--logit-lens"];
+    run(&model, &[&["--max-tokens", "0", "--cache", &file], &only[..]].concat());
+    let bytes = fs::read(&file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let names: Vec<&String> = header.as_object().unwrap().keys().filter(|name| name.starts_with("blocks.")).collect();
+    assert_eq!(names, ["blocks.2.hook_mlp_out"]);
     let shown = run(&model, &["--max-tokens", "1", "--patterns", "blocks.1"]);
     assert!(shown.contains("blocks.1.attn.hook_pattern\nhead 0") && shown.contains("\" w44\" at 5"), "{shown}");
 }

@@ -75,7 +75,9 @@ fn what_has_no_rows_is_refused() {
     let refused = |args: &[&str]| fails(&[&["ple", &model], args].concat());
     insta::assert_snapshot!("ple-several-tokens", refused(&["--token", " goldy"]));
     insta::assert_snapshot!("ple-not-in-context", refused(&["--token", " gold", "--context", "a ring"]));
+    assert!(succeeds(&["ple", &model, "--token", "id:34", "--top", "0"]).starts_with("token ` gold` 34\n"));
     let cases = [
+        (refused(&["--token", "id:160"]), "expected a token id below 160, found 160"),
         (refused(&["--token", ""]), "expected a text that is one token, found an empty one"),
         (refused(&["--token-id", "160"]), "expected a token id below 160, found 160"),
         (refused(&["--token", " gold", "--layers", "8"]), "layers below 8"),

@@ -28,6 +28,8 @@ const TABLE_BYTES: usize = 512 << 20;
 pub struct RoutingOptions {
     /// Layers of the model; all that were recorded where this is empty.
     pub layers: Vec<usize>,
+    /// Whose pairs are listed, as the first of each; all experts' where there is none.
+    pub expert: Option<usize>,
     /// How many tokens of an expert, and pairs of a layer, are listed.
     pub top: usize,
     /// How often a pair must have been seen to be listed.
@@ -38,7 +40,7 @@ pub struct RoutingOptions {
 
 impl Default for RoutingOptions {
     fn default() -> Self {
-        Self { layers: Vec::new(), top: 10, min_count: 10, special: false }
+        Self { layers: Vec::new(), expert: None, top: 10, min_count: 10, special: false }
     }
 }
 
@@ -194,7 +196,7 @@ impl Work<'_> {
         let layer_of: Vec<usize> = streams.iter().map(|stream| stream.reader.layer()).collect();
         let finish = |stream: Stream| {
             let mut found = stream.tally?.finish(stream.reader.layer(), &vocabulary.common, min_count, top);
-            found.top_pairs = found.pairs(None, min_count, top);
+            found.top_pairs = found.pairs(self.options.expert, min_count, top);
             found.next_layer = stream.link.map(|(next, link)| link.finish(layer_of[next]));
             Some(found)
         };

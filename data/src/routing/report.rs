@@ -134,7 +134,7 @@ pub struct NextLayer {
 impl LayerRouting {
     /// The pairs that are chosen together most above chance, of at least `min_count` tokens, at most `top`;
     /// of one expert, which is then `a`, or of all.
-    pub fn pairs(&self, expert: Option<usize>, min_count: u64, top: usize) -> Vec<PairLift> {
+    pub(super) fn pairs(&self, expert: Option<usize>, min_count: u64, top: usize) -> Vec<PairLift> {
         let n = self.experts.len();
         let mut pairs = Vec::new();
         for a in expert.map_or(0..n, |expert| expert..(expert + 1).min(n)) {

@@ -409,8 +409,6 @@ fn counts_by_hand() {
     let pair = |p: &PairLift| format!("{}+{} {} {:.2} {:.4}", p.a, p.b, p.tokens, p.expected, p.lift);
     let pairs: Vec<String> = layer.top_pairs.iter().map(pair).collect();
     assert_eq!(pairs, ["0+1 3 3.20 0.9375", "0+2 1 1.60 0.6250", "1+2 1 1.60 0.6250"]);
-    let pairs: Vec<String> = layer.pairs(Some(2), 1, 1).iter().map(pair).collect();
-    assert_eq!(pairs, ["2+0 1 1.60 0.6250"]);
     // First choices 0 0 1 0 1 and 2 2 3 2 3: each tells the other, so that all of H(2/5) is shared.
     let next = layer.next_layer.unwrap();
     assert_eq!(next.layer, 1);
@@ -435,6 +433,8 @@ fn options_choose_what_is_counted() {
     let found = report(&run, &RoutingOptions { min_count: 2, top: 1, ..RoutingOptions::default() });
     assert_eq!(found.layers[0].experts[2].top_tokens, []);
     assert_eq!(found.layers[0].experts[0].top_tokens.len(), 1);
+    let found = report(&run, &RoutingOptions { min_count: 1, top: 1, expert: Some(2), ..RoutingOptions::default() });
+    let [PairLift { a: 2, b: 0, tokens: 1, .. }] = found.layers[0].top_pairs[..] else { panic!("{found:?}") };
     let missing = RoutingOptions { layers: vec![7], ..RoutingOptions::default() };
     let error = analyse(&run, &missing, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
     assert!(error.contains("`7`") && error.contains("there are `0`, `1`"), "{error}");

@@ -16,11 +16,17 @@ use crate::parameters::Parameter;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const STATE: &str = "state.safetensors";
-const PROGRESS: &str = "progress.json";
+/// The tensor of the state that holds the bytes of [`Progress`] as JSON: one file, so that neither is ever without the
+/// other.
+const PROGRESS: &str = "progress";
 
-/// How far the training is.
+/// What a training was begun as, and how far it is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Progress {
+    /// Steps in all: the rates of each depend on it.
+    pub(crate) steps: usize,
+    /// What the network computes in.
+    pub(crate) precision: String,
     /// Steps that are done.
     pub(crate) step: usize,
     pub(crate) seconds: f64,
@@ -51,22 +57,35 @@ pub(crate) fn save(dir: &Path, parameters: &[Parameter], optimizer: &Optimizer, 
             tensors.push((format!("second/{}", p.name), optimizer.second[i].shallow_clone()));
         }
     }
+    tensors.push((PROGRESS.to_owned(), Tensor::from_slice(&serde_json::to_vec(progress)?)));
     let partial = dir.join("state.partial");
     Tensor::write_safetensors(&tensors, &partial)?;
-    fs::rename(&partial, dir.join(STATE))?;
-    fs::write(dir.join(PROGRESS), serde_json::to_string_pretty(progress)?)?;
-    Ok(())
+    Ok(fs::rename(&partial, dir.join(STATE))?)
 }
 
-/// Takes up what [`save`] left, if anything.
-pub(crate) fn resume(dir: &Path, parameters: &mut [Parameter], optimizer: &mut Optimizer) -> Result<Option<Progress>> {
-    if !dir.join(STATE).is_file() {
-        return Ok(None);
+/// Takes up what [`save`] left; without that, the training begins as `asked`. One that was begun as another is refused.
+pub(crate) fn resume(
+    dir: &Path,
+    asked: Progress,
+    parameters: &mut [Parameter],
+    optimizer: &mut Optimizer,
+) -> Result<Progress> {
+    let path = dir.join(STATE);
+    if !path.is_file() {
+        return Ok(asked);
     }
-    let stored: HashMap<String, Tensor> = Tensor::read_safetensors(dir.join(STATE))?.into_iter().collect();
-    let find = |kind: &str, name: &str| {
-        stored.get(&format!("{kind}/{name}")).ok_or_else(|| format!("no `{kind}/{name}` in the state of the training"))
-    };
+    let stored: HashMap<String, Tensor> = Tensor::read_safetensors(&path)?.into_iter().collect();
+    let anew = format!("hint: to begin anew, remove `{}`", path.display());
+    let find =
+        |name: String| stored.get(&name).ok_or_else(|| format!("no `{name}` in the state of the training\n{anew}"));
+    let progress = Vec::<u8>::try_from(find(PROGRESS.to_owned())?)?;
+    let progress: Progress = serde_json::from_slice(&progress)?;
+    let told = |of: &Progress| format!("--steps {} --precision {}", of.steps, of.precision);
+    let (begun, found) = (told(&progress), told(&asked));
+    if begun != found {
+        return Err(format!("expected `{begun}`, as the training was begun, found `{found}`\n{anew}").into());
+    }
+    let find = |kind: &str, name: &str| find(format!("{kind}/{name}"));
     for (i, p) in parameters.iter_mut().enumerate() {
         let weight = find("weight", &p.name)?;
         tch::no_grad(|| p.tensor.f_copy_(weight))?;
@@ -75,7 +94,7 @@ pub(crate) fn resume(dir: &Path, parameters: &mut [Parameter], optimizer: &mut O
             optimizer.second[i].f_copy_(find("second", &p.name)?)?;
         }
     }
-    Ok(Some(serde_json::from_slice(&fs::read(dir.join(PROGRESS))?)?))
+    Ok(progress)
 }
 
 /// Writes the checkpoint as a release has it: weights in bf16, `config.json`, `generation_config.json`.
@@ -118,22 +137,48 @@ mod tests {
         let config = Config::from_hf(&crate::recipe::config()).unwrap();
         let mut parameters = initial(&config, 1);
         let mut optimizer = Optimizer::new(&parameters);
-        assert!(resume(dir.path(), &mut parameters, &mut optimizer).unwrap().is_none());
+        let asked = Progress { steps: 7, precision: "f32".to_owned(), ..Progress::default() };
+        assert_eq!(resume(dir.path(), asked.clone(), &mut parameters, &mut optimizer).unwrap().step, 0);
         let step = |parameters: &mut [Parameter], optimizer: &mut Optimizer, n: usize| {
             let gradients: Vec<Tensor> = parameters.iter().map(|p| &p.tensor * (n + 1) as f64).collect();
             optimizer.step(parameters, &gradients, 1.0, n, 1.0);
         };
         step(&mut parameters, &mut optimizer, 0);
-        save(dir.path(), &parameters, &optimizer, &Progress { step: 1, ..Progress::default() }).unwrap();
+        let point = Point { step: 1, tokens: 9, loss: 0.1 + 0.2, balance: 1.0, held_out: None };
+        let begun = Progress { step: 1, seconds: 0.5, curve: vec![point], ..asked.clone() };
+        save(dir.path(), &parameters, &optimizer, &begun).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "one file, which is there or not");
         step(&mut parameters, &mut optimizer, 1);
 
         let mut later = initial(&config, 2);
         let mut state = Optimizer::new(&later);
-        let progress = resume(dir.path(), &mut later, &mut state).unwrap().unwrap();
+        let progress = resume(dir.path(), asked, &mut later, &mut state).unwrap();
+        assert_eq!(serde_json::to_value(&progress).unwrap(), serde_json::to_value(&begun).unwrap());
         step(&mut later, &mut state, progress.step);
         for (one, other) in parameters.iter().zip(&later) {
             assert_eq!(one.tensor, other.tensor, "{}", one.name);
         }
+    }
+
+    #[test]
+    fn a_training_is_not_taken_up_as_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::from_hf(&crate::recipe::config()).unwrap();
+        let mut parameters = initial(&config, 1);
+        let mut optimizer = Optimizer::new(&parameters);
+        let asked =
+            |steps: usize, precision: &str| Progress { steps, precision: precision.to_owned(), ..Progress::default() };
+        save(dir.path(), &parameters, &optimizer, &asked(100, "bf16")).unwrap();
+        let mut refused = |steps, precision| {
+            resume(dir.path(), asked(steps, precision), &mut parameters, &mut optimizer).unwrap_err().to_string()
+        };
+        let expected = "expected `--steps 100 --precision bf16`, as the training was begun, found ";
+        let hint = format!("\nhint: to begin anew, remove `{}`", dir.path().join(STATE).display());
+        assert_eq!(refused(200, "bf16"), format!("{expected}`--steps 200 --precision bf16`{hint}"));
+        assert_eq!(refused(100, "f32"), format!("{expected}`--steps 100 --precision f32`{hint}"));
+        let bare: [(&str, Tensor); 0] = [];
+        Tensor::write_safetensors(&bare, dir.path().join(STATE)).unwrap();
+        assert_eq!(refused(100, "bf16"), format!("no `progress` in the state of the training{hint}"));
     }
 
     #[test]

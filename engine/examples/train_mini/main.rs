@@ -3,7 +3,8 @@
 //! `cargo xtask mini` brings the texts and runs this; by hand:
 //! `cargo run -p engine --example train_mini -- TEXTS WORK OUT [--steps N] [--threads N] [--precision bf16|f32]`.
 //! TEXTS holds the unpacked packages, WORK the state of the training (a second call goes on with it), OUT the model.
-//! The same steps, seed and machine give the same weights. Read [`recipe`] first, then [`step`].
+//! The same steps, seed and machine give the same weights; a training that was begun with other steps or in another
+//! precision is not gone on with. Read [`recipe`] first, then [`step`].
 #![expect(clippy::print_stderr, reason = "this program talks to a person at a terminal")]
 
 mod checkpoint;
@@ -18,10 +19,12 @@ mod windows;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use engine::config::Config;
 use engine::gemma::model::{Model, Precision};
+use engine::hook::Hooks;
 use engine::tokenizer::Tokenizer;
 use engine::weights::Weights;
 use fs_err as fs;
@@ -32,7 +35,7 @@ use checkpoint::{Point, Progress};
 use ngram::NGram;
 use optimizer::Optimizer;
 use parameters::Parameter;
-use step::Lesson;
+use step::{Lesson, Load};
 use windows::{Order, Window};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -91,18 +94,28 @@ impl Arguments {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match train() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("error: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn train() -> Result<()> {
     let arguments = Arguments::parse(std::env::args().skip(1))?;
     // Threads compute parts of a step, and none of them is split further.
     engine::device::set_threads(1);
     fs::create_dir_all(&arguments.work)?;
+    let mut training = Training::begin(&arguments)?;
     let corpus = Corpus::read(&arguments.texts, &arguments.work)?;
     let (taught, held_out) = (corpus.taught(), corpus.held_out());
     let tokens = |documents: &[usize]| documents.iter().map(|&d| corpus.tokens[d].len()).sum::<usize>();
     eprintln!("{} tokens to learn from, {} held out", tokens(&taught), tokens(&held_out));
 
-    let mut training = Training::begin(&corpus, &arguments)?;
-    training.run()?;
+    training.run(&corpus)?;
     checkpoint::export(&arguments.out, &recipe::config(), &training.parameters)?;
     fs::copy(arguments.work.join("tokenizer.json"), arguments.out.join("tokenizer.json"))?;
     let report = report(&corpus, &training.progress, &arguments.out)?;
@@ -157,14 +170,9 @@ impl Corpus {
         windows.for_each(|window| lesson.push(windows::read(&self.tokens[window.document], window)));
         lesson
     }
-
-    fn lessons(&self, windows: &[Window]) -> Vec<Lesson> {
-        windows.chunks(EVALUATED).map(|chunk| self.lesson(chunk.iter().copied())).collect()
-    }
 }
 
 struct Training<'a> {
-    corpus: &'a Corpus,
     arguments: &'a Arguments,
     config: Config,
     parameters: Vec<Parameter>,
@@ -174,18 +182,24 @@ struct Training<'a> {
 
 impl<'a> Training<'a> {
     /// From the beginning, or where an earlier call was interrupted.
-    fn begin(corpus: &'a Corpus, arguments: &'a Arguments) -> Result<Self> {
+    fn begin(arguments: &'a Arguments) -> Result<Self> {
         let config = Config::from_hf(&recipe::config())?;
         let mut parameters = parameters::initial(&config, recipe::SEED);
         let mut optimizer = Optimizer::new(&parameters);
-        let progress = checkpoint::resume(&arguments.work, &mut parameters, &mut optimizer)?.unwrap_or_default();
-        Ok(Self { corpus, arguments, config, parameters, optimizer, progress })
+        let precision = match arguments.precision {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        let asked = Progress { steps: arguments.steps, precision: precision.to_owned(), ..Progress::default() };
+        let progress = checkpoint::resume(&arguments.work, asked, &mut parameters, &mut optimizer)?;
+        Ok(Self { arguments, config, parameters, optimizer, progress })
     }
 
-    fn run(&mut self) -> Result<()> {
-        let windows = self.corpus.windows(&self.corpus.taught());
-        let measured = self.corpus.windows(&self.corpus.held_out()).into_iter().step_by(MEASURED).collect::<Vec<_>>();
-        let measured = self.corpus.lessons(&measured);
+    fn run(&mut self, corpus: &Corpus) -> Result<()> {
+        let windows = corpus.windows(&corpus.taught());
+        let measured = corpus.windows(&corpus.held_out()).into_iter().step_by(MEASURED).collect::<Vec<_>>();
+        let measured: Vec<Lesson> =
+            measured.chunks(EVALUATED).map(|chunk| corpus.lesson(chunk.iter().copied())).collect();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.arguments.threads).build()?;
         let mut order = Order::new(recipe::SEED, windows.len());
         let steps = self.arguments.steps;
@@ -196,7 +210,7 @@ impl<'a> Training<'a> {
             let nth = step * recipe::SEQUENCES..(step + 1) * recipe::SEQUENCES;
             let chosen: Vec<Window> = nth.map(|nth| windows[order.nth(nth)]).collect();
             let parts = chosen.chunks(recipe::SEQUENCES / recipe::PARTS);
-            let parts: Vec<Lesson> = parts.map(|part| self.corpus.lesson(part.iter().copied())).collect();
+            let parts: Vec<Lesson> = parts.map(|part| corpus.lesson(part.iter().copied())).collect();
             let n: usize = parts.iter().map(|part| part.targets.len()).sum();
             let found = step::gradients(&self.config, &self.parameters, parts, self.arguments.precision, &pool)?;
             let factor = recipe::schedule(step, steps);
@@ -238,17 +252,13 @@ impl<'a> Training<'a> {
 
     fn measure(&self, lessons: &[Lesson]) -> Result<f64> {
         let network = step::model(&self.config, &self.parameters, self.arguments.precision)?;
-        mean_nll(&network, lessons)
+        let (mut sum, mut n) = (0.0, 0);
+        for lesson in lessons {
+            sum += step::nll(&network, lesson, Hooks::none())?.into_iter().map(f64::from).sum::<f64>();
+            n += lesson.targets.len();
+        }
+        Ok(sum / n as f64)
     }
-}
-
-/// In nats a token.
-fn mean_nll(network: &Model, lessons: &[Lesson]) -> Result<f64> {
-    let mut sum = 0.0;
-    for lesson in lessons {
-        sum += step::nll(network, lesson)?;
-    }
-    Ok(sum / lessons.iter().map(|lesson| lesson.targets.len()).sum::<usize>() as f64)
 }
 
 /// What the exported model does with text that it has not seen, beside what counting does with it.
@@ -264,8 +274,25 @@ fn report(corpus: &Corpus, progress: &Progress, out: &Path) -> Result<Value> {
         })
         .collect();
 
+    let documents = corpus.held_out();
+    // By document: what the model says, and what each of the counted ones does.
+    let mut nll: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    let load = Load::new(network.config());
+    for windows in corpus.windows(&documents).chunks(EVALUATED) {
+        let found = step::nll(&network, &corpus.lesson(windows.iter().copied()), load.hooks())?;
+        let mut found = found.into_iter().map(f64::from);
+        for window in windows {
+            nll.entry(window.document).or_insert_with(|| vec![0.0])[0] +=
+                found.by_ref().take(window.length).sum::<f64>();
+        }
+    }
+    for (&document, nll) in &mut nll {
+        let tokens = &corpus.tokens[document];
+        let of = |model: &NGram| (0..tokens.len()).map(|at| model.nll(tokens, at, vocabulary::BOS)).sum::<f64>();
+        nll.extend(counted.iter().map(of));
+    }
     let mut by_source: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for document in corpus.held_out() {
+    for document in documents {
         by_source.entry("all").or_default().push(document);
         by_source.entry(corpus.documents[document].source).or_default().push(document);
     }
@@ -275,17 +302,13 @@ fn report(corpus: &Corpus, progress: &Progress, out: &Path) -> Result<Value> {
         let mut row = serde_json::Map::new();
         row.insert("documents".to_owned(), json!(documents.len()));
         row.insert("tokens".to_owned(), json!(tokens));
-        row.insert("mini".to_owned(), json!(mean_nll(&network, &corpus.lessons(&corpus.windows(&documents)))?));
-        for (n, model) in ORDERS.iter().zip(&counted) {
-            let of = |&document: &usize| {
-                let tokens = &corpus.tokens[document];
-                (0..tokens.len()).map(|at| model.nll(tokens, at, vocabulary::BOS)).sum::<f64>()
-            };
-            row.insert(format!("{n}-gram"), json!(documents.iter().map(of).sum::<f64>() / tokens as f64));
+        let names = std::iter::once("mini".to_owned()).chain(ORDERS.map(|n| format!("{n}-gram")));
+        for (at, name) in names.enumerate() {
+            let sum: f64 = documents.iter().map(|document| nll[document][at]).sum();
+            row.insert(name, json!(sum / tokens as f64));
         }
         held_out.insert(source.to_owned(), Value::Object(row));
     }
-    let lessons = corpus.lessons(&corpus.windows(&corpus.held_out()));
     Ok(json!({
         "steps": progress.step,
         "tokens": progress.curve.last().map_or(0, |point| point.tokens),
@@ -293,7 +316,7 @@ fn report(corpus: &Corpus, progress: &Progress, out: &Path) -> Result<Value> {
         "seed": recipe::SEED,
         "seconds": progress.seconds.round(),
         "held_out": held_out,
-        "expert_load": step::load(&network, &lessons)?,
+        "expert_load": load.shares(),
         "curve": progress.curve,
     }))
 }

@@ -34,7 +34,7 @@ impl Optimizer {
     pub(crate) fn new(parameters: &[Parameter]) -> Self {
         let first = |p: &Parameter| p.tensor.detach().zeros_like();
         let second = |p: &Parameter| {
-            if p.rule == Rule::Matrix { Tensor::zeros([0], (Kind::Float, p.tensor.device())) } else { first(p) }
+            if p.rule == Rule::Muon { Tensor::zeros([0], (Kind::Float, p.tensor.device())) } else { first(p) }
         };
         Self { first: parameters.iter().map(first).collect(), second: parameters.iter().map(second).collect() }
     }
@@ -56,7 +56,7 @@ impl Optimizer {
             for (i, (p, gradient)) in parameters.iter_mut().zip(gradients).enumerate() {
                 let gradient = gradient * cut;
                 let first = &mut self.first[i];
-                if p.rule == Rule::Matrix {
+                if p.rule == Rule::Muon {
                     let _ = first.g_mul_scalar_(MOMENTUM).g_add_(&gradient);
                     let ahead = gradient + &*first * MOMENTUM;
                     let change = update(&p.name, &ahead) * (-MATRIX_RATE * factor);
@@ -126,7 +126,7 @@ mod tests {
     /// Both rules find the bottom of a bowl.
     #[test]
     fn a_bowl_has_a_bottom() {
-        for rule in [Rule::Matrix, Rule::Vector] {
+        for rule in [Rule::Muon, Rule::AdamW] {
             tch::manual_seed(2);
             let target = Tensor::randn([6, 4], (Kind::Float, tch::Device::Cpu)) * 0.1;
             let tensor = Tensor::zeros([6, 4], (Kind::Float, tch::Device::Cpu));

@@ -9,12 +9,11 @@ const ROUTER_SPREAD: f64 = 0.3;
 /// Which rule moves a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// A linear map inside a layer: its momentum, made orthogonal.
-    Matrix,
-    /// A table that is looked up, the router: AdamW without decay, since most rows are in few batches.
-    Table,
-    /// Norms and scales: AdamW without decay.
-    Vector,
+    /// Of a linear map inside a layer: its momentum, made orthogonal.
+    Muon,
+    /// Of the rest, without decay: norms and scales, the router, and tables that are looked up, of which most rows are in
+    /// few batches.
+    AdamW,
 }
 
 /// One tensor of the checkpoint, in f32.
@@ -75,11 +74,8 @@ fn begin(name: &str, shape: &[i64], config: &Config) -> Tensor {
 }
 
 fn rule(name: &str, dimensions: usize) -> Rule {
-    match dimensions {
-        1 => Rule::Vector,
-        _ if name.contains("embed_tokens") || name.ends_with("router.proj.weight") => Rule::Table,
-        _ => Rule::Matrix,
-    }
+    let is_map = dimensions > 1 && !name.contains("embed_tokens") && !name.ends_with("router.proj.weight");
+    if is_map { Rule::Muon } else { Rule::AdamW }
 }
 
 #[cfg(test)]
@@ -91,11 +87,11 @@ mod tests {
         let config = Config::from_hf(&crate::recipe::config()).unwrap();
         let parameters = initial(&config, 1);
         let of = |name: &str| parameters.iter().find(|p| p.name == format!("model.{name}")).map(|p| p.rule);
-        assert_eq!(of("embed_tokens_per_layer.weight"), Some(Rule::Table));
-        assert_eq!(of("layers.2.router.proj.weight"), Some(Rule::Table));
-        assert_eq!(of("layers.2.experts.gate_up_proj"), Some(Rule::Matrix));
-        assert_eq!(of("layers.2.layer_scalar"), Some(Rule::Vector));
-        assert_eq!(of("layers.7.self_attn.q_norm.weight"), Some(Rule::Vector));
+        assert_eq!(of("embed_tokens_per_layer.weight"), Some(Rule::AdamW));
+        assert_eq!(of("layers.2.router.proj.weight"), Some(Rule::AdamW));
+        assert_eq!(of("layers.2.experts.gate_up_proj"), Some(Rule::Muon));
+        assert_eq!(of("layers.2.layer_scalar"), Some(Rule::AdamW));
+        assert_eq!(of("layers.7.self_attn.q_norm.weight"), Some(Rule::AdamW));
         assert_eq!(initial(&config, 1)[0].tensor, parameters[0].tensor);
     }
 }

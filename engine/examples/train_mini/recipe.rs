@@ -17,8 +17,7 @@ pub(crate) const PARTS: usize = 2;
 pub(crate) const STEPS: usize = 2400;
 /// Steps in which the rates rise from nothing.
 pub(crate) const WARM_UP: usize = 100;
-/// The part of the steps, at the end, in which the rates fall to nothing along a straight line. Before it they stand
-/// still, so a training can be given another length until its fall begins.
+/// The part of the steps, at the end, in which the rates fall to nothing along a straight line.
 pub(crate) const FALL: f64 = 2.0 / 3.0;
 /// Largest norm of the gradient of all weights together.
 pub(crate) const MAX_GRADIENT: f64 = 1.0;

@@ -145,38 +145,44 @@ pub(crate) fn loss(model: &Model, lesson: &Lesson, hooks: Hooks<'_>) -> Result<L
     Ok(Loss { nll, balance })
 }
 
-/// The sum of `−ln p` over the targets of a lesson, in nats, without gradients.
-pub(crate) fn nll(model: &Model, lesson: &Lesson) -> Result<f64> {
-    let output = model.forward(&lesson.batch, None, &mut Hooks::none(), Forward::default())?;
-    Ok(model.nll(&output.resid, &lesson.targets).into_iter().map(f64::from).sum())
+/// `−ln p` of every target of a lesson, in nats, without gradients.
+pub(crate) fn nll(model: &Model, lesson: &Lesson, mut hooks: Hooks<'_>) -> Result<Vec<f32>> {
+    let output = model.forward(&lesson.batch, None, &mut hooks, Forward::default())?;
+    Ok(model.nll(&output.resid, &lesson.targets))
 }
 
-/// The part of the choices that fall on each expert, by layer.
-pub(crate) fn load(model: &Model, lessons: &[Lesson]) -> Result<Vec<Vec<f64>>> {
-    let config = model.config();
-    let n_experts = config.moe.map_or(0, |moe| moe.n_experts);
-    let counts = RefCell::new(vec![vec![0.0; n_experts]; config.n_layers]);
-    for lesson in lessons {
+/// How often each expert was chosen, by layer.
+#[derive(Debug)]
+pub(crate) struct Load(Vec<RefCell<Vec<f64>>>);
+
+impl Load {
+    pub(crate) fn new(config: &Config) -> Self {
+        let none = vec![0.0; config.moe.map_or(0, |moe| moe.n_experts)];
+        Self(vec![RefCell::new(none); config.n_layers])
+    }
+
+    /// Counts what is chosen in a pass.
+    pub(crate) fn hooks(&self) -> Hooks<'_> {
         let mut hooks = Hooks::none();
-        for layer in 0..config.n_layers {
-            let counts = &counts;
+        for (layer, counts) in self.0.iter().enumerate() {
             hooks.read(HookPoint::block(Site::TopkIdx, layer), move |_, chosen| {
                 let ids = Vec::<i64>::try_from(chosen.contiguous().view([-1])).unwrap_or_default();
                 for expert in ids {
-                    counts.borrow_mut()[layer][expert as usize] += 1.0;
+                    counts.borrow_mut()[expert as usize] += 1.0;
                 }
             });
         }
-        model.forward(&lesson.batch, None, &mut hooks, Forward::default())?;
+        hooks
     }
-    let mut load = counts.into_inner();
-    for row in &mut load {
-        let all: f64 = row.iter().sum();
-        for count in row {
-            *count /= all;
-        }
+
+    /// The part of the choices that fell on each expert.
+    pub(crate) fn shares(self) -> Vec<Vec<f64>> {
+        let shares = |counts: Vec<f64>| {
+            let all: f64 = counts.iter().sum();
+            counts.into_iter().map(|count| count / all).collect()
+        };
+        self.0.into_iter().map(|counts| shares(counts.into_inner())).collect()
     }
-    Ok(load)
 }
 
 #[cfg(test)]
@@ -310,9 +316,15 @@ mod tests {
         let config = tiny();
         let network = model(&config, &initial(&config, 5), Precision::F32).unwrap();
         let mean = loss(&network, &lesson(), Hooks::none()).unwrap().nll.double_value(&[]);
-        let sum = nll(&network, &lesson()).unwrap();
-        assert!((mean * lesson().targets.len() as f64 - sum).abs() < 1e-4, "{mean} {sum}");
-        for row in load(&network, &[lesson()]).unwrap() {
+        let load = Load::new(&config);
+        let each = nll(&network, &lesson(), load.hooks()).unwrap();
+        let sum = each.iter().copied().map(f64::from).sum::<f64>();
+        assert_eq!(each.len(), lesson().targets.len());
+        assert!((mean * each.len() as f64 - sum).abs() < 1e-4, "{mean} {sum}");
+        let chosen = chosen(&network, &lesson());
+        for (layer, row) in load.shares().iter().enumerate() {
+            let of = |expert: i64| chosen[layer].eq(expert).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+            assert!((0..4).all(|expert| (of(expert) - row[expert as usize]).abs() < 1e-9), "{row:?}");
             assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-9 && row.len() == 4);
         }
     }

@@ -337,8 +337,7 @@ fn interventions_tell_the_prompt_from_the_reply_in_every_turn() {
         let ids = memory.reply(&model, &prompt, before_turn, &options, &mut hooks, go_on).unwrap();
         drop(hooks);
         let n = prompt.len();
-        let expected: Vec<_> =
-            (memory.reused()..n + 2).map(|at| (at, [at < n, at >= n, at + 1 == n])).collect();
+        let expected: Vec<_> = (memory.reused()..n + 2).map(|at| (at, [at < n, at >= n, at + 1 == n])).collect();
         assert_eq!(seen.into_inner(), expected);
         prompt.extend(ids);
         prompt.push(17);

@@ -11,6 +11,13 @@ fn kinds(config: &Config) -> String {
     config.layers.iter().map(letter).collect()
 }
 
+/// An object with what another one says.
+fn changed(mut json: serde_json::Value, change: serde_json::Value) -> serde_json::Value {
+    let (Some(fields), serde_json::Value::Object(change)) = (json.as_object_mut(), change) else { panic!("objects") };
+    fields.extend(change);
+    json
+}
+
 fn message(json: &serde_json::Value) -> String {
     Config::from_hf(json).unwrap_err().to_string()
 }
@@ -121,9 +128,7 @@ fn what_cannot_be_run_is_refused() {
     assert_eq!(message(&json!([])), "expected an object for `config.json`, found a list");
     assert_eq!(message(&json!({"model_type": "gemma3"})), "expected an object for `text_config`, found nothing");
     let with = |key: &str, value: serde_json::Value| {
-        let mut json = json!({"model_type": "gemma3_text"});
-        json[key] = value;
-        message(&json)
+        message(&changed(json!({"model_type": "gemma3_text"}), json!({ key: value })))
     };
     let cases = [
         ("hidden_activation", json!("relu"), "expected `gelu_pytorch_tanh` for `hidden_activation`, found `relu`"),

@@ -89,16 +89,19 @@ impl Interventions {
 
     /// Attaches everything to the hooks of a pass. Hooks that are added later see the changed values.
     pub fn attach<'a>(&'a self, hooks: &mut Hooks<'a>) {
+        let mut choices = Vec::new();
         for (point, edits) in &self.points {
-            // The choice alone does not say which of the other experts are best.
             let probs: Rc<RefCell<Option<Tensor>>> = Rc::default();
             if edits.iter().any(|edit| matches!(edit.change, Change::ForceExperts(_))) {
-                let seen = Rc::clone(&probs);
-                hooks.read(HookPoint { site: Site::RouterProbs, ..*point }, move |_, value| {
-                    *seen.borrow_mut() = Some(value.shallow_clone());
-                });
+                choices.push((*point, Rc::clone(&probs)));
             }
             hooks.add(*point, move |place, value| run(edits, place, value, probs.borrow().as_ref()));
+        }
+        // The choice alone does not say which of the other experts are best; the probabilities do, as they were changed.
+        for (point, probs) in choices {
+            hooks.read(HookPoint { site: Site::RouterProbs, ..point }, move |_, value| {
+                *probs.borrow_mut() = Some(value.shallow_clone());
+            });
         }
     }
 }

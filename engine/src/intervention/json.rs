@@ -95,6 +95,9 @@ impl TryFrom<Fields> for Intervention {
             None => Selection::ALL,
         };
         let verb = std::mem::take(&mut fields.r#do);
+        if fields.by.is_some_and(|by| !by.is_finite()) {
+            return Err(Error::InterventionJson { what: "expected a number that f32 can hold in `by`".to_owned() });
+        }
         let action = match verb.as_str() {
             "zero" => Action::Zero,
             "scale" => Action::Scale(needed(fields.by.take(), "by", &verb)?),

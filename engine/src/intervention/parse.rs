@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 pub(super) const VERBS: &str =
     "`zero`, `scale`, `add`, `replace`, `mean`, `patch`, `forbid`, `force`, `ablate`, `clamp` or `reconstruct`";
 
+/// Most numbers that one range may stand for where each is written down.
+const MOST: usize = 1 << 20;
+
 /// Reads interventions joined with `;`.
 pub fn parse(text: &str) -> Result<Vec<Intervention>> {
     let mut parser = Parser::new(text);
@@ -241,7 +244,13 @@ impl<'t> Parser<'t> {
 
     /// `3,5-7` one by one.
     fn indices(&mut self, what: &str) -> Result<Vec<usize>> {
-        Ok(self.ranges(what)?.into_iter().flat_map(|(first, last)| first..=last).collect())
+        let start = self.at;
+        let ranges = self.ranges(what)?;
+        if ranges.iter().any(|(first, last)| last - first >= MOST) {
+            self.at = start;
+            return Err(self.expected(&format!("ranges of at most {MOST} numbers")));
+        }
+        Ok(ranges.into_iter().flat_map(|(first, last)| first..=last).collect())
     }
 
     pub(super) fn number(&mut self) -> Result<f32> {

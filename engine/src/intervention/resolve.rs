@@ -66,6 +66,7 @@ impl Interventions {
         let shape = model.shape();
         let placed: Vec<Placed<'_>> =
             interventions.iter().map(|one| Placed::new(one, &shape, tokenizer)).collect::<Result<_>>()?;
+        check_forbidden(&placed, &shape)?;
         let mut needed: BTreeMap<&Origin, Vec<HookPoint>> = BTreeMap::new();
         for one in &placed {
             for origin in one.origins() {
@@ -222,6 +223,9 @@ fn check_experts(experts: &[usize], shape: &ModelShape, action: &Action) -> Resu
     different.sort_unstable();
     different.dedup();
     let (n, top_k) = (different.len(), shape.top_k);
+    if n == 0 {
+        return Err("expected the number of an expert, found none".to_owned());
+    }
     let (fits, most) = match action {
         Action::ForceExperts(_) => (n <= top_k, top_k),
         _ => (n + top_k <= shape.n_experts, shape.n_experts - top_k),
@@ -233,17 +237,38 @@ fn check_experts(experts: &[usize], shape: &ModelShape, action: &Action) -> Resu
     }
 }
 
+/// Whether the experts that several interventions forbid the same tokens leave those enough others.
+fn check_forbidden(placed: &[Placed<'_>], shape: &ModelShape) -> Result<()> {
+    for one in placed {
+        let action @ Action::ForbidExperts(_) = &one.intervention.action else { continue };
+        for (point, _) in &one.at {
+            let same = placed.iter().filter(|other| other.tokens == one.tokens || other.tokens == Selection::ALL);
+            let same = same.filter(|other| other.at.iter().any(|(at, _)| at == point));
+            let experts = same.filter_map(|other| match &other.intervention.action {
+                Action::ForbidExperts(experts) => Some(experts),
+                _ => None,
+            });
+            let experts: Vec<usize> = experts.flatten().copied().collect();
+            check_experts(&experts, shape, action).map_err(|what| wrong(what, one.intervention))?;
+        }
+    }
+    Ok(())
+}
+
 /// The id of a text that is one token, or a sentence about it.
 pub fn token_id(text: &str, tokenizer: Option<&Tokenizer>) -> Result<u32, String> {
     let Some(tokenizer) = tokenizer else {
         return Err(format!("the model has no tokenizer for the token {text:?}: name it as `id:N`"));
     };
-    let pieces = tokenizer.encode(text, false);
-    match pieces.as_slice() {
-        [one] => Ok(one.id),
+    let ids = tokenizer.ids(text, false);
+    match ids.as_slice() {
+        [one] => Ok(*one),
+        [] => Err("expected a text that is one token, found an empty one".to_owned()),
         several => {
-            let ids: Vec<String> = several.iter().map(|piece| piece.id.to_string()).collect();
-            Err(format!("expected a single token, found {text:?}, which is the tokens {}", ids.join(", ")))
+            let named = |&id: &u32| format!("`{}` {id}", tokenizer.token_text(id).unwrap_or_default().escape_debug());
+            let named: Vec<String> = several.iter().map(named).collect();
+            let n = several.len();
+            Err(format!("expected a text that is one token, found `{text}` of {n}: {}", named.join(", ")))
         }
     }
 }

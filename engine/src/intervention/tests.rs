@@ -1,6 +1,11 @@
 //! Does what is written read back, and is what is wrong named with its place?
 
+use std::path::Path;
+
 use super::*;
+use crate::cache::Capture;
+use crate::gemma::model::{Batch, Forward, Model, Precision};
+use crate::hook::Hooks;
 
 /// One of every kind.
 const EXAMPLES: [&str; 24] = [
@@ -85,6 +90,7 @@ fn what_is_wrong_is_named_with_its_place() {
     check("add hook_embed foo", "expected a number, a list");
     check("patch hook_embed \"a\"", "expected `from`, found `\"a\"` at character 18");
     check("forbid blocks.1 3", "expected `experts`");
+    check("forbid blocks.1 experts 0-4294967295", "expected ranges of at most 1048576 numbers, found `0-4294967295`");
     check("zero hook_embed[3-1]", "expected a range that rises");
     check("zero hook_embed[3", "expected `,` or `]`");
     check("ablate hook_embed 3", "expected `sae:`");
@@ -99,4 +105,49 @@ fn what_is_wrong_is_named_with_its_place() {
     check(r#"{"do": "zero", "at": "hook_embed", "by": 1}"#, "has no use for `by`");
     check(r#"{"do": "zero", "at": "hook_embed", "wat": 1}"#, "wat");
     check(r#"{"do": "add", "at": "hook_embed", "value": {}}"#, "a list of numbers");
+    check(r#"{"do": "scale", "at": "hook_embed", "by": 1e39}"#, "expected a number that f32 can hold in `by`");
+}
+
+fn routed() -> Model {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma4/moe");
+    Model::load(fixture, Precision::F32).unwrap()
+}
+
+/// Eight experts, of which the router needs some to choose from.
+#[test]
+fn a_token_keeps_enough_experts() {
+    let model = routed();
+    let resolved = |all: &[Intervention]| Interventions::resolve(all, &model, None, &mut NoCoders).map(drop);
+    let refused = |all: &[Intervention]| resolved(all).unwrap_err().to_string();
+    let both = parse("forbid blocks.1 experts 0-2; forbid blocks.0-1 experts 3-6").unwrap();
+    assert!(refused(&both).contains("expected at most") && refused(&both).contains("found 7"), "{}", refused(&both));
+    assert!(
+        refused(&parse("forbid blocks.1 experts 0-2; forbid blocks.1 @3 experts 3-6").unwrap()).contains("found 7")
+    );
+    resolved(&parse("forbid blocks.1 @2 experts 0-2; forbid blocks.1 @3 experts 3-6").unwrap()).unwrap();
+    resolved(&parse("forbid blocks.0 experts 0-2; forbid blocks.1 experts 3-6").unwrap()).unwrap();
+    // All of them at once would be an empty list of indices, which stands for everything.
+    let none = from_json(r#"{"do": "forbid", "at": "blocks.1", "experts": []}"#).unwrap();
+    assert!(refused(&none).contains("expected the number of an expert, found none"));
+}
+
+/// The best of the others are the best by what an intervention made of the probabilities, in whichever order they are said.
+#[test]
+fn what_is_forced_has_the_company_of_the_changed_best() {
+    let model = routed();
+    let point = "blocks.1.moe.hook_topk_idx".parse().unwrap();
+    let chosen = |text: &str| {
+        let interventions = Interventions::resolve(&parse(text).unwrap(), &model, None, &mut NoCoders).unwrap();
+        let capture = Capture::default();
+        let mut hooks = Hooks::none();
+        interventions.attach(&mut hooks);
+        capture.attach(&[point], &mut hooks);
+        model.forward(&Batch::one(&[2, 17, 90, 9, 44]), None, &mut hooks, Forward::default()).unwrap();
+        drop(hooks);
+        capture.finish().get(point).unwrap().copy()
+    };
+    let (force, turn) = ("force blocks.1 experts 3", "scale blocks.1.moe.hook_router_probs -1");
+    let turned = chosen(&format!("{turn}; {force}"));
+    assert_eq!(chosen(&format!("{force}; {turn}")), turned);
+    assert_ne!(chosen(force), turned);
 }

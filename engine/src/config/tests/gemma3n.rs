@@ -7,16 +7,14 @@ const F: &str = "full_attention";
 
 /// A small stack that has everything; `change` says otherwise where a value is not null.
 fn tiny(change: serde_json::Value) -> serde_json::Value {
-    let mut json = json!({
+    let json = json!({
         "model_type": "gemma3n_text", "vocab_size": 320, "vocab_size_per_layer_input": 288, "hidden_size": 64,
         "hidden_size_per_layer_input": 8, "intermediate_size": [96, 96, 96, 96, 96, 128, 128, 128, 128, 128],
         "num_hidden_layers": 10, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 4,
         "layer_types": [S, S, S, S, F, S, S, S, S, F], "num_kv_shared_layers": 5, "laurel_rank": 8,
         "activation_sparsity_pattern": [0.95, 0.95, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], "max_position_embeddings": 256
     });
-    let serde_json::Value::Object(change) = change else { panic!("an object") };
-    json.as_object_mut().unwrap().extend(change);
-    json
+    changed(json, change)
 }
 
 #[test]

@@ -7,16 +7,14 @@ const F: &str = "full_attention";
 
 /// A small stack with per-layer embeddings and sharing, as the Hub spells such.
 fn tiny(change: serde_json::Value) -> serde_json::Value {
-    let mut json = json!({
+    let json = json!({
         "model_type": "gemma4_text", "vocab_size": 320, "vocab_size_per_layer_input": 320, "hidden_size": 64,
         "hidden_size_per_layer_input": 8, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32, "num_kv_shared_layers": 3,
         "use_double_wide_mlp": true, "layer_types": [S, S, F, S, S, F], "sliding_window": 4,
         "final_logit_softcapping": 30.0, "max_position_embeddings": 256
     });
-    let serde_json::Value::Object(change) = change else { panic!("an object") };
-    json.as_object_mut().unwrap().extend(change);
-    json
+    changed(json, change)
 }
 
 /// The experts of a small stack.
@@ -192,11 +190,7 @@ fn proportional_rope() {
 
 #[test]
 fn what_gemma4_cannot_be() {
-    let with_experts = |change: serde_json::Value| {
-        let mut all = experts();
-        all.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-        all
-    };
+    let with_experts = |change: serde_json::Value| changed(experts(), change);
     let cases = [
         (
             json!({"num_kv_shared_layers": 4}),
