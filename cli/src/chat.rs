@@ -152,7 +152,7 @@ pub(crate) fn talk(
 
 /// Turns from standard input, which a thread of its own reads: a read cannot be interrupted, waiting for one can.
 struct Lines {
-    lines: Receiver<io::Result<String>>,
+    said: Receiver<io::Result<String>>,
     /// Whether a person is at the other end.
     terminal: bool,
     /// Whether that person is told when to type.
@@ -161,14 +161,17 @@ struct Lines {
 
 impl Lines {
     fn listen(json: bool) -> Result<Self> {
-        let (line, lines) = mpsc::channel();
+        // A pipe may have more than is ever answered.
+        let (line, said) = mpsc::sync_channel(1);
         let read = move || io::stdin().lines().try_for_each(|read| line.send(read));
         thread::Builder::new().name("standard input".to_owned()).spawn(read)?;
         let terminal = io::stdin().is_terminal();
         if terminal {
-            output::note("each line is a turn; Ctrl-C stops the model, and ends the conversation where it waits for you");
+            output::note(
+                "each line is a turn; Ctrl-C stops the model, and ends the conversation where it waits for you",
+            );
         }
-        Ok(Self { lines, terminal, asks: terminal && !json })
+        Ok(Self { said, terminal, asks: terminal && !json })
     }
 
     /// What is said next: a turn of the user, or the results of all the tools that `last` called. `None` at the end.
@@ -213,7 +216,7 @@ impl Lines {
             output::piece(ask)?;
         }
         loop {
-            match self.lines.recv_timeout(ATTENTION) {
+            match self.said.recv_timeout(ATTENTION) {
                 Ok(line) => return Ok(Some(line.context("cannot read standard input")?)),
                 Err(RecvTimeoutError::Timeout) if !interrupt::pressed() => {}
                 Err(_) if self.asks => {
