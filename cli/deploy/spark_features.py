@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Statistics and maximal examples of every feature with SQL on a Spark cluster, from the files that `encode` wrote.
 
-    pip install 'pyspark>=4' pyarrow          # and Java 17
+    pip install 'pyspark[sql]>=4'             # and Java 17
     spark-submit --master spark://host:7077 spark_features.py RUN NAME --out OUT
 
 Reads `RUN/tokens`, `RUN/documents` and `RUN/features/NAME/acts`; writes `OUT/stats` and `OUT/examples`, Parquet folders

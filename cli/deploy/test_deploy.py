@@ -2,7 +2,7 @@
 """Do the scripts beside this file give on a cluster, of which a part is killed, what one process gives?
 
     python3 -m venv ray && ray/bin/pip install ray pyarrow
-    python3 -m venv spark && spark/bin/pip install 'pyspark>=4' pyarrow      # and Java 17
+    python3 -m venv spark && spark/bin/pip install 'pyspark[sql]>=4'          # and Java 17
     cargo build --workspace --bin polariscope
     for each of the two: POLARISCOPE=target/debug/polariscope ray/bin/python cli/deploy/test_deploy.py -v
 
@@ -105,10 +105,11 @@ class Ray(Case):
         program.write_text(f'#!/bin/sh\necho "$*" >> {calls}\nexec {real} "$@"\n')
         program.chmod(0o755)
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        here = {"node_ip_address": "127.0.0.1"}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **here})
         self.addCleanup(cluster.shutdown)
         # GPUs are resources that a node says it has; nothing here looks for one.
-        nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(3)]
+        nodes = [cluster.add_node(num_cpus=1, num_gpus=1, **here) for _ in range(3)]
         ray.init(address=cluster.address, log_to_driver=False)
         self.addCleanup(ray.shutdown)
         run = self.folder / "several"

@@ -91,7 +91,9 @@ fn a_slurm_array_of_four_records_what_one_process_records() {
     let path = format!("{}:{}", text(bench.folder.path()), std::env::var("PATH").unwrap());
     let start = |task: usize| {
         let mut batch = bare("bash");
-        batch.arg(deploy("slurm.sbatch")).args([&tiny_model(), &text(&bench.several), &bench.corpus]).args(OPTIONS);
+        batch.arg(deploy("slurm.sbatch")).args([&tiny_model(), &text(&bench.several), &bench.corpus]);
+        // The threads are those that Slurm gives.
+        batch.args(&OPTIONS[..4]);
         batch.env("PATH", &path).env("SLURM_CPUS_PER_TASK", "1").env_remove("CUDA_VISIBLE_DEVICES");
         // Numbered from 1, as arrays often are.
         batch.env("SLURM_ARRAY_TASK_ID", (task + 1).to_string()).env("SLURM_ARRAY_TASK_COUNT", "4");
