@@ -261,7 +261,73 @@ impl<'a> Placed<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use data::HookPointEntry;
+    use data::corpus::Corpus;
+    use data::manifest::{self, Manifest};
+    use data::shard::RunWriter;
+    use data::shard::workers::Joined;
+    use fs_err as fs;
+
     use super::*;
+    use crate::config::Config;
+    use crate::testing;
+    use crate::weights::Weights;
+
+    fn join(dir: &Path, config: &Config, worker: &str) -> Membership {
+        let shape = config.shape();
+        let entry = HookPointEntry::new("blocks.0.hook_resid_post".parse().unwrap(), &shape, data::Dtype::F32).unwrap();
+        let manifest = Manifest::new(manifest::Model::new("tiny", shape), manifest::Corpus::default(), vec![entry]);
+        match RunWriter::join(dir, manifest, worker.parse().unwrap()).unwrap() {
+            Joined::Begun(_, member) => member,
+            Joined::Complete(_) => panic!("nobody has merged it"),
+        }
+    }
+
+    #[test]
+    fn a_plan_that_many_count_is_that_of_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("corpus.jsonl");
+        let ids = |document: usize| (0..document * 7 % 40).map(|i| (i % 9).to_string()).collect::<Vec<_>>().join(",");
+        let lines: Vec<String> = (0..60).map(|document| format!("{{\"tokens\": [{}]}}\n", ids(document))).collect();
+        fs::write(&path, lines.concat()).unwrap();
+        let corpus = Corpus::open(&[path.display().to_string()], false).unwrap();
+        let weights = Weights::open(testing::fixture("gemma3/text")).unwrap();
+        let config = weights.config();
+        for max_tokens in [None, Some(1), Some(200), Some(100_000)] {
+            let options = RecordOptions { shard_tokens: 50, max_tokens, ..RecordOptions::new(Vec::new()) };
+            let from = None;
+            let reader =
+                Reader { corpus: &corpus, tokenizer: None, config, context: 8, max_tokens, skip_special: false, from };
+            let counted = |name: &str, workers: &[&str], part_bytes| {
+                let dir = folder.path().join(format!("{name}-{max_tokens:?}"));
+                let members: Vec<Membership> = workers.iter().map(|worker| join(&dir, config, worker)).collect();
+                std::thread::scope(|scope| {
+                    for member in &members {
+                        let reader = &reader;
+                        scope.spawn(move || {
+                            count(reader, member, part_bytes, &mut || ControlFlow::Continue(())).unwrap()
+                        });
+                    }
+                });
+                let plans: Vec<Planned> = members.iter().map(|member| plan(member, &options).unwrap()).collect();
+                assert!(plans.windows(2).all(|pair| pair[0] == pair[1]));
+                let parts = (0..).take_while(|&part| members[0].has_part(part)).count();
+                (plans[0].clone(), parts)
+            };
+            let (alone, whole) = counted("alone", &["0/1"], u64::MAX);
+            let (together, parts) = counted("together", &["0/3", "1/3", "2/3"], 300);
+            assert_eq!(alone, together);
+            assert!(alone.tokens_expected > 0 && max_tokens.is_none_or(|max| alone.tokens_expected <= max));
+            assert_eq!(whole, 1);
+            assert!(parts > 1 || max_tokens == Some(1), "{parts} parts");
+            let (few, so_many) = counted("few", &["0/1"], 300);
+            assert_eq!(few, alone);
+            // Nobody counts what nobody has asked for.
+            assert!(max_tokens != Some(200) || so_many < 5, "{so_many} parts");
+        }
+    }
 
     #[test]
     fn shards_are_cut_between_sequences() {
