@@ -52,7 +52,7 @@ impl Command {
             Self::Evaluate(command) => command.run(),
             Self::Routing(command) => command.run(),
             Self::Ple(command) => command.run(),
-            Self::Verify(command) => command.run(),
+            Self::Verify(command) => command.run(invocation),
             Self::View(command) => command.run(),
             Self::Demo(command) => command.run(invocation),
         }

@@ -169,7 +169,7 @@ impl Demo {
         let options =
             RecordOptions { max_tokens: Some(self.tokens), shard_tokens: SHARD_TOKENS, ..RecordOptions::new(points) };
         let corpus = Corpus::open(text, true)?;
-        let job = Job { id: plan.model, weights, corpus, options, out: &self.out, resume: begun };
+        let job = Job { id: plan.model, weights, corpus, options, out: &self.out, resume: begun, broken: None };
         job.run(Compute { threads: self.threads, ..Compute::default() }, invocation)?;
         Ok(Run::open(&self.out)?)
     }

@@ -16,14 +16,16 @@ impl Invocation {
         Self { args: args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect() }
     }
 
+    /// The same command.
+    pub(crate) fn again(&self) -> String {
+        let words = self.args.iter().skip(1).map(|word| quoted(word));
+        std::iter::once("polariscope".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+    }
+
     /// The same command with `--resume`.
     pub(crate) fn resumed(&self) -> String {
-        let mut words = vec!["polariscope".to_owned()];
-        words.extend(self.args.iter().skip(1).map(|word| quoted(word)));
-        if !self.args.iter().any(|word| word == "--resume") {
-            words.push("--resume".to_owned());
-        }
-        words.join(" ")
+        let resumes = self.args.iter().any(|word| word == "--resume");
+        self.again() + if resumes { "" } else { " --resume" }
     }
 
     /// The same command for this worker, whoever named it the first time.

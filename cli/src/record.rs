@@ -132,7 +132,8 @@ impl Record {
             bail!("`{}` has no experts, so there are no router logits\nhint: leave `--router-logits` out", self.model);
         }
         let corpus = Corpus::open(&self.corpus, self.lines)?;
-        let job = Job { id: &self.model, weights, corpus, options, out: &self.out, resume: self.resume };
+        let (id, out, resume) = (&self.model, &self.out, self.resume);
+        let job = Job { id, weights, corpus, options, out, resume, broken: None };
         match worker {
             Some(worker) => job.run_share(worker, self.compute, invocation, self.json),
             None => summary(&self.out, &job.run(self.compute, invocation)?, self.json),
@@ -167,6 +168,8 @@ pub(crate) struct Job<'a> {
     pub(crate) options: RecordOptions,
     pub(crate) out: &'a Path,
     pub(crate) resume: bool,
+    /// Shards of a run that are recorded anew; the others stay.
+    pub(crate) broken: Option<Vec<usize>>,
 }
 
 /// A model that is loaded, and what is said of it.
@@ -184,26 +187,25 @@ impl Job<'_> {
         let Loaded { model, described, tokenizer, estimate } = self.load(compute)?;
         let bar = progress::tokens(estimate.unwrap_or(0), "recording");
         let mut meter = Meter { bar: &bar, corpus_bytes: self.corpus.bytes(), max_tokens: self.options.max_tokens };
-        let recorded = record::record(
-            &model,
-            described,
-            tokenizer.as_ref(),
-            &self.corpus,
-            self.out,
-            &self.options,
-            invocation.provenance(),
-            self.resume,
-            &mut |progress| {
-                meter.show(progress);
-                interrupt::flow()
-            },
-        )?;
+        let mut show = |progress: &RecordProgress| {
+            meter.show(progress);
+            interrupt::flow()
+        };
+        let (tokenizer, corpus, out, options) = (tokenizer.as_ref(), &self.corpus, self.out, &self.options);
+        let recorded = match &self.broken {
+            Some(broken) => record::repair(&model, described, tokenizer, corpus, out, options, broken, &mut show),
+            None => {
+                let made = invocation.provenance();
+                record::record(&model, described, tokenizer, corpus, out, options, made, self.resume, &mut show)
+            }
+        }?;
         bar.finish_and_clear();
         match recorded {
             Recorded::Complete(manifest) => Ok(*manifest),
             Recorded::Interrupted(progress) => {
                 output::note(&format!("{} shards are durable in `{}`", progress.shards, self.out.display()));
-                Err(Interrupted { resume: Some(invocation.resumed()) }.into())
+                let again = if self.broken.is_some() { invocation.again() } else { invocation.resumed() };
+                Err(Interrupted { resume: Some(again) }.into())
             }
         }
     }

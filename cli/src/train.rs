@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use data::{HookPoint, Run};
 use scope::train::{BATCH, D_SAE, K};
-use scope::{Architecture, TrainConfig, TrainProgress};
+use scope::{Architecture, Sae, TrainConfig, TrainProgress};
 use serde_json::json;
 
 use crate::failure::Interrupted;
@@ -100,6 +100,13 @@ impl Train {
     pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
         let run = Run::open(&self.run)?;
         let hook = self.hook_point.parse()?;
+        if self.resume && Sae::load(&self.out).is_ok_and(|sae| sae.hook_name() == Some(&self.hook_point)) {
+            // It was ended when it had just come to its end.
+            if self.json {
+                return output::json(&json!({ "sae": self.out }));
+            }
+            return output::text(&format!("nothing is left to train: the coder in `{}` is whole", self.out.display()));
+        }
         let config = TrainConfig {
             architecture: self.architecture,
             d_sae: self.d_sae,

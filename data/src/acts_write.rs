@@ -290,7 +290,7 @@ impl ActsWriter {
     }
 
     fn put(&mut self, hasher: &Hasher, bytes: Bytes) -> Result<()> {
-        self.pending.file().write_all(&bytes)?;
+        self.pending.write_all(&bytes)?;
         self.offset += bytes.len() as u64;
         hasher.send(self.file, Job::Hash(bytes))
     }

@@ -212,12 +212,20 @@ impl From<io::Error> for Error {
 fn io_hint(cause: &io::Error) -> &'static str {
     match cause.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "\nhint: the disk is full; free some space, then `--resume` goes on from the last whole shard"
+            "\nhint: the disk is full; free some space, then the same command goes on from what is whole (with `--resume` where it has that)"
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "\nhint: choose a folder that you may write to"
         }
-        _ => "",
+        io::ErrorKind::NotFound => {
+            "\nhint: if a folder disappeared, the same command writes again what is lost (with `--resume` where it has that)"
+        }
+        // Of what was read, not of the disk.
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => "",
+        io::ErrorKind::Other | io::ErrorKind::Interrupted | io::ErrorKind::IsADirectory => "",
+        _ => {
+            "\nhint: when the disk is well again, the same command goes on from what is whole (with `--resume` where it has that)"
+        }
     }
 }
 

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 
 /// Writes a small file so that it is whole or not there: temporary name, fsync, rename, fsync of the directory.
 pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
-    let pending = PendingFile::create(path)?;
-    pending.file().write_all(contents)?;
+    let mut pending = PendingFile::create(path)?;
+    pending.write_all(contents)?;
     pending.publish()?;
     sync_dir(parent(path))
 }
@@ -99,7 +99,7 @@ pub(crate) fn join_within(dir: &Path, relative: &str) -> Result<PathBuf> {
 
 /// A file that has a temporary name until it is published; dropped without that, it is removed.
 #[derive(Debug)]
-pub(crate) struct PendingFile {
+pub struct PendingFile {
     /// `None` once it is published.
     file: Option<fs::File>,
     temporary: PathBuf,
@@ -107,14 +107,15 @@ pub(crate) struct PendingFile {
 }
 
 impl PendingFile {
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    /// Begins a file that will have this name.
+    pub fn create(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let temporary = path.with_file_name(format!(".{name}.tmp"));
         let file = fs::File::create(&temporary)?;
         Ok(Self { file: Some(file), temporary, path: path.to_owned() })
     }
 
-    pub(crate) fn file(&self) -> &fs::File {
+    fn file(&self) -> &fs::File {
         self.file.as_ref().expect("`publish` takes the file and `self` with it")
     }
 
@@ -123,8 +124,8 @@ impl PendingFile {
         &self.path
     }
 
-    /// Fsyncs and renames. The caller fsyncs the directory, once for all of its files.
-    pub(crate) fn publish(mut self) -> Result<()> {
+    /// Fsyncs and renames. The caller fsyncs the directory ([`sync_dir`]), once for all of its files.
+    pub fn publish(mut self) -> Result<()> {
         let file = self.file.take().expect("`publish` takes `self`");
         let renamed = file.sync_all().and_then(|()| {
             drop(file);
@@ -135,6 +136,16 @@ impl PendingFile {
             let _ = fs::remove_file(&self.temporary);
         }
         Ok(renamed?)
+    }
+}
+
+impl Write for PendingFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -153,7 +164,7 @@ pub(crate) fn is_temporary(path: &Path) -> bool {
 }
 
 /// Makes the names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
+pub fn sync_dir(dir: &Path) -> Result<()> {
     // Other systems have no such call; there the rename is as durable as the file system makes it.
     if cfg!(unix) {
         fs::File::open(dir)?.sync_all()?;
@@ -162,12 +173,30 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 }
 
 /// Creates a directory and its parents, durably.
-pub(crate) fn create_dir(dir: &Path) -> Result<()> {
+pub fn create_dir(dir: &Path) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(dir)?;
+    create_dir(parent(dir))?;
+    match fs::create_dir(dir) {
+        // Another thread or process was faster.
+        Err(_) if dir.is_dir() => {}
+        made => made?,
+    }
     sync_dir(parent(dir))
+}
+
+/// Creates a directory within another, durably. One that has disappeared is not brought back.
+pub(crate) fn create_dir_within(dir: &Path, relative: &str) -> Result<()> {
+    let mut folder = dir.to_owned();
+    for part in relative.split('/') {
+        folder.push(part);
+        if !folder.is_dir() {
+            fs::create_dir(&folder)?;
+            sync_dir(parent(&folder))?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn parent(path: &Path) -> &Path {
@@ -229,8 +258,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         write_atomic(&path, b"1").unwrap();
-        let pending = PendingFile::create(&path).unwrap();
-        pending.file().write_all(b"half").unwrap();
+        let mut pending = PendingFile::create(&path).unwrap();
+        pending.write_all(b"half").unwrap();
         drop(pending);
         assert_eq!(fs::read(&path).unwrap(), b"1");
         write_atomic(&path, b"2").unwrap();

@@ -56,6 +56,7 @@ pub mod shard;
 pub mod shuffle;
 pub mod statistics;
 pub mod store;
+pub mod sums;
 pub mod tables;
 pub mod verify;
 

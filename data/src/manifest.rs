@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::hook_point::{HookPoint, ModelShape};
-use crate::{Dtype, statistics};
+use crate::{Dtype, statistics, sums};
 
 pub use crate::statistics::{ShardStatistics, Statistics};
 
@@ -58,6 +58,9 @@ pub struct Manifest {
     pub shuffled: Option<Shuffled>,
     /// In the order of `first_token_idx`; empty until the run is complete.
     pub shards: Vec<Shard>,
+    /// Files that belong to no shard, by the path within the run; empty until the run is complete.
+    #[serde(default)]
+    pub files: BTreeMap<String, FileEntry>,
     pub counts: Counts,
     /// By the name of the hook point; empty until the run is complete.
     #[serde(default)]
@@ -266,6 +269,7 @@ impl Manifest {
             routing: None,
             shuffled: None,
             shards: Vec::new(),
+            files: BTreeMap::new(),
             counts: Counts::default(),
             statistics: BTreeMap::new(),
             seeds: BTreeMap::new(),
@@ -324,7 +328,7 @@ impl Manifest {
 
     /// Writes the manifest of a run, by rename.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        files::write_json(&Self::path(dir), self)
+        sums::write_json(&Self::path(dir), self)
     }
 
     pub(crate) fn path(dir: &Path) -> PathBuf {
@@ -347,6 +351,9 @@ impl Manifest {
         if self.shuffled.is_some() != (self.version >= SHUFFLED) {
             let cause = format!("version {SHUFFLED} and `shuffled` go together, found version {}", self.version);
             return Err(Error::json(path, cause));
+        }
+        for file in self.files.keys() {
+            files::join_within(Path::new(""), file)?;
         }
         sort_and_check_shards(&mut self.shards, |shard| shard, path)
     }
@@ -484,7 +491,12 @@ pub(crate) fn shard_file_name(index: usize) -> String {
 }
 
 pub(crate) fn journal_path(dir: &Path, index: usize) -> PathBuf {
-    dir.join("journal").join(format!("shard-{index:05}.json"))
+    dir.join("journal").join(journal_name(index))
+}
+
+/// `shard-00000.json`
+pub(crate) fn journal_name(index: usize) -> String {
+    format!("shard-{index:05}.json")
 }
 
 /// The number of the shard that a file, also one with a temporary name, belongs to.
@@ -620,6 +632,7 @@ mod tests {
                 "hook_points",
                 "routing",
                 "shards",
+                "files",
                 "counts",
                 "statistics",
                 "seeds",
@@ -636,7 +649,7 @@ mod tests {
         let check = |edit: &dyn Fn(&mut Value), expected: &str| {
             let mut value = serde_json::to_value(manifest()).unwrap();
             edit(&mut value);
-            files::write_json(&Manifest::path(dir.path()), &value).unwrap();
+            sums::write_json(&Manifest::path(dir.path()), &value).unwrap();
             let error = Manifest::read(dir.path()).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("manifest.json"), "{error}");
         };

@@ -57,7 +57,7 @@ impl HashedFile {
 
 impl Write for HashedFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.pending.file().write(bytes)?;
+        let written = self.pending.write(bytes)?;
         self.hasher.update(&bytes[..written]);
         self.entry.bytes += written as u64;
         Ok(written)

@@ -24,8 +24,9 @@ use crate::files;
 use crate::manifest::{self, Counts, JournalEntry, Manifest, Routing, Shard, Shuffled, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
 use crate::routing::{RoutingColumns, RoutingWriter};
+use crate::sums::Seal;
 use crate::tables::{self, DocumentRow, TokenColumns, VOCAB_FILE};
-use crate::{Dtype, schema};
+use crate::{Dtype, schema, sums};
 
 /// Rows of a row group of `tokens` and `documents`.
 const GROUP_ROWS: usize = 65_536;
@@ -59,30 +60,51 @@ impl RunWriter {
         if Manifest::path(dir).exists() {
             return Err(Error::RunExists { path: dir.to_owned() });
         }
-        if dir.is_dir() && fs::read_dir(dir)?.next().is_some() {
+        if dir.is_dir() && holds_files(dir)? {
             return Err(Error::NotEmpty { path: dir.to_owned() });
         }
         files::create_dir(dir)?;
         manifest.check_routing(&Manifest::path(dir))?;
         let lock = lock(dir)?;
         manifest.complete = false;
-        create_folders(dir, &manifest)?;
+        // First of all: a folder with anything else in it can be resumed.
         manifest.write(dir)?;
+        create_folders(dir, &manifest)?;
         Ok(Self::new(dir, manifest, Vec::new(), lock))
     }
 
     /// Goes on with a run that was begun with the same model, tokenizer, corpus (paths and options), hook points, routing
     /// and seeds.
     ///
-    /// Temporary files, and files of shards that have no journal entry, are removed.
+    /// Temporary files, and files of shards that have no journal entry, are removed. A shard of which a file is lost or of
+    /// another length does not exist either.
     pub fn resume(dir: &Path, wanted: &Manifest) -> Result<Self> {
-        let manifest = Manifest::read(dir)?;
+        Self::repair(dir, wanted, &[])
+    }
+
+    /// As [`RunWriter::resume`], also of a run that is complete; and these shards do not exist any more.
+    pub fn repair(dir: &Path, wanted: &Manifest, broken: &[usize]) -> Result<Self> {
+        let mut manifest = Manifest::read(dir)?;
         let lock = lock(dir)?;
         compare(dir, &manifest, wanted)?;
         if workers::is_spread(dir) {
             return Err(Error::Spread { path: dir.to_owned() });
         }
-        let journal = manifest::read_journal(dir)?;
+        let mut broken = broken.to_vec();
+        broken.append(&mut broken_entries(dir)?);
+        if !broken.is_empty() {
+            forget(dir, &mut manifest, &broken)?;
+        }
+        let mut journal = manifest::read_journal(dir)?;
+        let is_durable = |shard: &Shard| journal.iter().any(|entry| entry.shard.index == shard.index);
+        let lost = journal.iter().map(|entry| &entry.shard).filter(|shard| !is_there(dir, shard));
+        let lost = lost.chain(manifest.shards.iter().filter(|shard| !is_durable(shard)));
+        let lost: Vec<usize> = lost.map(|shard| shard.index).collect();
+        if !lost.is_empty() {
+            tracing::warn!("files of the shards {lost:?} are lost in `{}`", dir.display());
+            forget(dir, &mut manifest, &lost)?;
+            journal.retain(|entry| !lost.contains(&entry.shard.index));
+        }
         create_folders(dir, &manifest)?;
         if !manifest.complete {
             remove_what_is_not_durable(dir, &manifest, &journal, |_| true)?;
@@ -175,6 +197,9 @@ impl RunWriter {
                 ));
             }
             next = shard.tokens().end;
+        }
+        if shared.dir.join(VOCAB_FILE).is_file() {
+            merged.files.insert(VOCAB_FILE.to_owned(), sums::entry(&shared.dir.join(VOCAB_FILE))?);
         }
         corpus_sha256.clone_into(&mut merged.corpus.sha256);
         merged.complete = true;
@@ -451,7 +476,7 @@ impl ShardWriter {
             files: entries,
         };
         let entry = JournalEntry { version: self.shared.manifest.version, shard, counts, cursor, statistics };
-        files::write_json(&manifest::journal_path(dir, self.index), &entry)?;
+        sums::write_json(&manifest::journal_path(dir, self.index), &entry)?;
         let mut journal = self.shared.journal();
         journal.push(entry.clone());
         journal.sort_by_key(|entry| entry.shard.first_token_idx);
@@ -485,6 +510,18 @@ fn publish_all(mut writers: Vec<ActsWriter>) -> Result<()> {
     })
 }
 
+/// Whether there is a file below a folder that somebody may miss: not what a process was writing when it was killed.
+fn holds_files(dir: &Path) -> Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let is_file = !entry.file_type()?.is_dir();
+        if if is_file { !files::is_temporary(&entry.path()) } else { holds_files(&entry.path())? } {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Locks a run against a second writer, until the process ends or the file is closed.
 fn lock(dir: &Path) -> Result<Option<fs::File>> {
     if !cfg!(unix) {
@@ -501,9 +538,53 @@ fn lock(dir: &Path) -> Result<Option<fs::File>> {
 
 fn create_folders(dir: &Path, manifest: &Manifest) -> Result<()> {
     for folder in manifest.folders().into_iter().chain(["journal".to_owned()]) {
-        files::create_dir(&dir.join(folder))?;
+        files::create_dir_within(dir, &folder)?;
     }
     Ok(())
+}
+
+/// The shards whose journal entries are not what was written.
+fn broken_entries(dir: &Path) -> Result<Vec<usize>> {
+    let journal = dir.join("journal");
+    let mut broken = Vec::new();
+    for name in files::names_in(&journal, false)? {
+        let index = name.strip_prefix("shard-").and_then(|rest| rest.strip_suffix(".json")?.parse().ok());
+        // One without a sum may be of another version, which is told when it is read.
+        if let Some(index) = index.filter(|&index| manifest::journal_name(index) == name)
+            && sums::check(&journal.join(&name))? == Seal::Broken
+        {
+            tracing::warn!("the journal entry `{name}` is not what was written in `{}`", dir.display());
+            broken.push(index);
+        }
+    }
+    Ok(broken)
+}
+
+/// Whether the files of a shard are there, as far as their lengths tell.
+fn is_there(dir: &Path, shard: &Shard) -> bool {
+    let length = |file: &str| fs::metadata(dir.join(file)).map(|metadata| metadata.len());
+    shard.files.iter().all(|(file, entry)| length(file).is_ok_and(|length| length == entry.bytes))
+}
+
+/// Takes the journal entries of some shards away, so that they are written again. The run is not complete any more, which
+/// is said first.
+fn forget(dir: &Path, manifest: &mut Manifest, shards: &[usize]) -> Result<()> {
+    if manifest.complete {
+        manifest.complete = false;
+        manifest.shards.clear();
+        manifest.files.clear();
+        manifest.counts = Counts::default();
+        manifest.statistics.clear();
+        manifest.write(dir)?;
+    }
+    for &index in shards {
+        match fs::remove_file(manifest::journal_path(dir, index)) {
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed?,
+        }
+    }
+    let journal = dir.join("journal");
+    if journal.is_dir() { files::sync_dir(&journal) } else { Ok(()) }
 }
 
 /// Checks that a run was begun with what is wanted now.

@@ -203,6 +203,11 @@ impl<'a> Shuffle<'a> {
             stop: false,
             progress,
         };
+        // The scratch files end where the durable shards begin. Where one of those is lost, they begin anew.
+        let from = self.buckets.saturating_sub(job.now.shards);
+        if writer.journal().iter().any(|entry| entry.shard.index < from) && job.scratch.is_dir() {
+            fs::remove_dir_all(&job.scratch)?;
+        }
         if job.now.shards < self.buckets {
             job.scatter()?;
             job.now.bytes_done = self.bytes();

@@ -34,7 +34,6 @@ pub struct Run {
 struct Inner {
     dir: PathBuf,
     manifest: Manifest,
-    journal: Vec<JournalEntry>,
     tables: Mutex<HashMap<PathBuf, Arc<TableFile>>>,
     acts: Mutex<HashMap<PathBuf, Arc<ActsFile>>>,
 }
@@ -83,12 +82,10 @@ impl Run {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let mut manifest = Manifest::read(dir)?;
-        let mut journal = Vec::new();
         if !manifest.complete {
-            journal = dense(manifest::read_journal(dir)?);
-            manifest = manifest::merge(manifest, &journal)?;
+            manifest = manifest::merge(manifest, &dense(manifest::read_journal(dir)?))?;
         }
-        let inner = Inner { dir: dir.to_owned(), manifest, journal, tables: Mutex::default(), acts: Mutex::default() };
+        let inner = Inner { dir: dir.to_owned(), manifest, tables: Mutex::default(), acts: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -325,11 +322,6 @@ impl Run {
     /// A feature table of this run.
     pub fn feature_table(&self, name: &str) -> Result<FeatureTable> {
         FeatureTable::open(self, name)
-    }
-
-    /// The journal, as far as it was read: of a run that is not complete.
-    pub(crate) fn journal(&self) -> &[JournalEntry] {
-        &self.inner.journal
     }
 
     /// A file of the run, with its footer.

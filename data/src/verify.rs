@@ -1,9 +1,11 @@
 //! Is everything that a run should hold there, and as it was written?
 //!
 //! Every file of every shard is read again: its length and checksum are compared with those of the manifest and the
-//! journal, and rows are counted. Feature tables are decoded, and their order and counts are compared with each other.
-//! Rows of routing are decoded too, and one that contradicts itself is named.
-//! The first bad file is named, and the row group in it: the journal has the checksum up to the end of each.
+//! journal, and rows are counted. The journal and the manifest carry their own sums, as checkpoints of coders do; the files
+//! of coders and of feature tables are listed beside them ([`crate::sums`]).
+//! Feature tables are decoded, and their order and counts are compared with each other. Rows of routing are decoded too,
+//! and one that contradicts itself is named.
+//! Every bad file is named, and the first bad row group in it: the journal has the checksum up to the end of each.
 
 use std::io::Read;
 use std::ops::ControlFlow;
@@ -17,6 +19,7 @@ use crate::manifest::{self, FileEntry, JournalEntry, Routing, Shard};
 use crate::parquet_io::{self, TableFile};
 use crate::routing;
 use crate::store::Run;
+use crate::sums::{self, Seal, Sums};
 
 /// Bytes that are read at a time.
 const BLOCK: usize = 1 << 20;
@@ -33,11 +36,11 @@ pub struct VerifyProgress {
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Files that were read.
+    /// Tables and checkpoints that were read.
     pub files: usize,
     pub bytes: u64,
-    /// The first thing that is wrong; `None` when all is well.
-    pub problem: Option<Problem>,
+    /// Everything that is wrong, at most one thing for each file.
+    pub problems: Vec<Problem>,
 }
 
 /// A file that is not as it was written.
@@ -48,6 +51,15 @@ pub struct Problem {
     /// From 0; `None` when it is not one row group that is bad.
     pub row_group: Option<usize>,
     pub message: String,
+    /// The shard that has to be recorded again.
+    pub shard: Option<usize>,
+}
+
+impl Problem {
+    /// Whether recording again mends it: feature tables and coders come from elsewhere.
+    pub fn is_of_recording(&self) -> bool {
+        !(self.file.starts_with("features/") || self.file.starts_with("saes/"))
+    }
 }
 
 impl std::fmt::Display for Problem {
@@ -59,91 +71,154 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Reads everything again, up to the first thing that is wrong.
+/// Reads everything again.
 ///
 /// `progress` is called after each block; when it breaks, the result is [`Error::Interrupted`].
 pub fn verify(run: &Run, progress: &mut dyn FnMut(&VerifyProgress) -> ControlFlow<()>) -> Result<VerifyReport> {
-    let read;
-    let journal = if run.manifest().complete {
-        read = manifest::read_journal(run.dir())?;
-        read.as_slice()
-    } else {
-        run.journal()
-    };
-    let mut work = Work {
-        run,
-        journal,
-        report: VerifyReport::default(),
-        total: run.shards().iter().flat_map(|shard| shard.files.values()).map(|file| file.bytes).sum(),
-        progress,
-    };
-    work.report.problem = work.first_problem()?;
+    let mut work = Work { run, report: VerifyReport::default(), total: 0, progress };
+    let lists = work.lists()?;
+    let of_shards = run.shards().iter().flat_map(|shard| shard.files.values());
+    let listed = lists.iter().flat_map(|(_, sums)| sums.files.values());
+    work.total = of_shards.chain(run.manifest().files.values()).chain(listed).map(|file| file.bytes).sum();
+    work.check_manifest()?;
+    for shard in run.shards() {
+        work.check_shard(shard)?;
+    }
+    for (folder, sums) in &lists {
+        for (file, expected) in &sums.files {
+            work.check_file(&format!("{folder}/{file}"), expected, None)?;
+        }
+    }
+    for name in run.feature_tables()? {
+        work.check_features(&name)?;
+    }
+    for name in run.saes()? {
+        work.check_checkpoints(&name)?;
+    }
     Ok(work.report)
 }
 
 struct Work<'a> {
     run: &'a Run,
-    journal: &'a [JournalEntry],
     report: VerifyReport,
     total: u64,
     progress: &'a mut dyn FnMut(&VerifyProgress) -> ControlFlow<()>,
 }
 
 impl Work<'_> {
-    fn first_problem(&mut self) -> Result<Option<Problem>> {
-        let problem =
-            |file: &str, message: String| Ok(Some(Problem { file: file.to_owned(), row_group: None, message }));
+    /// Remembers the first thing that is wrong with a file.
+    fn problem(&mut self, file: &str, row_group: Option<usize>, message: impl Into<String>, shard: Option<usize>) {
+        if !self.is_bad(file) {
+            let problem = Problem { file: file.to_owned(), row_group, message: message.into(), shard };
+            self.report.problems.push(problem);
+        }
+    }
+
+    fn is_bad(&self, file: &str) -> bool {
+        self.report.problems.iter().any(|problem| problem.file == file)
+    }
+
+    /// Compares a file with the sum in it. Returns whether it is whole.
+    fn check_seal(&mut self, relative: &str, shard: Option<usize>) -> Result<bool> {
+        let path = files::join_within(self.run.dir(), relative)?;
+        if !path.is_file() {
+            self.problem(relative, None, "this file is missing", shard);
+            return Ok(false);
+        }
+        match sums::check(&path)? {
+            Seal::Whole => return Ok(true),
+            Seal::Broken => self.problem(relative, None, "other bytes than were written", shard),
+            Seal::Missing => {
+                self.problem(relative, None, format!("expected its sum as `{}`, found none", sums::KEY), shard)
+            }
+        }
+        Ok(false)
+    }
+
+    /// The lists of sums of feature tables and coders, as far as they have some, each with its folder.
+    fn lists(&mut self) -> Result<Vec<(String, Sums)>> {
+        let tables = self.run.feature_tables()?.into_iter().map(|name| format!("features/{name}"));
+        let coders = self.run.saes()?.into_iter().map(|name| format!("saes/{name}"));
+        let mut lists = Vec::new();
+        for folder in tables.chain(coders) {
+            let list = format!("{folder}/{}", sums::FILE);
+            if !self.run.dir().join(&list).is_file() || !self.check_seal(&list, None)? {
+                continue;
+            }
+            match Sums::read(&self.run.dir().join(&folder)) {
+                Ok(Some(sums)) => lists.push((folder, sums)),
+                Ok(None) => {}
+                Err(error) => self.problem(&list, None, error.to_string(), None),
+            }
+        }
+        Ok(lists)
+    }
+
+    fn check_manifest(&mut self) -> Result<()> {
+        const FILE: &str = "manifest.json";
         let manifest = self.run.manifest();
         if let Err(error) = manifest.counts.check(self.run.dir()) {
-            return problem("manifest.json", error.to_string());
+            self.problem(FILE, None, error.to_string(), None);
         }
         let captured = manifest.counts.tokens_captured;
-        if captured != self.run.n_tokens() {
-            return problem("manifest.json", format!("expected {captured} tokens, found {}", self.run.n_tokens()));
+        if captured != self.run.n_tokens() && manifest.complete {
+            self.problem(FILE, None, format!("expected {captured} tokens, found {}", self.run.n_tokens()), None);
         }
-        for shard in self.run.shards() {
-            let entry = self.journal.iter().find(|entry| entry.shard.index == shard.index);
-            for folder in manifest.folders() {
-                let file = format!("{folder}/{}", shard.file_name());
-                if !shard.files.contains_key(&file) {
-                    return problem(&file, "the manifest does not list this file".to_owned());
-                }
-            }
-            for (file, expected) in &shard.files {
-                let marked = entry
-                    .and_then(|entry| entry.shard.files.get(file))
-                    .filter(|marked| marked.sha256 == expected.sha256);
-                if let Some(found) = self.check_file(file, marked.unwrap_or(expected))? {
-                    return Ok(Some(found));
-                }
-                let rows = if file.starts_with("documents/") { shard.n_documents } else { shard.n_tokens };
-                match TableFile::open(&files::join_within(self.run.dir(), file)?) {
-                    Ok(table) if table.n_rows() as u64 == rows => {}
-                    Ok(table) => return problem(file, format!("expected {rows} rows, found {}", table.n_rows())),
-                    Err(error) => return problem(file, error.to_string()),
-                }
-            }
-            for folder in manifest.routing_layers().iter().map(|&layer| Routing::folder(layer)) {
-                if let Some(found) = self.check_routing(&format!("{folder}/{}", shard.file_name()), shard) {
-                    return Ok(Some(found));
-                }
+        self.check_seal(FILE, None)?;
+        for (file, expected) in &manifest.files {
+            self.check_file(file, expected, None)?;
+        }
+        Ok(())
+    }
+
+    fn check_shard(&mut self, shard: &Shard) -> Result<()> {
+        let index = Some(shard.index);
+        let manifest = self.run.manifest();
+        let journal = format!("journal/{}", manifest::journal_name(shard.index));
+        let entry: Option<JournalEntry> = if self.check_seal(&journal, index)? {
+            files::read_json(&self.run.dir().join(&journal)).ok()
+        } else {
+            None
+        };
+        for folder in manifest.folders() {
+            let file = format!("{folder}/{}", shard.file_name());
+            if !shard.files.contains_key(&file) {
+                self.problem(&file, None, "the manifest does not list this file", index);
             }
         }
-        for name in self.run.feature_tables()? {
-            if let Some(found) = self.check_features(&name)? {
-                return Ok(Some(found));
+        for (file, expected) in &shard.files {
+            let marked = entry
+                .as_ref()
+                .and_then(|entry| entry.shard.files.get(file))
+                .filter(|marked| marked.sha256 == expected.sha256);
+            self.check_file(file, marked.unwrap_or(expected), index)?;
+            if self.is_bad(file) {
+                continue;
+            }
+            let rows = if file.starts_with("documents/") { shard.n_documents } else { shard.n_tokens };
+            match TableFile::open(&files::join_within(self.run.dir(), file)?) {
+                Ok(table) if table.n_rows() as u64 == rows => {}
+                Ok(table) => {
+                    self.problem(file, None, format!("expected {rows} rows, found {}", table.n_rows()), index);
+                }
+                Err(error) => self.problem(file, None, error.to_string(), index),
             }
         }
-        Ok(None)
+        for folder in manifest.routing_layers().iter().map(|&layer| Routing::folder(layer)) {
+            self.check_routing(&format!("{folder}/{}", shard.file_name()), shard);
+        }
+        Ok(())
     }
 
     /// Length and checksum of a file.
-    fn check_file(&mut self, relative: &str, expected: &FileEntry) -> Result<Option<Problem>> {
-        let problem = |row_group, message| Ok(Some(Problem { file: relative.to_owned(), row_group, message }));
+    fn check_file(&mut self, relative: &str, expected: &FileEntry, shard: Option<usize>) -> Result<()> {
         let path = files::join_within(self.run.dir(), relative)?;
         let mut file = match parquet_io::open(&path) {
             Ok(file) => file,
-            Err(Error::MissingFile { .. }) => return problem(None, "this file is missing".to_owned()),
+            Err(Error::MissingFile { .. }) => {
+                self.problem(relative, None, "this file is missing", shard);
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         self.report.files += 1;
@@ -164,7 +239,8 @@ impl Work<'_> {
             if let Some((group, mark)) = marks.next_if(|(_, mark)| mark.end <= done)
                 && hex(&hasher.clone().finalize()) != mark.sha256
             {
-                return problem(Some(group), "other bytes than were written".to_owned());
+                self.problem(relative, Some(group), "other bytes than were written", shard);
+                return Ok(());
             }
             let now = VerifyProgress {
                 file: relative.to_owned(),
@@ -177,60 +253,84 @@ impl Work<'_> {
         }
         if done != expected.bytes {
             let group = marks.next().map(|(group, _)| group);
-            return problem(group, format!("expected {} bytes, found {done}", expected.bytes));
+            self.problem(relative, group, format!("expected {} bytes, found {done}", expected.bytes), shard);
+        } else if hex(&hasher.finalize()) != expected.sha256 {
+            self.problem(relative, None, "other bytes than were written", shard);
         }
-        if hex(&hasher.finalize()) != expected.sha256 {
-            return problem(None, "other bytes than were written".to_owned());
-        }
-        Ok(None)
+        Ok(())
     }
 
     /// What the rows of routing say of themselves.
-    fn check_routing(&self, relative: &str, shard: &Shard) -> Option<Problem> {
-        let routing = self.run.manifest().routing.as_ref()?;
+    fn check_routing(&mut self, relative: &str, shard: &Shard) {
+        let Some(routing) = self.run.manifest().routing.as_ref().filter(|_| !self.is_bad(relative)) else { return };
         let path = self.run.dir().join(relative);
         let found = TableFile::open(&path)
             .and_then(|table| routing::first_bad_row(&table, routing, shard.first_token_idx))
             .unwrap_or_else(|error| Some((None, error.to_string())));
-        found.map(|(row_group, message)| Problem { file: relative.to_owned(), row_group, message })
+        if let Some((row_group, message)) = found {
+            self.problem(relative, row_group, message, Some(shard.index));
+        }
     }
 
-    /// Order and counts of a feature table, which has no checksums.
-    fn check_features(&mut self, name: &str) -> Result<Option<Problem>> {
+    /// The checkpoints of a coder, which carry their own sums.
+    fn check_checkpoints(&mut self, name: &str) -> Result<()> {
+        let folder = format!("saes/{name}/checkpoints");
+        for file in files::names_in(&self.run.dir().join(&folder), false)? {
+            if Path::new(&file).extension().is_some_and(|ending| ending == "safetensors") {
+                let relative = format!("{folder}/{file}");
+                self.count(&self.run.dir().join(&relative))?;
+                self.check_seal(&relative, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Order and counts of a feature table.
+    fn check_features(&mut self, name: &str) -> Result<()> {
         let folder = format!("features/{name}");
-        let problem = |file: String, message: String| Ok(Some(Problem { file, row_group: None, message }));
+        if self.report.problems.iter().any(|problem| problem.file.starts_with(&format!("{folder}/"))) {
+            return Ok(());
+        }
         if let Err(error) = self.run.feature_table(name) {
-            return problem(folder, error.to_string());
+            self.problem(&folder, None, error.to_string(), None);
+            return Ok(());
         }
-        let mut rows = 0;
-        for shard in self.run.shards() {
-            let file = format!("{folder}/acts/{}", shard.file_name());
-            match self.check_order(&file, false) {
-                Ok(Ok(n)) => rows += n,
-                Ok(Err(group)) => return Ok(Some(out_of_order(file, group))),
-                Err(error) => return problem(file, error.to_string()),
-            }
-        }
-        let mut sorted = 0;
-        for (i, _) in files::names_in(&self.run.dir().join(&folder).join("by_feature"), false)?.iter().enumerate() {
-            let file = format!("{folder}/by_feature/{}", manifest::shard_file_name(i));
-            match self.check_order(&file, true) {
-                Ok(Ok(n)) => sorted += n,
-                Ok(Err(group)) => return Ok(Some(out_of_order(file, group))),
-                Err(error) => return problem(file, error.to_string()),
-            }
-        }
-        if rows != sorted {
+        let by_feature = files::names_in(&self.run.dir().join(&folder).join("by_feature"), false)?.len();
+        let acts = self.run.shards().iter().map(|shard| format!("{folder}/acts/{}", shard.file_name())).collect();
+        let sorted = (0..by_feature).map(|i| format!("{folder}/by_feature/{}", manifest::shard_file_name(i))).collect();
+        let (rows, sorted) = (self.rows(acts, false), self.rows(sorted, true));
+        if let (Some(rows), Some(sorted)) = (rows, sorted)
+            && rows != sorted
+        {
             let message = format!("expected {rows} rows as in `{folder}/acts`, found {sorted}");
-            return problem(format!("{folder}/by_feature"), message);
+            self.problem(&format!("{folder}/by_feature"), None, message, None);
         }
         for file in ["stats.parquet", "examples.parquet"] {
             let relative = format!("{folder}/{file}");
             if let Err(error) = self.decode(&relative) {
-                return problem(relative, error.to_string());
+                self.problem(&relative, None, error.to_string(), None);
             }
         }
-        Ok(None)
+        Ok(())
+    }
+
+    /// The rows of some files in all; `None` when one of them is bad.
+    fn rows(&mut self, files: Vec<String>, by_feature: bool) -> Option<usize> {
+        let mut rows = Some(0);
+        for file in files {
+            match self.check_order(&file, by_feature) {
+                Ok(Ok(n)) => rows = rows.map(|rows| rows + n),
+                Ok(Err(group)) => {
+                    self.problem(&file, Some(group), "rows out of order", None);
+                    rows = None;
+                }
+                Err(error) => {
+                    self.problem(&file, None, error.to_string(), None);
+                    rows = None;
+                }
+            }
+        }
+        rows
     }
 
     /// Decodes a file, and checks that it rises by token or by (feature, −activation).
@@ -278,10 +378,6 @@ impl Work<'_> {
     }
 }
 
-fn out_of_order(file: String, group: usize) -> Problem {
-    Problem { file, row_group: Some(group), message: "rows out of order".to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use fs_err as fs;
@@ -291,7 +387,7 @@ mod tests {
     use crate::testing;
 
     fn check(run: &Run) -> Option<Problem> {
-        verify(run, &mut |_| ControlFlow::Continue(())).unwrap().problem
+        verify(run, &mut |_| ControlFlow::Continue(())).unwrap().problems.into_iter().next()
     }
 
     #[test]
@@ -305,7 +401,7 @@ mod tests {
         })
         .unwrap();
         let bytes: u64 = run.shards().iter().flat_map(|shard| shard.files.values()).map(|file| file.bytes).sum();
-        assert_eq!(report, VerifyReport { files: 6, bytes, problem: None });
+        assert_eq!(report, VerifyReport { files: 6, bytes, problems: Vec::new() });
         assert_eq!(last.map(|now| (now.bytes_done, now.bytes_total)), Some((bytes, bytes)));
         let stopped = verify(&run, &mut |_| ControlFlow::Break(()));
         assert!(matches!(stopped, Err(Error::Interrupted)));

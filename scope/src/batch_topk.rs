@@ -3,6 +3,8 @@
 //! In training, the `B·k` largest positive pre-activations of a batch of `B` rows are kept, wherever they are. Afterwards a
 //! row is encoded alone, with a threshold that is the running estimate of the smallest value kept: a JumpReLU.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{kernels::scan_above, sparse::SparseRows};
 
 /// How far below the last batch's smallest kept value the next batch's candidates begin.
@@ -102,9 +104,23 @@ impl BatchTopK {
 }
 
 /// The running estimate of the smallest kept value, which becomes the threshold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Option<u64>", into = "Option<u64>")]
 pub(crate) struct RunningThreshold {
     value: Option<f64>,
+}
+
+/// As its bits: decimal digits do not always come back as the same number.
+impl From<RunningThreshold> for Option<u64> {
+    fn from(threshold: RunningThreshold) -> Self {
+        threshold.value.map(f64::to_bits)
+    }
+}
+
+impl From<Option<u64>> for RunningThreshold {
+    fn from(bits: Option<u64>) -> Self {
+        Self { value: bits.map(f64::from_bits) }
+    }
 }
 
 impl RunningThreshold {

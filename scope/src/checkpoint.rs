@@ -3,8 +3,15 @@
 //! One safetensors file a checkpoint: weights and both moments of Adam as tensors, everything else as JSON in its header, so
 //! that a checkpoint is there wholly or not at all. The last two are kept.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+};
 
+use data::{
+    files,
+    sums::{self, Seal},
+};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -14,7 +21,7 @@ use crate::{
     error::{Error, Result},
     matrix::Matrix,
     optimizer::Adam,
-    step::Weights,
+    step::{Outcome, Weights},
     tensors::{self, Named, TensorFile},
 };
 
@@ -23,7 +30,7 @@ pub(crate) const FOLDER: &str = "checkpoints";
 /// The key in the header under which the state stands.
 const KEY: &str = "polariscope.training";
 /// The version of this layout.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// How many checkpoints are kept: the last, and one before it.
 const KEPT: usize = 2;
 
@@ -59,6 +66,8 @@ pub(crate) struct State {
     pub(crate) cursor: data::Cursor,
     pub(crate) scale: f32,
     pub(crate) threshold: RunningThreshold,
+    /// The last batches, of which progress tells the mean.
+    pub(crate) window: VecDeque<Outcome>,
     /// For each latent, rows since it last fired.
     pub(crate) silent: Vec<u64>,
 }
@@ -66,7 +75,7 @@ pub(crate) struct State {
 /// Writes a checkpoint, and removes all but the last few.
 pub(crate) fn save(dir: &Path, state: &State, weights: &Weights, adam: &Adam) -> Result<()> {
     let folder = dir.join(FOLDER);
-    fs::create_dir_all(&folder)?;
+    files::create_dir(&folder)?;
     let (d_in, d_sae) = (weights.d_in(), weights.d_sae());
     let mut named = Vec::new();
     for (part, weights) in [weights, &adam.m, &adam.v].into_iter().enumerate() {
@@ -102,6 +111,9 @@ pub(crate) fn load(
     settings: &Map<String, Value>,
     [d_in, d_sae]: [usize; 2],
 ) -> Result<(State, Weights, Adam)> {
+    if sums::check(path)? != Seal::Whole {
+        return Err(Error::BadCheckpoint { path: path.into() });
+    }
     let file = TensorFile::open(path)?;
     let damaged = |cause: String| Error::Weights { cause, path: path.into() };
     let text = file.text(KEY)?.ok_or_else(|| damaged(format!("expected `{KEY}` in the header, found none")))?;
@@ -135,12 +147,13 @@ impl State {
     /// That `settings` are those with which the training began.
     fn check(&self, settings: &Map<String, Value>, path: &Path) -> Result<()> {
         for (name, expected) in &self.settings {
-            let found = settings.get(name).unwrap_or(&Value::Null);
-            if found != expected {
+            // Through its text, as the expected one came: numbers of many digits do not all come back as they were.
+            let found = settings.get(name).unwrap_or(&Value::Null).to_string();
+            if serde_json::from_str::<Value>(&found).ok().as_ref() != Some(expected) {
                 return Err(Error::OtherSettings {
                     name: name.clone(),
                     expected: expected.to_string(),
-                    found: found.to_string(),
+                    found,
                     path: path.into(),
                 });
             }

@@ -203,6 +203,16 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// A checkpoint has other bytes than were written.
+    #[error(
+        "not the bytes that were written: checkpoint `{}`\nhint: remove it, and `--resume` goes on from the one before",
+        .path.display()
+    )]
+    BadCheckpoint {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+
     /// The caller asked to stop; what is durable stays.
     #[error("interrupted")]
     Interrupted,

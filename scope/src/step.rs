@@ -10,6 +10,7 @@ mod auxk;
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     batch_topk::{BatchTopK, Choice},
@@ -63,7 +64,8 @@ impl Weights {
 }
 
 /// What a step found out.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Bits", into = "Bits")]
 pub(crate) struct Outcome {
     pub(crate) loss: f64,
     pub(crate) aux_loss: f64,
@@ -80,6 +82,44 @@ pub(crate) struct Outcome {
     pub(crate) sum_square_error: f64,
     /// L2 norm of all gradients, after the decoder's parallel part was removed.
     pub(crate) gradient_norm: f64,
+}
+
+/// An [`Outcome`] in a checkpoint: decimal digits do not always come back as the same number.
+#[derive(Serialize, Deserialize)]
+struct Bits {
+    rows: [usize; 2],
+    smallest: Option<u32>,
+    sum: Vec<u64>,
+    others: [u64; 5],
+}
+
+impl From<Outcome> for Bits {
+    fn from(x: Outcome) -> Self {
+        Self {
+            rows: [x.n_rows, x.n_kept],
+            smallest: x.smallest.map(f32::to_bits),
+            sum: x.sum.into_iter().map(f64::to_bits).collect(),
+            others: [x.loss, x.aux_loss, x.sum_square, x.sum_square_error, x.gradient_norm].map(f64::to_bits),
+        }
+    }
+}
+
+impl From<Bits> for Outcome {
+    fn from(bits: Bits) -> Self {
+        let [n_rows, n_kept] = bits.rows;
+        let [loss, aux_loss, sum_square, sum_square_error, gradient_norm] = bits.others.map(f64::from_bits);
+        Self {
+            loss,
+            aux_loss,
+            n_rows,
+            n_kept,
+            smallest: bits.smallest.map(f32::from_bits),
+            sum: bits.sum.into_iter().map(f64::from_bits).collect(),
+            sum_square,
+            sum_square_error,
+            gradient_norm,
+        }
+    }
 }
 
 /// The choice of what fires, with what it remembers between batches. (What it remembers changes how fast it is, not what it

@@ -1,10 +1,11 @@
 //! How are named f32 tensors read from and written to safetensors files, without trusting or half-writing any?
 
-use std::{
-    io::{BufWriter, Write},
-    path::Path,
-};
+use std::{io::Write, path::Path};
 
+use data::{
+    files::{self, PendingFile},
+    sums,
+};
 use fs_err as fs;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
@@ -95,23 +96,14 @@ pub(crate) struct Named<'a> {
     pub(crate) values: &'a [f32],
 }
 
-/// Writes the file under a temporary name, and renames it when it is durable. `text` goes into the header under its key.
+/// Writes the file under a temporary name, and renames it when it is durable. `text` goes into the header under its key,
+/// and with it the sum of the file.
 ///
 /// The crate's own writer would make files that only their owner can read.
 pub(crate) fn write(path: &Path, tensors: &[Named<'_>], text: Option<(&str, String)>) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    let written = write_file(&temporary, tensors, text).and_then(|()| publish(&temporary, path));
-    if written.is_err() {
-        // What is half-written has no final name; removing it may fail for the reason that writing failed.
-        drop(fs::remove_file(&temporary));
-    }
-    written
-}
-
-fn write_file(path: &Path, tensors: &[Named<'_>], text: Option<(&str, String)>) -> Result<()> {
     let mut header = Map::new();
     if let Some((key, text)) = text {
-        header.insert("__metadata__".into(), json!({ key: text }));
+        header.insert("__metadata__".into(), json!({ key: text, sums::KEY: sums::unsealed() }));
     }
     let mut offset = 0;
     for tensor in tensors {
@@ -123,25 +115,17 @@ fn write_file(path: &Path, tensors: &[Named<'_>], text: Option<(&str, String)>) 
     let mut header = Value::Object(header).to_string().into_bytes();
     // Tensors begin at a multiple of 8 bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = BufWriter::new(fs::File::create(path)?);
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
-    for tensor in tensors {
-        file.write_all(bytemuck::cast_slice(tensor.values))?;
-    }
-    file.flush()?;
-    Ok(())
+    let mut head = (header.len() as u64).to_le_bytes().to_vec();
+    head.append(&mut header);
+    let values: Vec<&[u8]> = tensors.iter().map(|tensor| bytemuck::cast_slice(tensor.values)).collect();
+    sums::seal(&mut head, &values);
+    let mut file = PendingFile::create(path)?;
+    let parts = std::iter::once(head.as_slice()).chain(values);
+    // As an error of `data`, which knows what can be done about a disk.
+    parts.map(|part| file.write_all(part)).collect::<std::io::Result<()>>().map_err(data::Error::from)?;
+    file.publish()?;
+    Ok(files::sync_dir(path.parent().unwrap_or(path))?)
 }
 
 // Numbers are written as they stand in memory.
 const _: () = assert!(cfg!(target_endian = "little"), "safetensors files are little endian");
-
-/// Makes `temporary` durable and gives it its final name.
-pub(crate) fn publish(temporary: &Path, path: &Path) -> Result<()> {
-    fs::File::open(temporary)?.sync_all()?;
-    fs::rename(temporary, path)?;
-    if let Some(parent) = path.parent() {
-        fs::File::open(parent)?.sync_all()?;
-    }
-    Ok(())
-}

@@ -4,8 +4,7 @@ mod session;
 
 use std::{ops::ControlFlow, path::Path};
 
-use data::{BatchOptions, BatchReader, HookPoint, Run, metrics::Metrics};
-use fs_err as fs;
+use data::{BatchOptions, BatchReader, HookPoint, Run, files, metrics::Metrics};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -299,8 +298,10 @@ pub fn train(
         let checkpoint = more && (!complete || at.step % config.checkpoint_every.max(1) == 0);
         last = Some(at);
         if checkpoint {
-            training.checkpoint(out)?;
+            // A log that is ahead of its checkpoint is cut when the training goes on; one that is behind has a hole.
+            files::create_dir(out)?;
             log.write(&out.join(METRICS_FILE))?;
+            training.checkpoint(out)?;
         }
         if !complete {
             break;
@@ -311,7 +312,7 @@ pub fn train(
         if training.session.step == 0 {
             return Err(Error::NoActivations { hook: hook.to_string() });
         }
-        fs::create_dir_all(out)?;
+        files::create_dir(out)?;
         log.write(&out.join(METRICS_FILE))?;
         let metadata = training.metadata(run, hook, config);
         training.session.into_sae(metadata).save(out)?;
@@ -320,7 +321,7 @@ pub fn train(
 }
 
 /// The metrics' file name.
-const METRICS_FILE: &str = "metrics.parquet";
+pub(crate) const METRICS_FILE: &str = "metrics.parquet";
 
 /// A session with what it reads from.
 struct Training {
@@ -396,6 +397,7 @@ impl Training {
             cursor: self.reader.cursor().clone(),
             scale: session.scale,
             threshold: session.threshold,
+            window: session.window.clone(),
             silent: session.silent.clone(),
         };
         checkpoint::save(out, &state, &session.weights, &session.adam)

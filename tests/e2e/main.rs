@@ -1,6 +1,8 @@
 //! Does the whole way hold, from a checkpoint and a corpus to a picture of a feature?
 #![expect(clippy::print_stderr, reason = "a test that leaves something out says so")]
 
+mod damage;
 mod hostile;
 mod main_path;
 mod support;
+mod survives;

@@ -10,6 +10,7 @@ mod libtorch;
 mod mini;
 mod place;
 mod process;
+mod soak;
 mod test;
 mod tidy;
 mod wheel;
@@ -33,6 +34,9 @@ Commands:
   test [ARGS]
             sets up if need be, brings the real model where it can, runs every test;
             ARGS go to `cargo test --workspace`
+  soak [--kills 100] [--seed 1] [--out DIR]
+            kills every command that writes at random moments, lets the disk fail below it, and
+            compares every byte afterwards; writes `soak.json` and `soak.txt` into `target/soak`
   bench [FILTER]
             runs the benches and prints a table, each figure against its limit
   demo [--no-window] [ARGS]
@@ -76,6 +80,7 @@ fn dispatch(args: &[String]) -> Result<()> {
         "bench" => bench::bench(rest.first().map(String::as_str)),
         "demo" => demo::demo(rest),
         "mini" => mini::mini(rest),
+        "soak" => soak::soak(rest),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

@@ -18,8 +18,10 @@ use super::write::BuildFolder;
 use super::{Example, FeatureStats, FeatureTableInfo, GROUP_ROWS, INFO_KEY, tables};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::manifest::{FileEntry, shard_file_name};
 use crate::parquet_io::{TableFile, TableOptions, TableWriter};
 use crate::schema;
+use crate::sums::Sums;
 
 /// Rows of one file of `by_feature`.
 const SHARD_ROWS: usize = 1 << 26;
@@ -68,6 +70,7 @@ pub struct SortedFeatures {
     last_example: (u32, u64),
     pending_stats: Vec<FeatureStats>,
     pending_examples: Vec<Example>,
+    sums: Sums,
 }
 
 /// Features of a row group of `stats.parquet`: their histograms are what is large.
@@ -79,6 +82,7 @@ pub(super) fn sort(
     memory: usize,
     acts: &[PathBuf],
     counts: &[u64],
+    mut sums: Sums,
 ) -> Result<SortedFeatures> {
     let budget = (memory / MEMORY_PER_ROW).max(1);
     let buckets = buckets(counts, budget);
@@ -100,7 +104,7 @@ pub(super) fn sort(
             fs::remove_file(&spill)?;
         }
     }
-    let by_feature = output.finish()?;
+    let by_feature = output.finish(&mut sums)?;
     files::sync_dir(&folder.building.join("by_feature"))?;
     let mut starts = Vec::with_capacity(counts.len() + 1);
     let mut start = 0;
@@ -123,6 +127,7 @@ pub(super) fn sort(
         last_example: (0, 0),
         pending_stats: Vec::new(),
         pending_examples: Vec::new(),
+        sums,
     })
 }
 
@@ -188,8 +193,9 @@ impl SortedFeatures {
         examples.write(&tables::example_batch(&self.pending_examples))?;
         let info = serde_json::to_string(&self.info).map_err(|cause| Error::json(&self.folder.building, cause))?;
         stats.append_key_value(INFO_KEY, info);
-        examples.publish()?;
-        stats.publish()?;
+        self.sums.files.insert("examples.parquet".to_owned(), examples.publish()?);
+        self.sums.files.insert("stats.parquet".to_owned(), stats.publish()?);
+        self.sums.write(&self.folder.building)?;
         self.folder.publish()
     }
 }
@@ -362,6 +368,8 @@ fn read_acts(path: &Path, mut each: impl FnMut(Row) -> Result<()>) -> Result<()>
 struct Output<'a> {
     folder: &'a BuildFolder,
     paths: Vec<PathBuf>,
+    /// Of the files that are whole.
+    entries: Vec<FileEntry>,
     writer: Option<TableWriter>,
     token_idx: Vec<u64>,
     feature: Vec<u32>,
@@ -370,7 +378,15 @@ struct Output<'a> {
 
 impl<'a> Output<'a> {
     const fn new(folder: &'a BuildFolder) -> Self {
-        Self { folder, paths: Vec::new(), writer: None, token_idx: Vec::new(), feature: Vec::new(), act: Vec::new() }
+        Self {
+            folder,
+            paths: Vec::new(),
+            entries: Vec::new(),
+            writer: None,
+            token_idx: Vec::new(),
+            feature: Vec::new(),
+            act: Vec::new(),
+        }
     }
 
     fn push(&mut self, row: Row) -> Result<()> {
@@ -396,19 +412,21 @@ impl<'a> Output<'a> {
         if writer.n_rows() >= SHARD_ROWS
             && let Some(full) = self.writer.take()
         {
-            full.publish()?;
+            self.entries.push(full.publish()?);
         }
         Ok(())
     }
 
     /// There is always one file, also of no rows.
-    fn finish(mut self) -> Result<Vec<PathBuf>> {
+    fn finish(mut self, sums: &mut Sums) -> Result<Vec<PathBuf>> {
         if !self.token_idx.is_empty() || self.paths.is_empty() {
             self.write_group()?;
         }
         if let Some(writer) = self.writer.take() {
-            writer.publish()?;
+            self.entries.push(writer.publish()?);
         }
+        let names = (0..).map(|i| format!("by_feature/{}", shard_file_name(i)));
+        sums.files.extend(names.zip(self.entries));
         Ok(self.paths)
     }
 }

@@ -122,7 +122,7 @@ fn little_memory_gives_the_same_files() {
         let dir = tempfile::tempdir().unwrap();
         let run = build(dir.path(), memory);
         let report = verify(&run, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
-        assert_eq!(report.problem, None);
+        assert_eq!(report.problems, []);
         let folder = dir.path().join("features/c");
         let names = crate::files::names_in(&folder.join("by_feature"), false).unwrap();
         assert_eq!(fs_err::read_dir(&folder).unwrap().count(), 4);

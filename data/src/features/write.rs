@@ -12,6 +12,7 @@ use crate::manifest::{Shard, shard_file_name};
 use crate::parquet_io::TableWriter;
 use crate::schema;
 use crate::store::Run;
+use crate::sums::Sums;
 
 /// Takes sparse activations in the order of tokens. Dropped before the end, it leaves nothing.
 pub struct FeatureTableWriter {
@@ -28,6 +29,7 @@ pub struct FeatureTableWriter {
     last_token: Option<u64>,
     /// Rows of each feature.
     counts: Vec<u64>,
+    sums: Sums,
 }
 
 /// A folder under a temporary name, removed unless it is published.
@@ -51,9 +53,11 @@ impl FeatureTableWriter {
             target: features.join(name),
             published: false,
         };
-        if folder.building.exists() {
-            // Of an encoder that was killed.
-            fs::remove_dir_all(&folder.building)?;
+        for left in [&folder.building, &folder.old()] {
+            if left.exists() {
+                // Of an encoder that was killed.
+                fs::remove_dir_all(left)?;
+            }
         }
         files::create_dir(&folder.building.join("acts"))?;
         files::create_dir(&folder.building.join("by_feature"))?;
@@ -69,6 +73,7 @@ impl FeatureTableWriter {
             feature: Vec::new(),
             act: Vec::new(),
             last_token: None,
+            sums: Sums::default(),
         };
         writer.open_shard()?;
         Ok(writer)
@@ -117,7 +122,7 @@ impl FeatureTableWriter {
         files::sync_dir(&self.folder.building.join("acts"))?;
         let acts: Vec<PathBuf> =
             self.shards.iter().map(|shard| self.folder.building.join("acts").join(shard.file_name())).collect();
-        sort::sort(self.folder, self.info, self.sort_memory, &acts, &self.counts)
+        sort::sort(self.folder, self.info, self.sort_memory, &acts, &self.counts, self.sums)
     }
 
     fn open_shard(&mut self) -> Result<()> {
@@ -130,8 +135,8 @@ impl FeatureTableWriter {
 
     fn end_shard(&mut self) -> Result<()> {
         self.write_group()?;
-        if let Some(writer) = self.writer.take() {
-            writer.publish()?;
+        if let (Some(writer), Some(shard)) = (self.writer.take(), self.shards.get(self.shard)) {
+            self.sums.files.insert(format!("acts/{}", shard.file_name()), writer.publish()?);
         }
         self.shard += 1;
         self.open_shard()
@@ -155,11 +160,7 @@ impl BuildFolder {
         let features = files::parent(&self.target).to_owned();
         if self.target.exists() {
             // Two renames: for a moment there is neither, and never a mixture of both.
-            let name = self.target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let old = features.join(format!(".{name}.old.tmp"));
-            if old.exists() {
-                fs::remove_dir_all(&old)?;
-            }
+            let old = self.old();
             fs::rename(&self.target, &old)?;
             fs::rename(&self.building, &self.target)?;
             self.published = true;
@@ -171,6 +172,12 @@ impl BuildFolder {
             files::sync_dir(&features)?;
         }
         Ok(())
+    }
+
+    /// Where an older table is put while this one takes its place.
+    fn old(&self) -> PathBuf {
+        let name = self.target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.target.with_file_name(format!(".{name}.old.tmp"))
     }
 
     pub(super) fn by_feature(&self, index: usize) -> PathBuf {

@@ -90,7 +90,7 @@ fn run(dir: &Path, routing: &Routing, shards: &[u64]) -> Run {
 }
 
 fn problem(run: &Run) -> Option<verify::Problem> {
-    verify::verify(run, &mut |_| ControlFlow::Continue(())).unwrap().problem
+    verify::verify(run, &mut |_| ControlFlow::Continue(())).unwrap().problems.into_iter().next()
 }
 
 fn report(run: &Run, options: &RoutingOptions) -> RoutingReport {

@@ -5,6 +5,7 @@
 //! What a shard holds depends on the corpus and the options alone, so a resumed recording writes the same bytes.
 
 mod download;
+mod fill;
 mod lengths;
 mod read;
 mod routing;
@@ -15,7 +16,7 @@ use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::Receiver;
 use data::Dtype;
 use data::corpus::Corpus;
 use data::hook_point::{HookPoint, Part};
@@ -28,7 +29,8 @@ use serde_json::json;
 use tch::Tensor;
 
 use self::download::Downloads;
-use self::read::{Item, Reader, Sequence};
+use self::fill::{Queues, Recording};
+use self::read::{Item, Sequence};
 use self::routing::Listener;
 pub use self::share::{Shared, record_share};
 use self::write::{Job, Rows};
@@ -46,10 +48,6 @@ pub const DEFAULT_CONTEXT: usize = 1024;
 pub const DEFAULT_BATCH_TOKENS: usize = 2048;
 /// Tokens in a shard: a minute of work on a laptop, the most that an interruption can cost.
 pub const DEFAULT_SHARD_TOKENS: u64 = 32_768;
-/// Sequences that wait for the network.
-const SEQUENCES_AHEAD: usize = 256;
-/// Batches that wait to be written.
-const BATCHES_AHEAD: usize = 2;
 
 /// What to record.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +84,28 @@ impl RecordOptions {
             router_logits: false,
             shard_tokens: DEFAULT_SHARD_TOKENS,
             seed: 0,
+        }
+    }
+
+    /// Those with which a run was recorded.
+    pub fn of_run(run: &Manifest) -> Self {
+        let option = |name: &str| &run.corpus.options[name];
+        let number = |name: &str| option(name).as_u64();
+        let is = |name: &str| option(name).as_bool().unwrap_or(false);
+        // Different ones are as they were computed.
+        let mut dtypes = run.hook_points.iter().map(|entry| entry.dtype);
+        let store_dtype = dtypes.next().filter(|first| dtypes.all(|dtype| dtype == *first));
+        Self {
+            context: number("context").map(|n| n as usize),
+            max_tokens: number("max_tokens"),
+            batch_tokens: number("batch_tokens").map_or(DEFAULT_BATCH_TOKENS, |n| n as usize),
+            store_dtype,
+            nll: is("nll"),
+            skip_special: is("skip_special"),
+            router_logits: run.routing.as_ref().is_some_and(|routing| routing.router_logits),
+            shard_tokens: number("shard_tokens").unwrap_or(DEFAULT_SHARD_TOKENS),
+            seed: run.seeds.get("record").copied().unwrap_or(0),
+            ..Self::new(run.hook_points.iter().map(|entry| entry.name).collect())
         }
     }
 }
@@ -172,8 +192,9 @@ pub fn routing(config: &Config, options: &RecordOptions) -> Option<manifest::Rou
 
 /// Records the activations of `corpus` into the run directory `out`.
 ///
-/// With `resume`, goes on behind the last durable shard of a recording with the same model, corpus and options.
-/// `progress` is called after every batch; `Break` ends the recording, and everything in closed shards stays.
+/// With `resume`, goes on with a recording of the same model, corpus and options: every shard that is not durable is
+/// recorded, in the middle as at the end. `progress` is called after every batch; `Break` ends the recording, and
+/// everything in closed shards stays.
 #[expect(clippy::too_many_arguments, reason = "each is one noun, and the caller is one place")]
 pub fn record(
     model: &Model,
@@ -188,73 +209,38 @@ pub fn record(
 ) -> Result<Recorded> {
     let context = context(model, options)?;
     let manifest = new_manifest(model, described, tokenizer, corpus, options, context, provenance)?;
-    let run = if resume { Some(RunWriter::resume(out, &manifest)?) } else { None };
-    let cursor = match run.as_ref().and_then(|run| run.journal().into_iter().next_back()) {
-        Some(entry) => {
-            Some(serde_json::from_value(entry.cursor).map_err(|_wrong| Error::Cursor { path: out.to_owned() })?)
-        }
-        None => None,
+    let run = match resume.then(|| RunWriter::resume(out, &manifest)).transpose() {
+        // It was ended before it had begun.
+        Err(data::Error::NotARun { .. }) => None,
+        resumed => resumed?,
     };
-    let reader = Reader {
-        corpus,
-        tokenizer,
-        config: model.config(),
-        context,
-        max_tokens: options.max_tokens,
-        skip_special: options.skip_special,
-        from: cursor,
-    };
+    let recording = Recording { model, tokenizer, corpus, out, options, context, manifest, queues: Queues::default() };
+    recording.run(run, progress)
+}
 
-    let downloads = Downloads::new(model.options().device)?;
-    std::thread::scope(|scope| {
-        let (items_in, items) = bounded(SEQUENCES_AHEAD);
-        let reading = std::thread::Builder::new()
-            .name("read corpus".to_owned())
-            .spawn_scoped(scope, move || reader.read(&items_in))
-            .map_err(Error::thread)?;
-        // The run directory is made when there is a first sequence to put into it.
-        let mut planner = Planner::default();
-        let first = planner.next_sequence(&items);
-        if first.is_none() && run.as_ref().is_none_or(|run| run.next_shard() == 0) {
-            reading.join().map_err(Error::panicked)??;
-            return Err(Error::EmptyCorpus);
-        }
-        let run = match run {
-            Some(run) => run,
-            None => RunWriter::create(out, manifest)?,
-        };
-        if let Some(tokenizer) = tokenizer {
-            let text = |id| tokenizer.token_text(id).unwrap_or_default();
-            run.write_vocab(&(0..tokenizer.vocab_size() as u32).map(text).collect::<Vec<_>>())?;
-        }
-
-        let started = Started {
-            routing: run.manifest().routing.clone(),
-            next_shard: run.next_shard(),
-            next_token_idx: run.next_token_idx(),
-            tokens: planner.tokens_before,
-        };
-        let (jobs, jobs_out) = bounded(BATCHES_AHEAD);
-        let writing = std::thread::Builder::new()
-            .name("write shards".to_owned())
-            .spawn_scoped(scope, move || write::write(run, &jobs_out))
-            .map_err(Error::thread)?;
-        let mut recorder = Recorder::new(model, options, started, jobs, downloads);
-        let ended = recorder.run(first, planner, &items, progress);
-        let last = recorder.progress;
-        drop(recorder);
-        drop(items);
-        // An error of the writer or the reader is the cause of what the network thread noticed, so it comes first.
-        let run = writing.join().map_err(Error::panicked)??;
-        reading.join().map_err(Error::panicked)??;
-        match ended? {
-            Ended::Complete { sha256 } => {
-                let Some(run) = run else { return Ok(Recorded::Interrupted(last)) };
-                Ok(Recorded::Complete(Box::new(run.finish(&sha256)?)))
-            }
-            Ended::Interrupted => Ok(Recorded::Interrupted(last)),
-        }
-    })
+/// Records some shards of a run anew, and leaves the others as they are.
+///
+/// The model, the corpus and the options must be those with which it was recorded: see [`RecordOptions::of_run`].
+#[expect(clippy::too_many_arguments, reason = "as `record`")]
+pub fn repair(
+    model: &Model,
+    described: manifest::Model,
+    tokenizer: Option<&Tokenizer>,
+    corpus: &Corpus,
+    out: &Path,
+    options: &RecordOptions,
+    broken: &[usize],
+    progress: &mut dyn FnMut(&RecordProgress) -> ControlFlow<()>,
+) -> Result<Recorded> {
+    let context = context(model, options)?;
+    let manifest = new_manifest(model, described, tokenizer, corpus, options, context, Provenance::default())?;
+    let begun = Manifest::read(out)?;
+    if begun.complete && read::sum_of(corpus, begun.counts.documents)? != begun.corpus.sha256 {
+        return Err(Error::CorpusChanged);
+    }
+    let run = RunWriter::repair(out, &manifest, broken)?;
+    let recording = Recording { model, tokenizer, corpus, out, options, context, manifest, queues: Queues::default() };
+    recording.run(Some(run), progress)
 }
 
 /// What the network thread starts from.
@@ -262,11 +248,19 @@ struct Started {
     routing: Option<manifest::Routing>,
     next_shard: usize,
     next_token_idx: u64,
+    /// See [`Gap::until`](fill::Gap).
+    until: Option<(usize, u64)>,
     tokens: u64,
 }
 
 enum Ended {
-    Complete { sha256: String },
+    /// The corpus is at its end; its sum, and how many tokens it gave.
+    Complete {
+        sha256: String,
+        tokens: u64,
+    },
+    /// A durable shard comes next.
+    Filled,
     Interrupted,
 }
 
@@ -282,8 +276,8 @@ struct Planner {
     documents: u64,
     /// Tokens that an earlier recording has written.
     tokens_before: u64,
-    /// The sum of all documents, once the corpus has ended.
-    ended: Option<String>,
+    /// The sum of all documents and the number of their tokens, once the corpus has ended.
+    ended: Option<(String, u64)>,
 }
 
 impl Planner {
@@ -301,7 +295,7 @@ impl Planner {
                 }
                 Item::Going { sha256_before } => self.sha256_before = sha256_before,
                 Item::Sequence(sequence) => return Some(sequence),
-                Item::End { sha256 } => self.ended = Some(sha256),
+                Item::End { sha256, tokens } => self.ended = Some((sha256, tokens)),
                 Item::Open { .. } | Item::Close { .. } => {} // Only workers are told.
             }
         }
@@ -347,6 +341,8 @@ struct Recorder<'a> {
     counts: Counts,
     next_shard: usize,
     next_token_idx: u64,
+    /// See [`Started::until`].
+    until: Option<(usize, u64)>,
     /// Tokens planned, earlier recordings included.
     planned: u64,
     progress: RecordProgress,
@@ -379,6 +375,7 @@ impl<'a> Recorder<'a> {
             counts: Counts::default(),
             next_shard: started.next_shard,
             next_token_idx: started.next_token_idx,
+            until: started.until,
             planned: started.tokens,
             progress,
         }
@@ -403,7 +400,15 @@ impl<'a> Recorder<'a> {
                 }
             }
             if shard_is_full {
+                if let Some((_, expected)) = self.until.filter(|&(shard, _)| shard == self.next_shard + 1)
+                    && expected != self.next_token_idx
+                {
+                    return Err(Error::CorpusChanged);
+                }
                 self.close_shard(planner.cursor(&sequence, self.planned))?;
+                if self.until.is_some_and(|(shard, _)| shard == self.next_shard) {
+                    return Ok(Ended::Filled);
+                }
             }
             if self.shard_tokens.is_none() {
                 self.send(Job::Open { shard: self.next_shard, first_token_idx: self.next_token_idx })?;
@@ -415,7 +420,7 @@ impl<'a> Recorder<'a> {
             self.place(sequence);
             next = planner.next_sequence(items);
         }
-        let Some(sha256) = planner.ended.clone() else {
+        let Some((sha256, tokens)) = planner.ended.clone() else {
             return Ok(Ended::Interrupted); // The reader failed; its error is reported.
         };
         // Documents without a token at the end of the corpus still have their rows.
@@ -433,7 +438,7 @@ impl<'a> Recorder<'a> {
             let end = Cursor { document: planner.documents, sequence: 0, tokens: self.planned, sha256: sha256.clone() };
             self.close_shard(end)?;
         }
-        Ok(Ended::Complete { sha256 })
+        Ok(Ended::Complete { sha256, tokens })
     }
 
     /// Puts a sequence into the batch and counts its tokens.

@@ -61,6 +61,8 @@ pub(super) enum Item {
     /// The corpus, or the number of tokens asked for, is at an end.
     End {
         sha256: String,
+        /// Of all sequences, those that an earlier recording wrote included.
+        tokens: u64,
     },
 }
 
@@ -83,6 +85,7 @@ impl Reader<'_> {
         let from = self.from.clone().unwrap_or(Cursor { document: 0, sequence: 0, tokens: 0, sha256: String::new() });
         left = left.saturating_sub(from.tokens);
         let mut doc_id = 0;
+        let mut tokens = from.tokens;
         for document in self.corpus.documents() {
             if left == 0 && doc_id >= from.document {
                 break;
@@ -125,6 +128,7 @@ impl Reader<'_> {
                 } else {
                     Item::Going { sha256_before }
                 };
+                tokens += sequences.iter().map(|sequence| sequence.tokens.len() as u64).sum::<u64>();
                 let sending = std::iter::once(item).chain(sequences.into_iter().map(Item::Sequence));
                 for item in sending {
                     if items.send(item).is_err() {
@@ -144,7 +148,7 @@ impl Reader<'_> {
             let _ = items.send(Item::Resumed { documents: doc_id, corpus_bytes, tokens: from.tokens });
         }
         // Nobody listening is no error here either.
-        let _ = items.send(Item::End { sha256 });
+        let _ = items.send(Item::End { sha256, tokens });
         Ok(())
     }
 
@@ -189,6 +193,15 @@ impl Reader<'_> {
             |id| self.tokenizer.and_then(|tokenizer| tokenizer.token_text(id)).unwrap_or_else(|| format!("[{id}]"));
         ids.iter().map(|&id| Token { id, text: text(id), span: None, special: special(id) }).collect()
     }
+}
+
+/// The sum of the first documents of a corpus, as it is when they have been read.
+pub(super) fn sum_of(corpus: &Corpus, documents: u64) -> Result<String> {
+    let mut hasher = Sha256::new();
+    for document in corpus.documents().take(documents as usize) {
+        hasher.update(sum(&document?.content).1);
+    }
+    Ok(hex(&hasher.finalize()))
 }
 
 fn bos(tokenizer: &Tokenizer) -> Option<Token> {

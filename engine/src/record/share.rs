@@ -21,8 +21,7 @@ use super::lengths::{self, PART_BYTES, Placed};
 use super::read::{Item, Reader, sum, truncate};
 use super::write::{self, Job};
 use super::{
-    BATCHES_AHEAD, Cursor, Ended, Planner, Provenance, RecordOptions, RecordProgress, Recorder, SEQUENCES_AHEAD,
-    Started, context, new_manifest,
+    Cursor, Ended, Planner, Provenance, Queues, RecordOptions, RecordProgress, Recorder, Started, context, new_manifest,
 };
 use crate::error::{Error, Result};
 use crate::gemma::model::Model;
@@ -96,15 +95,17 @@ pub fn record_share(
         routing: run.manifest().routing.clone(),
         next_shard: durable.len(),
         next_token_idx: 0,
+        until: None,
         tokens: earlier,
     };
+    let queues = Queues::default();
     let (run, ended, last) = std::thread::scope(|scope| {
-        let (items_in, items) = bounded(SEQUENCES_AHEAD);
+        let (items_in, items) = bounded(queues.sequences);
         let reading = std::thread::Builder::new()
             .name("read corpus".to_owned())
             .spawn_scoped(scope, move || share.read(&items_in))
             .map_err(Error::thread)?;
-        let (jobs, jobs_out) = bounded(BATCHES_AHEAD);
+        let (jobs, jobs_out) = bounded(queues.batches);
         let writing = std::thread::Builder::new()
             .name("write shards".to_owned())
             .spawn_scoped(scope, move || write::write(run, &jobs_out))
@@ -120,7 +121,7 @@ pub fn record_share(
         Ok::<_, Error>((run, ended?, last))
     })?;
     match (ended, run) {
-        (Ended::Complete { sha256 }, Some(run)) => {
+        (Ended::Complete { sha256, .. }, Some(run)) => {
             let journal = run.journal();
             let tokens = journal.iter().map(|entry| entry.counts.tokens_captured).sum();
             member.done(&sha256)?;
@@ -218,7 +219,7 @@ impl Share<'_> {
                 Cursor { document: documents, sequence: 0, tokens: placed.cut.planned(), sha256: sha256.clone() };
             let _ = items.send(Item::Close { cursor });
         }
-        let _ = items.send(Item::End { sha256 });
+        let _ = items.send(Item::End { sha256, tokens: placed.cut.planned() });
         Ok(())
     }
 }
@@ -271,7 +272,7 @@ impl Recorder<'_> {
                         return Ok(Ended::Interrupted);
                     }
                 }
-                Item::End { sha256 } => return Ok(Ended::Complete { sha256 }),
+                Item::End { sha256, tokens } => return Ok(Ended::Complete { sha256, tokens }),
                 Item::Resumed { .. } | Item::Going { .. } => {}
             }
         }

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use data::{files, sums::Sums};
 use fs_err as fs;
 use serde_json::{Map, Value, json};
 
@@ -13,6 +14,7 @@ use crate::{
     matrix::Matrix,
     sae::{Activation, Sae, SparseCoder},
     tensors::{self, Named, TensorFile},
+    train::METRICS_FILE,
 };
 
 /// The configuration's file name.
@@ -77,7 +79,7 @@ pub(crate) fn load(dir: &Path) -> Result<Sae> {
 /// Writes the folder of a coder, weights first, so that `cfg.json` means that it is whole.
 pub(crate) fn save(sae: &Sae, dir: &Path) -> Result<()> {
     let (d_in, d_sae) = (sae.d_in(), sae.d_sae());
-    fs::create_dir_all(dir)?;
+    files::create_dir(dir)?;
     let mut named = vec![
         Named { name: "W_enc", shape: vec![d_in, d_sae], values: sae.w_enc.as_slice() },
         Named { name: "W_dec", shape: vec![d_sae, d_in], values: sae.w_dec.as_slice() },
@@ -105,7 +107,10 @@ pub(crate) fn save(sae: &Sae, dir: &Path) -> Result<()> {
         config["rescale_acts_by_decoder_norm"] = json!(false);
     }
     let text = serde_json::to_vec_pretty(&config).expect("JSON values have string keys");
-    Ok(data::files::write_atomic(&dir.join(CONFIG_FILE), &text)?)
+    let mut sums = Sums::of(dir, &[WEIGHTS_FILE, METRICS_FILE])?;
+    sums.add(CONFIG_FILE, &text);
+    sums.write(dir)?;
+    Ok(files::write_atomic(&dir.join(CONFIG_FILE), &text)?)
 }
 
 /// A pickled file can run any code when it is opened, so it is named and refused.

@@ -87,7 +87,7 @@ pub struct Session {
     pub(super) threshold: RunningThreshold,
     /// For each latent, rows since it last fired.
     pub(super) silent: Vec<u64>,
-    window: VecDeque<Outcome>,
+    pub(super) window: VecDeque<Outcome>,
     pub(super) scale: f32,
     pub(super) step: u64,
     pub(super) tokens: u64,
@@ -125,6 +125,7 @@ impl Session {
         session.step = state.step;
         session.tokens = state.tokens;
         session.threshold = state.threshold;
+        session.window.clone_from(&state.window);
         session.silent.clone_from(&state.silent);
         Ok(session)
     }
