@@ -6,7 +6,7 @@
     cargo build --workspace --bin polariscope
     for each of the two: POLARISCOPE=target/debug/polariscope ray/bin/python cli/deploy/test_deploy.py -v
 
-A test whose packages are not installed says so and is left out. Everything runs on the loopback interface.
+A test whose packages are not installed says so and is left out. Everything runs on this machine alone.
 """
 
 import json
@@ -105,11 +105,10 @@ class Ray(Case):
         program.write_text(f'#!/bin/sh\necho "$*" >> {calls}\nexec {real} "$@"\n')
         program.chmod(0o755)
 
-        here = {"node_ip_address": "127.0.0.1"}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **here})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         self.addCleanup(cluster.shutdown)
         # GPUs are resources that a node says it has; nothing here looks for one.
-        nodes = [cluster.add_node(num_cpus=1, num_gpus=1, **here) for _ in range(3)]
+        nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(3)]
         ray.init(address=cluster.address, log_to_driver=False)
         self.addCleanup(ray.shutdown)
         run = self.folder / "several"

@@ -204,15 +204,13 @@ impl RunWriter {
         if let Some(other) = others.iter().find(|other| other.workers != worker.count) {
             return Err(Error::OtherWorkers { expected: other.workers, found: worker.count, path: dir.to_owned() });
         }
-        let manifest = match begun(dir, &manifest)? {
-            Some(found) => found,
-            None => {
-                manifest.check_routing(&Manifest::path(dir))?;
-                manifest.complete = false;
-                manifest.write(dir)?;
-                manifest
-            }
-        };
+        if let Some(found) = begun(dir, &manifest)? {
+            manifest = found;
+        } else {
+            manifest.check_routing(&Manifest::path(dir))?;
+            manifest.complete = false;
+            manifest.write(dir)?;
+        }
         create_folders(dir, &manifest)?;
         files::create_dir(&dir.join(PLAN))?;
         let known = others.into_iter().find(|entry| entry.worker == worker.index);
@@ -340,8 +338,7 @@ pub fn merge(dir: &Path) -> Result<Manifest> {
         missing.dedup();
         return Err(Error::MissingWorkers { missing, workers: first.workers, path: dir.to_owned() });
     }
-    let mut counts = Counts::default();
-    journal.iter().for_each(|entry| counts.add(&entry.counts));
+    let mut counts = counted(&journal);
     if counts.documents != planned.documents {
         return Err(Error::mismatch("documents in the shards of all workers", planned.documents, counts.documents));
     }
@@ -365,13 +362,12 @@ pub fn status(dir: &Path) -> Result<Status> {
     let journal = manifest::read_journal(dir)?;
     let entries = entries(dir)?;
     let planned = entries.iter().find_map(|entry| entry.planned.clone());
-    let mut counts = Counts::default();
-    journal.iter().for_each(|entry| counts.add(&entry.counts));
+    let counts = counted(&journal);
     let workers = (0..entries.first().map_or(0, |entry| entry.workers))
         .map(|index| {
             let worker = Worker::new(index, entries[0].workers)?;
             let entry = entries.iter().find(|entry| entry.worker == index);
-            worker_status(dir, worker, entry, planned.as_ref(), &journal)
+            Ok(worker_status(dir, worker, entry, planned.as_ref(), &journal))
         })
         .collect::<Result<_>>()?;
     Ok(Status { complete: false, planned, counts, shards: journal.len(), workers })
@@ -388,7 +384,7 @@ fn worker_status(
     entry: Option<&Entry>,
     planned: Option<&Planned>,
     journal: &[JournalEntry],
-) -> Result<WorkerStatus> {
+) -> WorkerStatus {
     let own: Vec<&JournalEntry> = journal.iter().filter(|entry| worker.owns(entry.shard.index)).collect();
     let mut shards: Vec<usize> = own.iter().map(|entry| entry.shard.index).collect();
     shards.sort_unstable();
@@ -408,7 +404,7 @@ fn worker_status(
         });
         rate(written(worker.path(dir, "lock"))?, shards)
     });
-    Ok(WorkerStatus {
+    WorkerStatus {
         worker,
         state,
         command: entry.map(|entry| entry.command.clone()).unwrap_or_default(),
@@ -416,7 +412,15 @@ fn worker_status(
         shards,
         missing,
         rate,
-    })
+    }
+}
+
+fn counted(journal: &[JournalEntry]) -> Counts {
+    let mut counts = Counts::default();
+    for entry in journal {
+        counts.add(&entry.counts);
+    }
+    counts
 }
 
 /// Tokens a second from a beginning to the last shard; `None` before there is one.
@@ -456,7 +460,9 @@ fn begun(dir: &Path, wanted: &Manifest) -> Result<Option<Manifest>> {
 fn entries(dir: &Path) -> Result<Vec<Entry>> {
     let folder = dir.join(WORKERS);
     let names = files::names_in(&folder, false)?;
-    names.iter().filter(|name| name.ends_with(".json")).map(|name| files::read_json(&folder.join(name))).collect()
+    let paths = names.into_iter().map(|name| folder.join(name));
+    let json = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    json.map(|path| files::read_json(&path)).collect()
 }
 
 fn remove_traces(dir: &Path) -> Result<()> {
