@@ -13,7 +13,7 @@ pub(crate) struct Linear {
 #[derive(Debug)]
 enum Weight {
     Plain(Tensor),
-    Packed(Packed),
+    Packed(Box<Packed>),
 }
 
 impl Linear {
@@ -24,7 +24,7 @@ impl Linear {
     /// Packs the weight, if its shape allows, for a model that computes in `kind`. `weight`: `[out, in]`, f32
     pub(crate) fn packed(weight: &Tensor, quantize: Quantize, kind: Kind, bias: Option<Tensor>) -> Self {
         let weight = match Packed::new(weight, quantize, kind) {
-            Some(packed) => Weight::Packed(packed),
+            Some(packed) => Weight::Packed(Box::new(packed)),
             None => Weight::Plain(weight.to_kind(kind)),
         };
         Self { weight, bias }
