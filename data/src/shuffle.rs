@@ -203,9 +203,7 @@ impl<'a> Shuffle<'a> {
             stop: false,
             progress,
         };
-        // The scratch files end where the durable shards begin. Where one of those is lost, they begin anew.
-        let from = self.buckets.saturating_sub(job.now.shards);
-        if writer.journal().iter().any(|entry| entry.shard.index < from) && job.scratch.is_dir() {
+        if job.is_spent(&writer)? {
             fs::remove_dir_all(&job.scratch)?;
         }
         if job.now.shards < self.buckets {
@@ -298,12 +296,31 @@ impl Job<'_> {
             .map(move |(rows, bytes)| stride.map_or(*bytes, |stride| rows * stride))
     }
 
+    /// What of the first pass is durable.
+    fn scattered(&self) -> Result<Scattered> {
+        let path = self.scratch.join(PROGRESS);
+        if path.is_file() { files::read_json(&path) } else { Ok(Scattered::default()) }
+    }
+
+    /// Whether the scratch files do not hold a bucket any more that has no shard: its shard was durable and is lost.
+    fn is_spent(&self, writer: &RunWriter) -> Result<bool> {
+        let journal = writer.journal();
+        let durable = |bucket: usize| journal.iter().any(|entry| entry.shard.index == bucket);
+        let n_files = 1 + self.shuffle.hooks.len();
+        let Some(last) = (0..self.shuffle.buckets).rev().find(|&bucket| !durable(bucket)) else { return Ok(false) };
+        if self.scattered()?.files < n_files {
+            return Ok(false);
+        }
+        let is_short =
+            |file: usize| fs::metadata(self.path(file)).map_or(0, |it| it.len()) < self.starts(file)[last + 1];
+        Ok((0..n_files).any(is_short))
+    }
+
     /// The first pass, from where it is durable.
     fn scatter(&mut self) -> Result<()> {
         files::create_dir(&self.scratch)?;
         let n_files = 1 + self.shuffle.hooks.len();
-        let path = self.scratch.join(PROGRESS);
-        let done: Scattered = if path.is_file() { files::read_json(&path)? } else { Scattered::default() };
+        let done = self.scattered()?;
         if done.files >= n_files {
             return Ok(());
         }
