@@ -596,13 +596,13 @@ mod tests {
     fn nobody_is_there_twice() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let (_writer, member) = join(&run, "0/2").unwrap();
+        let (writer, member) = join(&run, "0/2").unwrap();
         assert!(join(&run, "0/2").unwrap_err().to_string().contains("worker 0/2 is running already"));
         assert!(join(&run, "0/3").unwrap_err().to_string().contains("expected one of 2 workers, found one of 3"));
         assert!(matches!(merge(&run), Err(Error::RunBusy { .. })));
         assert!(matches!(RunWriter::resume(&run, &manifest()), Err(Error::RunBusy { .. })));
         // A part that somebody counts is nobody else's, until it is there.
-        let (_other, second) = join(&run, "1/2").unwrap();
+        let (other, second) = join(&run, "1/2").unwrap();
         let claim = member.claim(0, false).unwrap().unwrap();
         assert!(second.claim(0, false).unwrap().is_none());
         let document = PartDocument { sha256: "0".to_owned(), sequences: vec![(3, 1)] };
@@ -610,7 +610,7 @@ mod tests {
         member.publish(&part, claim).unwrap();
         assert!(second.claim(0, true).unwrap().is_none());
         assert_eq!(second.part(0).unwrap(), Some(part));
-        drop((_writer, member, _other, second));
+        drop((writer, member, other, second));
         assert!(matches!(RunWriter::resume(&run, &manifest()), Err(Error::Spread { .. })));
         let foreign = dir.path().join("foreign");
         fs::create_dir(&foreign).unwrap();
