@@ -23,7 +23,7 @@ use std::time::SystemTime;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use super::{RunWriter, compare, create_folders, lock, remove_what_is_not_durable};
+use super::{RunWriter, compare, create_folders, forget, is_there, lock, remove_what_is_not_durable};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::manifest::{self, Counts, JournalEntry, Manifest};
@@ -221,7 +221,11 @@ impl RunWriter {
             planned: None,
             corpus_sha256: None,
         });
-        let journal = manifest::read_journal_of(dir, |shard| worker.owns(shard))?;
+        let (journal, lost) = durable(dir, |shard| worker.owns(shard))?;
+        if !lost.is_empty() {
+            tracing::warn!("files of the shards {lost:?} are lost in `{}`", dir.display());
+            forget(dir, &mut manifest, &lost)?;
+        }
         remove_what_is_not_durable(dir, &manifest, &journal, |shard| worker.owns(shard))?;
         drop(entering);
         let membership = Membership { worker, dir: dir.to_owned(), lock: own, entry };
@@ -329,9 +333,9 @@ pub fn merge(dir: &Path) -> Result<Manifest> {
     let (Some(planned), Some(sha256)) = (&first.planned, &first.corpus_sha256) else {
         return Err(Error::json(&dir.join(WORKERS), "a worker that is done does not say what the corpus makes"));
     };
-    let journal = manifest::read_journal(dir)?;
-    let durable = |shard: &usize| journal.iter().any(|entry| entry.shard.index == *shard);
-    let lost: Vec<usize> = (0..planned.shards).filter(|shard| !durable(shard)).collect();
+    let (journal, _) = durable(dir, |_| true)?;
+    let is_durable = |shard: &usize| journal.iter().any(|entry| entry.shard.index == *shard);
+    let lost: Vec<usize> = (0..planned.shards).filter(|shard| !is_durable(shard)).collect();
     if !lost.is_empty() {
         let mut missing: Vec<usize> = lost.iter().map(|shard| shard % first.workers).collect();
         missing.sort_unstable();
@@ -359,7 +363,7 @@ pub fn status(dir: &Path) -> Result<Status> {
         let (shards, counts) = (manifest.shards.len(), manifest.counts);
         return Ok(Status { complete: true, planned, counts, shards, workers: Vec::new() });
     }
-    let journal = manifest::read_journal(dir)?;
+    let (journal, _) = durable(dir, |_| true)?;
     let entries = entries(dir)?;
     let planned = entries.iter().find_map(|entry| entry.planned.clone());
     let counts = counted(&journal);
@@ -455,6 +459,13 @@ fn begun(dir: &Path, wanted: &Manifest) -> Result<Option<Manifest>> {
         }
     }
     Ok(None)
+}
+
+/// The journal entries of some shards, and the numbers of those of which a file is lost or of another length.
+fn durable(dir: &Path, own: impl Fn(usize) -> bool) -> Result<(Vec<JournalEntry>, Vec<usize>)> {
+    let journal = manifest::read_journal_of(dir, own)?;
+    let (durable, lost): (Vec<_>, Vec<_>) = journal.into_iter().partition(|entry| is_there(dir, &entry.shard));
+    Ok((durable, lost.into_iter().map(|entry| entry.shard.index).collect()))
 }
 
 fn entries(dir: &Path) -> Result<Vec<Entry>> {
@@ -586,8 +597,11 @@ mod tests {
         fs::remove_file(run.join("journal/shard-00002.json")).unwrap();
         assert!(merge(&run).unwrap_err().to_string().contains("missing 0 in"));
         assert_eq!(status(&run).unwrap().workers[0].state, WorkerState::Stopped);
-        // The files without a journal entry are removed, and written again.
+        // The files without a journal entry are removed, and written again; so is a shard without one of its files.
         work(&run, "0/2", &[2], Some("sum"));
+        fs::remove_file(run.join("tokens/shard-00001.parquet")).unwrap();
+        assert!(merge(&run).unwrap_err().to_string().contains("missing 1 in"));
+        work(&run, "1/2", &[1], Some("sum"));
         merge(&run).unwrap();
     }
 
@@ -596,13 +610,13 @@ mod tests {
     fn nobody_is_there_twice() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let (_writer, member) = join(&run, "0/2").unwrap();
+        let (writer, member) = join(&run, "0/2").unwrap();
         assert!(join(&run, "0/2").unwrap_err().to_string().contains("worker 0/2 is running already"));
         assert!(join(&run, "0/3").unwrap_err().to_string().contains("expected one of 2 workers, found one of 3"));
         assert!(matches!(merge(&run), Err(Error::RunBusy { .. })));
         assert!(matches!(RunWriter::resume(&run, &manifest()), Err(Error::RunBusy { .. })));
         // A part that somebody counts is nobody else's, until it is there.
-        let (_other, second) = join(&run, "1/2").unwrap();
+        let (other, second) = join(&run, "1/2").unwrap();
         let claim = member.claim(0, false).unwrap().unwrap();
         assert!(second.claim(0, false).unwrap().is_none());
         let document = PartDocument { sha256: "0".to_owned(), sequences: vec![(3, 1)] };
@@ -610,7 +624,7 @@ mod tests {
         member.publish(&part, claim).unwrap();
         assert!(second.claim(0, true).unwrap().is_none());
         assert_eq!(second.part(0).unwrap(), Some(part));
-        drop((_writer, member, _other, second));
+        drop((writer, member, other, second));
         assert!(matches!(RunWriter::resume(&run, &manifest()), Err(Error::Spread { .. })));
         let foreign = dir.path().join("foreign");
         fs::create_dir(&foreign).unwrap();
