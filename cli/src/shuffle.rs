@@ -111,13 +111,13 @@ fn recorded(run: &Run, list: &str) -> Result<Vec<HookPoint>> {
     Ok(hooks)
 }
 
-/// Bytes that a person reads and writes: `1.0 GB`, `512MB`, `1000000`.
+/// Bytes that a person reads and writes: `1.0GB`, `512 MB`, `1000000`.
 #[derive(Clone, Copy, Debug)]
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&output::size(self.0))
+        f.write_str(&output::size(self.0).replace(' ', ""))
     }
 }
 

@@ -74,11 +74,12 @@ impl ActsFile {
         &self.groups
     }
 
-    /// Rows as they are stored, and their scales for i8.
-    pub(crate) fn read(&self, rows: Range<usize>) -> Result<(Bytes, Vec<f32>)> {
-        let mut bytes = vec![0; rows.len() * self.row_bytes];
+    /// Rows as they are stored, and their scales for i8. The memory of `used` is used again if nobody holds it any more.
+    pub(crate) fn read(&self, rows: Range<usize>, used: Bytes) -> Result<(Bytes, Vec<f32>)> {
+        let mut bytes = used.try_into_mut().unwrap_or_default();
+        bytes.resize(rows.len() * self.row_bytes, 0);
         self.read_into(rows.clone(), &mut bytes)?;
-        Ok((Bytes::from(bytes), self.scales(rows)?))
+        Ok((bytes.freeze(), self.scales(rows)?))
     }
 
     /// Rows as they are stored, into a buffer of their size.

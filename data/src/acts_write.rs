@@ -246,7 +246,7 @@ impl ActsWriter {
         &mut self,
         hasher: &Hasher,
         stored: Converted,
-        token_idx: Vec<u64>,
+        token_idx: &[u64],
         special: Vec<bool>,
     ) -> Result<()> {
         let Converted { bytes: rows, scales, saturated } = stored;

@@ -392,7 +392,7 @@ impl ShardWriter {
         };
         let hasher = &self.hashers[hook % self.hashers.len()];
         let token_idx = self.token_idx.rows(start..end);
-        writer.write(hasher, stored, token_idx, special.to_vec())
+        writer.write(hasher, stored, &token_idx, special.to_vec())
     }
 
     /// Appends the choices of experts of a layer of the model, for the tokens that follow those of its rows so far.

@@ -14,6 +14,7 @@ mod tokens;
 
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
+use std::thread::{self, ScopedJoinHandle};
 
 use bytes::Bytes;
 use fs_err as fs;
@@ -33,7 +34,7 @@ use crate::shard::{RunWriter, ShardWriter};
 use crate::store::Run;
 use crate::tables::{TokenColumns, VOCAB_FILE};
 
-use scatter::Scatter;
+use scatter::{Scatter, Syncer};
 
 /// Memory by default.
 pub const DEFAULT_MEMORY: usize = 1_000_000_000;
@@ -54,6 +55,8 @@ const TOKEN_ROWS: usize = 8192;
 const DOCUMENT_ROWS: u64 = 4096;
 /// Bytes after which the first pass makes durable what it has done: the most that an interruption can cost.
 const CHECKPOINT_BYTES: u64 = 4 << 30;
+/// Bytes after which the disk is sent on its way meanwhile.
+const SYNC_BYTES: u64 = 128 << 20;
 
 /// What to shuffle, and how.
 #[derive(Clone, Debug)]
@@ -331,7 +334,8 @@ impl Job<'_> {
         let buffer = self.shuffle.options.memory / 2 / self.shuffle.buckets;
         // Files whose end is not durable yet.
         let mut waiting = Vec::new();
-        let mut unsynced = 0;
+        let mut syncer = Syncer::default();
+        let (mut unsynced, mut unsent) = (0, 0);
         for file in done.files..n_files {
             let starts = self.starts(file);
             let first = if file == done.files { done.shards } else { 0 };
@@ -344,9 +348,15 @@ impl Job<'_> {
                     Some(hook) => self.scatter_acts(hook, shard, &mut scatter)?,
                 }
                 unsynced += self.now.bytes_done - before;
+                unsent += self.now.bytes_done - before;
+                if unsent >= SYNC_BYTES {
+                    syncer.begin(scatter.file())?;
+                    unsent = 0;
+                }
                 if self.stop || unsynced >= CHECKPOINT_BYTES {
                     scatter.flush()?;
                     waiting.push(scatter.file().try_clone()?);
+                    syncer.finish()?;
                     self.checkpoint(&mut waiting, Scattered { files: file, shards: i + 1 })?;
                     unsynced = 0;
                 }
@@ -356,6 +366,7 @@ impl Job<'_> {
             }
             waiting.push(scatter.finish()?);
         }
+        syncer.finish()?;
         self.checkpoint(&mut waiting, Scattered { files: n_files, shards: 0 })
     }
 
@@ -394,10 +405,8 @@ impl Job<'_> {
             buffer.resize(rows.len() * entry.row_bytes(), 0);
             file.read_into(rows.clone(), &mut buffer)?;
             let scales = file.scales(rows.clone())?;
-            let special = match shuffle.options.skip_special {
-                true => shuffle.run.special_rows(shard, rows.clone())?,
-                false => Vec::new(),
-            };
+            let special =
+                if shuffle.options.skip_special { shuffle.run.special_rows(shard, rows.clone())? } else { Vec::new() };
             let mut bytes = 0;
             for (i, row) in buffer.chunks_exact(entry.row_bytes()).enumerate() {
                 if special.get(i) == Some(&true) {
@@ -425,31 +434,45 @@ impl Job<'_> {
             .collect::<std::io::Result<Vec<_>>>()?;
         let mut first_row: u64 = self.tally.rows.iter().sum();
         let mut buffer = Vec::new();
-        for bucket in (0..self.shuffle.buckets).rev() {
-            first_row -= self.tally.rows[bucket];
-            let size: u64 = starts.iter().map(|starts| starts[bucket + 1] - starts[bucket]).sum();
-            if durable.contains(&bucket) {
-                self.report(size);
-                continue;
+        thread::scope(|scope| {
+            // The disk is waited for while the next bucket is put in order.
+            let mut committing: Option<ScopedJoinHandle<'_, Result<()>>> = None;
+            for bucket in (0..self.shuffle.buckets).rev() {
+                first_row -= self.tally.rows[bucket];
+                let places: Vec<Range<u64>> = starts.iter().map(|starts| starts[bucket]..starts[bucket + 1]).collect();
+                if durable.contains(&bucket) {
+                    self.report(places.iter().map(|place| place.end - place.start).sum());
+                    continue;
+                }
+                let mut shard = writer.shard(bucket, first_row)?;
+                self.gather_bucket(bucket, &scratch, &places, &mut buffer, &mut shard)?;
+                let counts = self.write_documents(bucket, &mut shard)?;
+                self.committed(committing.take())?;
+                let scratch = &scratch;
+                let commit = move || {
+                    shard.commit(Value::Null, counts)?;
+                    for (file, place) in scratch.iter().zip(places) {
+                        file.set_len(place.start)?;
+                    }
+                    Ok(())
+                };
+                let thread = thread::Builder::new().name("shuffle-commit".to_owned());
+                committing = Some(thread.spawn_scoped(scope, commit)?);
+                if self.stop {
+                    break;
+                }
             }
-            let mut shard = writer.shard(bucket, first_row)?;
-            let places: Vec<Range<u64>> = starts.iter().map(|starts| starts[bucket]..starts[bucket + 1]).collect();
-            self.gather_bucket(bucket, &scratch, &places, &mut buffer, &mut shard)?;
-            let documents = self.write_documents(bucket, &mut shard)?;
-            let mut counts = Counts::captured(documents, self.tally.rows[bucket]);
-            if self.tally.skipped[bucket] > 0 {
-                counts.skip("special", self.tally.skipped[bucket]);
-            }
-            shard.commit(Value::Null, counts)?;
-            self.now.shards += 1;
-            for (file, place) in scratch.iter().zip(&places) {
-                file.set_len(place.start)?;
-            }
-            self.report(0);
-            if self.stop && bucket > 0 {
-                return Err(Error::Interrupted);
-            }
-        }
+            self.committed(committing)
+        })?;
+        if self.stop && self.now.shards < self.shuffle.buckets { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// Waits until a shard is durable.
+    fn committed(&mut self, committing: Option<ScopedJoinHandle<'_, Result<()>>>) -> Result<()> {
+        let Some(thread) = committing else { return Ok(()) };
+        thread.join().unwrap_or(Err(Error::Worker { what: "the thread that makes shards durable" }))?;
+        self.now.shards += 1;
+        self.report(0);
         Ok(())
     }
 
@@ -497,15 +520,19 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Writes the part of the documents that goes with a bucket, and returns how many they are.
-    fn write_documents(&self, bucket: usize, shard: &mut ShardWriter) -> Result<u64> {
+    /// Writes the part of the documents that goes with a bucket, and returns what its shard holds.
+    fn write_documents(&self, bucket: usize, shard: &mut ShardWriter) -> Result<Counts> {
         let (run, buckets) = (self.shuffle.run, self.shuffle.buckets as u128);
         let edge = |bucket: usize| (u128::from(run.n_documents()) * bucket as u128 / buckets) as u64;
         let (first, end) = (edge(bucket), edge(bucket + 1));
         for start in (first..end).step_by(DOCUMENT_ROWS as usize) {
             shard.write_documents(&run.documents(start..end.min(start + DOCUMENT_ROWS))?)?;
         }
-        Ok(end - first)
+        let mut counts = Counts::captured(end - first, self.tally.rows[bucket]);
+        if self.tally.skipped[bucket] > 0 {
+            counts.skip("special", self.tally.skipped[bucket]);
+        }
+        Ok(counts)
     }
 }
 

@@ -289,7 +289,7 @@ impl Run {
             path: self.dir().to_owned(),
         })?;
         let file = self.acts_file(hook, shard)?;
-        Ok(ActsShard { file, entry, first_token_idx: shard.first_token_idx, next: 0 })
+        Ok(ActsShard { file, entry, first_token_idx: shard.first_token_idx, next: 0, last: Bytes::new() })
     }
 
     /// Which choices of experts the run holds; an error where its model does not route.
@@ -409,6 +409,8 @@ pub struct ActsShard {
     entry: HookPointEntry,
     first_token_idx: u64,
     next: usize,
+    /// What was read last: large buffers are costly to get from the system.
+    last: Bytes,
 }
 
 impl Iterator for ActsShard {
@@ -418,12 +420,10 @@ impl Iterator for ActsShard {
         let rows = self.file.groups().get(self.next)?.clone();
         self.next += 1;
         let first_token_idx = self.first_token_idx + rows.start as u64;
-        Some(self.file.read(rows).map(|(bytes, scales)| Acts {
-            first_token_idx,
-            width: self.entry.width,
-            dtype: self.entry.dtype,
-            bytes,
-            scales,
+        let read = self.file.read(rows, std::mem::take(&mut self.last));
+        Some(read.map(|(bytes, scales)| {
+            self.last = bytes.clone();
+            Acts { first_token_idx, width: self.entry.width, dtype: self.entry.dtype, bytes, scales }
         }))
     }
 

@@ -41,7 +41,8 @@ fn a_shuffled_run_is_a_run() {
     assert!(refused.contains("there are `blocks.2.hook_resid_post`"), "{refused}");
     let one = text(&dir.path().join("one"));
     succeeds(&["shuffle", &run, "--out", &one, "--hook-points", "blocks.*.hook_resid_post", "--skip-special"]);
-    assert!(succeeds(&["inspect", &one]).contains("(special)"));
+    let inspected = succeeds(&["inspect", &one]);
+    assert!(inspected.contains(HOOK_POINT) && !inspected.contains("hook_mlp_out"), "{inspected}");
 }
 
 #[test]

@@ -9,14 +9,11 @@ use crossbeam_channel::Sender;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::manifest::HookPointEntry;
 use crate::random::Random;
 
 use super::rows::Rows;
 use super::{Batch, Cursor, Message, Place};
 
-/// Bytes of a hook point that are read at a time: they are still in the cache of the core when their norms are looked at.
-const BLOCK_BYTES: usize = 256 << 10;
 /// Rows whose numbers and flags are read at a time.
 const TOKEN_ROWS: usize = 8192;
 
@@ -40,8 +37,7 @@ struct Tokens {
 /// Sends every batch from the cursor on.
 pub(super) fn read(mut rows: Rows, mut at: InOrder, cursor: &mut Cursor, sender: &Sender<Message>) -> Result<()> {
     let batch_rows = cursor.options.batch_rows.max(1);
-    let widest = rows.hooks.iter().map(HookPointEntry::row_bytes).max().unwrap_or(1);
-    let block = (BLOCK_BYTES / widest).max(1);
+    let block = rows.block();
     let mut tokens = Tokens::default();
     while cursor.epoch < cursor.options.epochs {
         let mut order: Vec<usize> = (0..rows.run.shards().len()).collect();

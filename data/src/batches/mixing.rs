@@ -166,7 +166,9 @@ impl Mixer {
     fn compact(&mut self) {
         for (buffer, width) in self.buffers.iter_mut().zip(self.rows.widths()) {
             let mut kept = Vec::with_capacity(self.slots.len() * width);
-            self.slots.iter().for_each(|&slot| kept.extend_from_slice(row(buffer, slot, width)));
+            for &slot in &self.slots {
+                kept.extend_from_slice(row(buffer, slot, width));
+            }
             buffer[..kept.len()].copy_from_slice(&kept);
         }
         self.token_idx = self.slots.iter().map(|&slot| self.token_idx[slot as usize]).collect();
@@ -176,15 +178,20 @@ impl Mixer {
     /// Appends the rows of a group to the buffer, and to the slots those that are not excluded.
     fn read_group(&mut self, group: &RowGroup, excluded: &mut Excluded) -> Result<()> {
         let start = self.token_idx.len();
-        self.rows.read(group.shard, group.rows.clone(), start, &mut self.buffers)?;
-        let shard = &self.rows.run.shards()[group.shard];
-        self.token_idx.extend(self.rows.run.token_idx_rows(shard, group.rows.clone())?);
         let special = self.rows.special(group.shard, group.rows.clone())?;
-        for (slot, special) in (start..).zip(special) {
-            if self.rows.keeps(special, slot, &self.buffers, excluded) {
-                self.slots.push(slot as u32);
+        let block = self.rows.block();
+        for first in group.rows.clone().step_by(block) {
+            let rows = first..group.rows.end.min(first + block);
+            let slot = start + first - group.rows.start;
+            self.rows.read(group.shard, rows.clone(), slot, &mut self.buffers)?;
+            for slot in slot..slot + rows.len() {
+                if self.rows.keeps(special[slot - start], slot, &self.buffers, excluded) {
+                    self.slots.push(slot as u32);
+                }
             }
         }
+        let shard = &self.rows.run.shards()[group.shard];
+        self.token_idx.extend(self.rows.run.token_idx_rows(shard, group.rows.clone())?);
         Ok(())
     }
 
@@ -205,7 +212,9 @@ impl Mixer {
         for ((acts, buffer), width) in batch.acts.iter_mut().zip(&self.buffers).zip(self.rows.widths()) {
             acts.clear();
             acts.reserve(n * width);
-            drawn.iter().for_each(|&slot| acts.extend_from_slice(row(buffer, slot, width)));
+            for &slot in &drawn {
+                acts.extend_from_slice(row(buffer, slot, width));
+            }
         }
         batch.token_idx.extend(drawn.iter().map(|&slot| self.token_idx[slot as usize]));
         batch

@@ -14,6 +14,9 @@ use crate::store::Run;
 
 use super::{Batch, BatchOptions, Excluded};
 
+/// Bytes of a hook point that are read at a time: they are still in the cache of the core when their norms are looked at.
+const BLOCK_BYTES: usize = 256 << 10;
+
 /// The hook points of a reader.
 pub(super) struct Rows {
     pub(super) run: Run,
@@ -48,6 +51,12 @@ impl Rows {
 
     pub(super) fn widths(&self) -> impl Iterator<Item = usize> {
         self.hooks.iter().map(|entry| entry.width)
+    }
+
+    /// Rows that are read and looked at before the next ones are read.
+    pub(super) fn block(&self) -> usize {
+        let longest = self.hooks.iter().map(HookPointEntry::row_bytes).max().unwrap_or(1);
+        (BLOCK_BYTES / longest).max(1)
     }
 
     /// An empty batch, whose buffers may have been used before: they have any length.

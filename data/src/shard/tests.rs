@@ -238,9 +238,13 @@ fn the_column_act_is_plain_and_has_its_page_index() {
     // The reader of the `parquet` crate finds the same, whole and in part.
     let decoded = ActsFile::open(&path, run.hook_point(hook()).unwrap()).unwrap().decoded();
     for range in [0..600, 0..1, 64..66, 519..521, 599..600, 300..300] {
-        assert_eq!(decoded.read(range.clone()).unwrap(), file.read(range.clone()).unwrap(), "{range:?}");
+        assert_eq!(
+            decoded.read(range.clone(), Bytes::new()).unwrap(),
+            file.read(range.clone(), Bytes::new()).unwrap(),
+            "{range:?}"
+        );
         let expected = to_bytes(&rows(range.start as u64..range.end as u64, 0, width));
-        assert_eq!(file.read(range).unwrap().0, expected);
+        assert_eq!(file.read(range, Bytes::new()).unwrap().0, expected);
     }
     let token_idx = table.rows(&["token_idx"], 510..530).unwrap();
     let token_idx = table.primitive::<arrow::datatypes::UInt64Type>(&token_idx, "token_idx").unwrap();

@@ -1,10 +1,11 @@
 //! How do rows reach the places of their buckets in one file, with few and large writes?
 
 use std::path::Path;
+use std::thread::{self, JoinHandle};
 
 use fs_err as fs;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 
 /// Bytes of a bucket that wait to be written, at most; more would not make writing faster.
@@ -63,6 +64,35 @@ impl Scatter {
     pub(super) fn finish(mut self) -> Result<fs::File> {
         self.flush()?;
         Ok(self.file)
+    }
+}
+
+/// A thread that makes a file durable while others write to it, so that little is left to wait for at the end.
+#[derive(Default)]
+pub(super) struct Syncer {
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Syncer {
+    /// Begins with a file, unless the one before takes still.
+    pub(super) fn begin(&mut self, file: &fs::File) -> Result<()> {
+        if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Ok(());
+        }
+        // The system tells an error of the disk only once.
+        self.finish()?;
+        let file = file.try_clone()?;
+        let thread = thread::Builder::new().name("shuffle-sync".to_owned());
+        self.thread = Some(thread.spawn(move || file.sync_data())?);
+        Ok(())
+    }
+
+    /// Waits for what was begun.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(ended) => Ok(ended.map_err(|_panic| Error::Worker { what: "the thread that makes files durable" })??),
+            None => Ok(()),
+        }
     }
 }
 

@@ -75,7 +75,7 @@ fn every_row_survives_bit_for_bit_beside_its_token() {
         let numbers = shuffled.token_idx_rows(shard, 0..n).unwrap();
         for entry in shuffled.hook_points() {
             let file = shuffled.acts_file(entry.name, shard).unwrap();
-            let (bytes, scales) = file.read(0..n).unwrap();
+            let (bytes, scales) = file.read(0..n, Bytes::new()).unwrap();
             // The same rows in the same order at every hook point, by the column that others join on.
             let table = shuffled.table(&format!("{}/{}", entry.folder(), shard.file_name())).unwrap();
             let column = table.rows(&["token_idx"], 0..n).unwrap();
