@@ -67,7 +67,7 @@ fn saving_and_loading_changes_nothing() {
         let mut files: Vec<_> =
             fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         files.sort();
-        assert_eq!(files, [CONFIG_FILE, WEIGHTS_FILE], "no temporary file is left");
+        assert_eq!(files, [CONFIG_FILE, WEIGHTS_FILE, "sums.json"], "no temporary file is left");
     }
 }
 
