@@ -94,12 +94,11 @@ fn main() -> AnyResult<()> {
             let token = (i * 7919 % N_TOKENS) as u64;
             let start = Instant::now();
             let fresh;
-            let run = match opened {
-                Some(run) => run,
-                None => {
-                    fresh = Run::open(run.dir())?;
-                    &fresh
-                }
+            let run = if let Some(run) = opened {
+                run
+            } else {
+                fresh = Run::open(run.dir())?;
+                &fresh
             };
             std::hint::black_box(run.acts(hook, token..token + 1)?);
             times.push(start.elapsed().as_secs_f64() * 1e3);

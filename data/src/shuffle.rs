@@ -23,7 +23,6 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::Dtype;
-use crate::acts_write::rows_per_page;
 use crate::convert::Converted;
 use crate::error::{Error, Result};
 use crate::files;
@@ -49,6 +48,8 @@ const TOKEN_MEMORY: usize = 192;
 const MAX_BUCKETS: usize = 1 << 16;
 /// Bytes that are read at a time in the first pass.
 const READ_BYTES: usize = 4 << 20;
+/// Bytes that are given to the writer at a time in the second pass: it holds on to dozens of them.
+const WRITE_BYTES: usize = 128 << 10;
 /// Tokens that are read or written at a time.
 const TOKEN_ROWS: usize = 8192;
 /// Documents that are read at a time.
@@ -510,7 +511,7 @@ impl Job<'_> {
             read(&scratch[1 + hook], &places[1 + hook], buffer)?;
             // What did not fit was lost in the origin, nobody knows in which rows: it is told once.
             let lost = if first_filled == Some(bucket) { shuffle.run.statistics(entry.name)?.saturated } else { 0 };
-            for (i, rows) in order.chunks(rows_per_page(entry.row_bytes())).enumerate() {
+            for (i, rows) in order.chunks((WRITE_BYTES / entry.row_bytes()).max(1)).enumerate() {
                 let mut stored = pick(buffer, rows, entry);
                 stored.saturated = if i == 0 { lost } else { 0 };
                 shard.write_stored(hook, stored)?;
