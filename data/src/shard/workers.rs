@@ -195,15 +195,16 @@ impl RunWriter {
         // Whoever writes the run alone, or merges it, keeps workers out, and they keep it out.
         let shared = lock_shared(dir)?;
         let entering = lock_wait(&dir.join(WORKERS))?;
+        let others = entries(dir)?;
+        if let Some(other) = others.iter().find(|other| other.workers != worker.count) {
+            return Err(Error::OtherWorkers { expected: other.workers, found: worker.count, path: dir.to_owned() });
+        }
         let lock_path = worker.path(dir, "lock");
         let own = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path)?;
         if let Err(std::fs::TryLockError::WouldBlock) = own.file().try_lock() {
             return Err(Error::WorkerBusy { worker: worker.to_string(), path: dir.to_owned() });
         }
-        let others = entries(dir)?;
-        if let Some(other) = others.iter().find(|other| other.workers != worker.count) {
-            return Err(Error::OtherWorkers { expected: other.workers, found: worker.count, path: dir.to_owned() });
-        }
+        let command = manifest.command.clone();
         if let Some(found) = begun(dir, &manifest)? {
             manifest = found;
         } else {
@@ -214,13 +215,10 @@ impl RunWriter {
         create_folders(dir, &manifest)?;
         files::create_dir(&dir.join(PLAN))?;
         let known = others.into_iter().find(|entry| entry.worker == worker.index);
-        let entry = known.unwrap_or_else(|| Entry {
-            worker: worker.index,
-            workers: worker.count,
-            command: Vec::new(),
-            planned: None,
-            corpus_sha256: None,
-        });
+        let (planned, corpus_sha256) = known.map_or((None, None), |entry| (entry.planned, entry.corpus_sha256));
+        let entry = Entry { worker: worker.index, workers: worker.count, command, planned, corpus_sha256 };
+        let membership = Membership { worker, dir: dir.to_owned(), lock: own, entry };
+        membership.write()?;
         let (journal, lost) = durable(dir, |shard| worker.owns(shard))?;
         if !lost.is_empty() {
             tracing::warn!("files of the shards {lost:?} are lost in `{}`", dir.display());
@@ -228,7 +226,6 @@ impl RunWriter {
         }
         remove_what_is_not_durable(dir, &manifest, &journal, |shard| worker.owns(shard))?;
         drop(entering);
-        let membership = Membership { worker, dir: dir.to_owned(), lock: own, entry };
         Ok(Joined::Begun(Self::new(dir, manifest, journal, shared), membership))
     }
 }
@@ -236,12 +233,6 @@ impl RunWriter {
 impl Membership {
     pub fn worker(&self) -> Worker {
         self.worker
-    }
-
-    /// Says what this worker was asked for.
-    pub fn started(&mut self, command: &[String]) -> Result<()> {
-        self.entry.command = command.to_vec();
-        self.write()
     }
 
     /// Says what the whole corpus makes; the network begins now.
@@ -537,7 +528,6 @@ mod tests {
     /// A worker that writes these shards of 20 tokens, and is done if the corpus has a sum.
     fn work(dir: &Path, worker: &str, shards: &[u64], corpus_sha256: Option<&str>) {
         let (run, mut member) = join(dir, worker).unwrap();
-        member.started(&["polariscope".to_owned()]).unwrap();
         member.planned(planned()).unwrap();
         for &shard in shards {
             testing::write_shard(&run, shard as usize, shard * 20..shard * 20 + 20, 7);

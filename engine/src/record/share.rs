@@ -55,13 +55,11 @@ pub fn record_share(
     progress: &mut dyn FnMut(&RecordProgress) -> ControlFlow<()>,
 ) -> Result<Shared> {
     let context = context(model, options)?;
-    let command = provenance.command.clone();
     let manifest = new_manifest(model, described, tokenizer, corpus, options, context, provenance)?;
     let (run, mut member) = match RunWriter::join(out, manifest, worker)? {
         Joined::Begun(run, member) => (run, member),
         Joined::Complete(manifest) => return Ok(Shared::Complete(manifest)),
     };
-    member.started(&command)?;
     let reader = Reader {
         corpus,
         tokenizer,
