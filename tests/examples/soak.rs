@@ -1,4 +1,5 @@
-//! Is nothing lost, in the long run? `cargo xtask soak` starts it: `--kills N`, `--seed N`, `--out FOLDER`.
+//! Is nothing lost, in the long run? `cargo xtask soak` starts it: `--kills N`, `--seed N`, `--only COMMAND`,
+//! `--out FOLDER`.
 
 #![expect(clippy::print_stderr, reason = "a person waits for it")]
 
@@ -12,7 +13,7 @@ use tests::soak::{self, Bench, Random, Report, SUBJECTS};
 const KILLS: usize = 100;
 
 fn main() -> Result<()> {
-    let (mut kills, mut seed, mut out) = (KILLS, 1, PathBuf::from("soak"));
+    let (mut kills, mut seed, mut out, mut only) = (KILLS, 1, PathBuf::from("soak"), None);
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
         let value = args.next().with_context(|| format!("`{name}` needs a value"))?;
@@ -20,18 +21,20 @@ fn main() -> Result<()> {
             "--kills" => kills = value.parse()?,
             "--seed" => seed = value.parse()?,
             "--out" => out = value.into(),
-            _ => bail!("no option `{name}`\nhint: there are `--kills`, `--seed` and `--out`"),
+            "--only" => only = Some(value),
+            _ => bail!("no option `{name}`\nhint: there are `--kills`, `--seed`, `--only` and `--out`"),
         }
     }
     let mut random = Random::new(seed);
     let bench = Bench::new()?;
     let mut report = Report { seed, ..Report::default() };
-    for (at, subject) in SUBJECTS.iter().enumerate() {
+    let chosen = || SUBJECTS.iter().enumerate().filter(|(_, it)| only.as_ref().is_none_or(|name| name == it.name));
+    for (at, subject) in chosen() {
         eprintln!("soak: {} is killed {kills} times", subject.name);
         report.kills.push(bench.kill(at, kills, &mut random)?);
     }
     if bench.has_faults() {
-        for (at, subject) in SUBJECTS.iter().enumerate() {
+        for (at, subject) in chosen() {
             eprintln!("soak: the disk fails below {}", subject.name);
             report.faults.extend(bench.fail(at, None, &mut random)?);
         }

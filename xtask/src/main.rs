@@ -34,7 +34,7 @@ Commands:
   test [ARGS]
             sets up if need be, brings the real model where it can, runs every test;
             ARGS go to `cargo test --workspace`
-  soak [--kills 100] [--seed 1] [--out DIR]
+  soak [--kills 100] [--seed 1] [--only COMMAND] [--out DIR]
             kills every command that writes at random moments, lets the disk fail below it, and
             compares every byte afterwards; writes `soak.json` and `soak.txt` into `target/soak`
   bench [FILTER]
