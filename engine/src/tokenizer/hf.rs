@@ -24,10 +24,15 @@ pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
     }
     let bytes = read_bounded(&path)?;
     let sha256 = hex(&Sha256::digest(&bytes));
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| Error::Tokenizer {
+    let foreign = |error: String| Error::Tokenizer {
         what: format!("expected the format of the `tokenizers` library, found something else ({error})"),
         path: path.clone(),
-    })?;
+    };
+    // The library itself panics at some of what it does not know.
+    let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
+    let mut tokenizer = read
+        .map_err(|_panic| foreign("a part that it does not know".to_owned()))?
+        .map_err(|error| foreign(error.to_string()))?;
     // What a file may ask for is not what an instrument wants: nothing is cut off, nothing is padded.
     tokenizer.with_padding(None);
     tokenizer
