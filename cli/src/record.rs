@@ -192,12 +192,11 @@ impl Job<'_> {
             interrupt::flow()
         };
         let (tokenizer, corpus, out, options) = (tokenizer.as_ref(), &self.corpus, self.out, &self.options);
-        let recorded = match &self.broken {
-            Some(broken) => record::repair(&model, described, tokenizer, corpus, out, options, broken, &mut show),
-            None => {
-                let made = invocation.provenance();
-                record::record(&model, described, tokenizer, corpus, out, options, made, self.resume, &mut show)
-            }
+        let recorded = if let Some(broken) = &self.broken {
+            record::repair(&model, described, tokenizer, corpus, out, options, broken, &mut show)
+        } else {
+            let made = invocation.provenance();
+            record::record(&model, described, tokenizer, corpus, out, options, made, self.resume, &mut show)
         }?;
         bar.finish_and_clear();
         match recorded {

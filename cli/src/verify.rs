@@ -72,7 +72,9 @@ impl Verify {
             }))?;
         }
         if let Some((first, others)) = report.problems.split_first() {
-            others.iter().for_each(|problem| output::note(&problem.to_string()));
+            for problem in others {
+                output::note(&problem.to_string());
+            }
             bail!("{first} of `{}`\nhint: {}", self.run.display(), next_step(first));
         }
         if !self.json {

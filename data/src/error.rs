@@ -221,8 +221,12 @@ fn io_hint(cause: &io::Error) -> &'static str {
             "\nhint: if a folder disappeared, the same command writes again what is lost (with `--resume` where it has that)"
         }
         // Of what was read, not of the disk.
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => "",
-        io::ErrorKind::Other | io::ErrorKind::Interrupted | io::ErrorKind::IsADirectory => "",
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::InvalidData
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::Other
+        | io::ErrorKind::Interrupted
+        | io::ErrorKind::IsADirectory => "",
         _ => {
             "\nhint: when the disk is well again, the same command goes on from what is whole (with `--resume` where it has that)"
         }

@@ -105,7 +105,9 @@ pub fn seal(head: &mut [u8], rest: &[&[u8]]) {
     let Some(at) = place(head) else { return };
     let mut hasher = Sha256::new();
     hasher.update(&*head);
-    rest.iter().for_each(|part| hasher.update(part));
+    for part in rest {
+        hasher.update(part);
+    }
     head[at..at + ZEROS.len()].copy_from_slice(hex(&hasher.finalize()).as_bytes());
 }
 

@@ -129,7 +129,7 @@ impl Work<'_> {
             Seal::Whole => return Ok(true),
             Seal::Broken => self.problem(relative, None, "other bytes than were written", shard),
             Seal::Missing => {
-                self.problem(relative, None, format!("expected its sum as `{}`, found none", sums::KEY), shard)
+                self.problem(relative, None, format!("expected its sum as `{}`, found none", sums::KEY), shard);
             }
         }
         Ok(false)

@@ -120,9 +120,9 @@ pub(crate) fn write(path: &Path, tensors: &[Named<'_>], text: Option<(&str, Stri
     let values: Vec<&[u8]> = tensors.iter().map(|tensor| bytemuck::cast_slice(tensor.values)).collect();
     sums::seal(&mut head, &values);
     let mut file = PendingFile::create(path)?;
-    let parts = std::iter::once(head.as_slice()).chain(values);
+    let mut parts = std::iter::once(head.as_slice()).chain(values);
     // As an error of `data`, which knows what can be done about a disk.
-    parts.map(|part| file.write_all(part)).collect::<std::io::Result<()>>().map_err(data::Error::from)?;
+    parts.try_for_each(|part| file.write_all(part)).map_err(data::Error::from)?;
     file.publish()?;
     Ok(files::sync_dir(path.parent().unwrap_or(path))?)
 }

@@ -103,6 +103,7 @@ struct State {
 
 static STATE: OnceLock<Option<State>> = OnceLock::new();
 
+#[expect(clippy::disallowed_methods, reason = "a library that is preloaded has no other arguments")]
 fn state() -> Option<&'static State> {
     let read = || {
         let root = PathBuf::from(std::env::var_os("FAULTS_ROOT")?);

@@ -91,7 +91,7 @@ impl Bench {
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut bench = Self {
             // Paths of open files are told by the system without links in them.
-            folder: tempfile::tempdir_in(std::env::temp_dir().canonicalize()?)?,
+            folder: tempfile::tempdir_in(tempfile::env::temp_dir().canonicalize()?)?,
             program: built.join("polariscope"),
             faults: (cfg!(target_os = "linux") && faults.is_file()).then_some(faults),
             model: checkout.join("data/mini").canonicalize()?,

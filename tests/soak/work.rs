@@ -88,7 +88,7 @@ impl Work {
         let mut command = Command::new(program);
         command.args(args).current_dir(&self.folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // With these it does not start itself again.
-        command.env("GOMP_SPINCOUNT", "1000").env("XDG_RUNTIME_DIR", std::env::temp_dir());
+        command.env("GOMP_SPINCOUNT", "1000").env("XDG_RUNTIME_DIR", tempfile::env::temp_dir());
         command.env("NO_COLOR", "1").env("POLARISCOPE_CACHE", "no-cache-in-tests").env_remove("RUST_BACKTRACE");
         if let Some(library) = faults {
             command.env("LD_PRELOAD", library).env("FAULTS_ROOT", &self.folder).env("FAULTS_TRACE", self.trace());

@@ -101,7 +101,9 @@ impl Recording<'_> {
     /// That what the shards say they hold or have skipped is what was read from the corpus.
     fn check(&self, journal: &[JournalEntry], tokens: u64) -> Result<()> {
         let mut counts = Counts::default();
-        journal.iter().for_each(|entry| counts.add(&entry.counts));
+        for entry in journal {
+            counts.add(&entry.counts);
+        }
         counts.tokens_expected = tokens;
         Ok(counts.check(self.out)?)
     }

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use data::hook_point::{HookPoint, Site};
@@ -33,7 +34,7 @@ impl Bench {
         for _ in 0..random.random_range(1..14) {
             let length = if random.random_bool(0.2) { 0 } else { random.random_range(1..40) };
             let ids: Vec<u32> = (0..length).map(|_| random.random_range(1..320)).collect();
-            lines.push_str(&format!("{{\"tokens\": {ids:?}}}\n"));
+            writeln!(lines, "{{\"tokens\": {ids:?}}}").unwrap();
             tokens += length;
         }
         lines.push_str("{\"tokens\": [2, 7]}\n");
