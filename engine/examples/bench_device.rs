@@ -16,11 +16,12 @@ use data::corpus::Corpus;
 use data::hook_point::HookPoint;
 use engine::config::{Config, Preset};
 use engine::device::Device;
-use engine::gemma::model::{Batch, Forward, LoadOptions, Model, Precision};
+use engine::gemma::model::{Forward, LoadOptions, Model, Precision};
 use engine::generate::{Generate, Sampling};
 use engine::hook::Hooks;
 use engine::plan::{MemoryPlan, Workload};
 use engine::record::{Provenance, RecordOptions, describe, record};
+use engine::testing::batch;
 use engine::weights::Weights;
 use fs_err as fs;
 use serde_json::{Value, json};
@@ -52,7 +53,7 @@ fn main() -> Result<()> {
     let plan = MemoryPlan::of(&config, &options, &work);
     println!("{}", json!({"bench": name("planned"), "measured": plan.on_device() as f64 / 1e9, "unit": "GB"}));
 
-    let batch = batch(&config, BATCH);
+    let batch = batch(config.d_vocab, BATCH / LENGTH, LENGTH);
     let products = MatrixProducts::new(&config, options);
     let (mut alone, mut bare) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
@@ -123,7 +124,7 @@ fn random(config: &Config, options: LoadOptions) -> Result<Weights> {
 fn recording(name: &str, weights: &Weights, model: &Model) -> Result<()> {
     let folder = scratch()?;
     let path = folder.join("corpus.jsonl");
-    let batch = batch(model.config(), BATCH);
+    let batch = batch(model.config().d_vocab, BATCH / LENGTH, LENGTH);
     let line = |ids: &[u32]| format!("{{\"tokens\": {ids:?}}}");
     let lines: Vec<String> = (0..BATCHES).flat_map(|_| batch.ids.chunks(LENGTH).map(line)).collect();
     fs::write(&path, lines.join("\n"))?;
@@ -180,7 +181,7 @@ fn plain_write(bytes: usize) -> Result<f64> {
 
 /// Tokens one after the other, each with a pass of its own over the keys and values so far.
 fn generation(name: &str, model: &Model) -> Result<()> {
-    let prompt = batch(model.config(), LENGTH).ids;
+    let prompt = batch(model.config().d_vocab, 1, LENGTH).ids;
     let options = Generate { max_tokens: GENERATED, sampling: Sampling::GREEDY, stop: Vec::new() };
     let mut first = None;
     let mut last = Instant::now();
@@ -193,16 +194,6 @@ fn generation(name: &str, model: &Model) -> Result<()> {
     let rate = (GENERATED - 1) as f64 / took;
     println!("{}", json!({"bench": name, "measured": rate, "unit": "tokens/s"}));
     Ok(())
-}
-
-/// Sequences of [`LENGTH`] tokens.
-fn batch(config: &Config, tokens: usize) -> Batch {
-    let mut batch = Batch::default();
-    for sequence in 0..tokens / LENGTH {
-        let id = |i: usize| ((sequence * LENGTH + i) * 7919 % (config.d_vocab - 1000)) as u32 + 500;
-        batch.push(&(0..LENGTH).map(id).collect::<Vec<_>>());
-    }
-    batch
 }
 
 /// The matrix products of the layers, and nothing else; of a model with experts, of those that a token takes.

@@ -12,9 +12,10 @@ use std::time::Instant;
 
 use data::corpus::Corpus;
 use data::hook_point::{HookPoint, Site};
-use engine::gemma::model::{Batch, Forward, Model, Precision};
+use engine::gemma::model::{Forward, Model, Precision};
 use engine::hook::Hooks;
 use engine::record::{Provenance, RecordOptions, describe, record};
+use engine::testing::batch;
 use engine::weights::Weights;
 use fs_err as fs;
 use serde_json::{Value, json};
@@ -50,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Tokens per second of the bare forward pass.
 fn forward(weights: &Weights, precision: Precision) -> Result<f64, Box<dyn std::error::Error>> {
     let model = Model::from_weights(weights, precision)?;
-    let batch = batch(&model);
+    let batch = batch(model.config().d_vocab, SEQUENCES, LENGTH);
     let products = MatrixProducts::new(&model, precision);
     let points: Vec<HookPoint> =
         (0..model.config().n_layers).map(|layer| HookPoint::block(Site::ResidPost, layer)).collect();
@@ -87,7 +88,7 @@ fn forward(weights: &Weights, precision: Precision) -> Result<f64, Box<dyn std::
 fn recording(weights: &Weights) -> Result<(), Box<dyn std::error::Error>> {
     const BATCHES: usize = 4;
     let model = Model::from_weights(weights, Precision::F32)?;
-    let batch = batch(&model);
+    let batch = batch(model.config().d_vocab, SEQUENCES, LENGTH);
     let folder = scratch()?;
     let corpus_path = folder.join("corpus.jsonl");
     let lines: Vec<String> =
@@ -126,15 +127,6 @@ fn recording(weights: &Weights) -> Result<(), Box<dyn std::error::Error>> {
         );
     }
     Ok(())
-}
-
-fn batch(model: &Model) -> Batch {
-    let mut batch = Batch::default();
-    for sequence in 0..SEQUENCES {
-        let id = |i: usize| ((sequence * LENGTH + i) * 7919 % (model.config().d_vocab - 1000)) as u32 + 500;
-        batch.push(&(0..LENGTH).map(id).collect::<Vec<_>>());
-    }
-    batch
 }
 
 /// The matrix products of a forward pass, and nothing else.

@@ -1,12 +1,13 @@
 //! Where do tests find the real model, and how do they make small ones?
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use tch::{Kind, Tensor};
 
 use crate::device::Device;
-use crate::gemma::model::{LoadOptions, Model, Precision};
+use crate::gemma::model::{Batch, LoadOptions, Model, Precision};
 use crate::weights::gguf::Value;
 
 /// The real 270M below the cache folder.
@@ -66,6 +67,37 @@ pub fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     let here = |x: &Tensor| x.to_device(tch::Device::Cpu).to_kind(Kind::Double);
     (here(a) - here(b)).abs().max().double_value(&[])
+}
+
+/// Every file below a folder with its bytes, by its path from there.
+///
+/// # Panics
+/// Where one cannot be read.
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs_err::read_dir(next).expect("the folder is there") {
+            let path = entry.expect("the folder is read").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
+                found.insert(name, fs_err::read(&path).expect("the file is there"));
+            }
+        }
+    }
+    found
+}
+
+/// Sequences of `length` tokens each, end to end, for benches: the ids look random and are the same everywhere.
+pub fn batch(d_vocab: usize, sequences: usize, length: usize) -> Batch {
+    let mut batch = Batch::default();
+    for sequence in 0..sequences {
+        let id = |i: usize| ((sequence * length + i) * 7919 % (d_vocab - 1000)) as u32 + 500;
+        batch.push(&(0..length).map(id).collect::<Vec<_>>());
+    }
+    batch
 }
 
 /// The bytes of a GGUF file with these metadata and tensors, for tests of what reads them.

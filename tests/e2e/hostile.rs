@@ -1,7 +1,6 @@
-//! Do the readers of foreign files survive bytes that nobody wrote? A short run of what `cargo xtask soak` runs for long.
+//! Do the readers of foreign files survive bytes that nobody wrote?
 //!
-//! Every seed is read as it is, cut short, and with a few bytes changed, by a fixed stream of random numbers. What the
-//! long runs found stands below as tests of its own.
+//! Every seed is read as it is, cut short, and with a few bytes changed, by a fixed stream of random numbers.
 
 use std::path::{Path, PathBuf};
 

@@ -6,32 +6,17 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::Receiver;
 use data::corpus::Corpus;
 use data::manifest::{Counts, JournalEntry, Manifest};
 use data::shard::RunWriter;
 
-use super::download::Downloads;
-use super::read::Reader;
-use super::{Cursor, Ended, Planner, RecordOptions, RecordProgress, Recorded, Recorder, Started, write};
+use super::read::{Item, Reader};
+use super::threads::{Queues, Threads};
+use super::{Cursor, Ended, Planner, RecordOptions, RecordProgress, Recorded, Started};
 use crate::error::{Error, Result};
 use crate::gemma::model::Model;
 use crate::tokenizer::Tokenizer;
-
-/// How much waits between the threads. It decides nothing of what is written.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Queues {
-    /// Sequences that wait for the network.
-    pub(super) sequences: usize,
-    /// Batches that wait to be written.
-    pub(super) batches: usize,
-}
-
-impl Default for Queues {
-    fn default() -> Self {
-        Self { sequences: 256, batches: 2 }
-    }
-}
 
 /// What is recorded, and into which run.
 pub(super) struct Recording<'a> {
@@ -124,18 +109,11 @@ impl Recording<'_> {
             skip_special: self.options.skip_special,
             from: gap.from,
         };
-        let downloads = Downloads::new(self.model.options().device)?;
-        std::thread::scope(|scope| {
-            let (items_in, items) = bounded(self.queues.sequences);
-            let reading = std::thread::Builder::new()
-                .name("read corpus".to_owned())
-                .spawn_scoped(scope, move || reader.read(&items_in))
-                .map_err(Error::thread)?;
+        let begin = |items: &Receiver<Item>| {
             // The run directory is made when there is a first sequence to put into it.
             let mut planner = Planner::default();
-            let first = planner.next_sequence(&items);
+            let first = planner.next_sequence(items);
             if first.is_none() && gap.shard == 0 {
-                reading.join().map_err(Error::panicked)??;
                 return Err(Error::EmptyCorpus);
             }
             let run = match run {
@@ -146,7 +124,6 @@ impl Recording<'_> {
                 let text = |id| tokenizer.token_text(id).unwrap_or_default();
                 run.write_vocab(&(0..tokenizer.vocab_size() as u32).map(text).collect::<Vec<_>>())?;
             }
-
             let started = Started {
                 routing: run.manifest().routing.clone(),
                 next_shard: gap.shard,
@@ -154,21 +131,14 @@ impl Recording<'_> {
                 until: gap.until,
                 tokens: planner.tokens_before,
             };
-            let (jobs, jobs_out) = bounded(self.queues.batches);
-            let writing = std::thread::Builder::new()
-                .name("write shards".to_owned())
-                .spawn_scoped(scope, move || write::write(run, &jobs_out))
-                .map_err(Error::thread)?;
-            let mut recorder = Recorder::new(self.model, self.options, started, jobs, downloads);
-            let ended = recorder.run(first, planner, &items, progress);
-            let last = recorder.progress;
-            drop(recorder);
-            drop(items);
-            // An error of the writer or the reader is the cause of what the network thread noticed, so it comes first.
-            let run = writing.join().map_err(Error::panicked)??;
-            reading.join().map_err(Error::panicked)??;
-            Ok((run, ended?, last))
-        })
+            Ok((run, started, (first, planner)))
+        };
+        let threads = Threads { model: self.model, options: self.options, queues: self.queues };
+        threads.run(
+            move |items| reader.read(items),
+            begin,
+            |recorder, (first, planner), items| recorder.run(first, planner, items, progress),
+        )
     }
 }
 

@@ -10,6 +10,7 @@ mod lengths;
 mod read;
 mod routing;
 mod share;
+mod threads;
 mod write;
 
 use std::cell::RefCell;
@@ -29,10 +30,11 @@ use serde_json::json;
 use tch::Tensor;
 
 use self::download::Downloads;
-use self::fill::{Queues, Recording};
+use self::fill::Recording;
 use self::read::{Item, Sequence};
 use self::routing::Listener;
 pub use self::share::{Shared, record_share};
+use self::threads::Queues;
 use self::write::{Job, Rows};
 use crate::config::Config;
 use crate::error::{Error, Result};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 use data::corpus::Corpus;
 use data::files::hex;
 use data::manifest::{self, Manifest};
@@ -16,12 +16,12 @@ use data::shard::workers::{Joined, Membership, Planned, Worker};
 use data::tables::DocumentRow;
 use sha2::{Digest as _, Sha256};
 
-use super::download::Downloads;
 use super::lengths::{self, PART_BYTES, Placed};
 use super::read::{Item, Reader, sum, truncate};
-use super::write::{self, Job};
+use super::threads::{Queues, Threads};
+use super::write::Job;
 use super::{
-    Cursor, Ended, Planner, Provenance, Queues, RecordOptions, RecordProgress, Recorder, Started, context, new_manifest,
+    Cursor, Ended, Planner, Provenance, RecordOptions, RecordProgress, Recorder, Started, context, new_manifest,
 };
 use crate::error::{Error, Result};
 use crate::gemma::model::Model;
@@ -88,7 +88,6 @@ pub fn record_share(
     let earlier: u64 = run.journal().iter().map(|entry| entry.counts.tokens_expected).sum();
     let wanted = (0..planned.shards).filter(|shard| worker.owns(*shard) && !durable.contains(shard)).collect();
     let share = Share { reader, member: &member, options, wanted };
-    let downloads = Downloads::new(model.options().device)?;
     let started = Started {
         routing: run.manifest().routing.clone(),
         next_shard: durable.len(),
@@ -96,28 +95,12 @@ pub fn record_share(
         until: None,
         tokens: earlier,
     };
-    let queues = Queues::default();
-    let (run, ended, last) = std::thread::scope(|scope| {
-        let (items_in, items) = bounded(queues.sequences);
-        let reading = std::thread::Builder::new()
-            .name("read corpus".to_owned())
-            .spawn_scoped(scope, move || share.read(&items_in))
-            .map_err(Error::thread)?;
-        let (jobs, jobs_out) = bounded(queues.batches);
-        let writing = std::thread::Builder::new()
-            .name("write shards".to_owned())
-            .spawn_scoped(scope, move || write::write(run, &jobs_out))
-            .map_err(Error::thread)?;
-        let mut recorder = Recorder::new(model, options, started, jobs, downloads);
-        let ended = recorder.run_share(&items, progress);
-        let last = recorder.progress;
-        drop(recorder);
-        drop(items);
-        // As in `record`: the cause comes before what the network thread noticed of it.
-        let run = writing.join().map_err(Error::panicked)??;
-        reading.join().map_err(Error::panicked)??;
-        Ok::<_, Error>((run, ended?, last))
-    })?;
+    let threads = Threads { model, options, queues: Queues::default() };
+    let (run, ended, last) = threads.run(
+        move |items| share.read(items),
+        |_items| Ok((run, started, ())),
+        |recorder, (), items| recorder.run_share(items, progress),
+    )?;
     match (ended, run) {
         (Ended::Complete { sha256, .. }, Some(run)) => {
             let journal = run.journal();

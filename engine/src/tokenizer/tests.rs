@@ -401,3 +401,16 @@ fn the_real_vocabulary_is_lossless() {
     assert!(tokenizer.is_special(105) && !tokenizer.is_special(107));
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_ids(), tokenizer.pad_id()), (Some(2), [1].as_slice(), Some(0)));
 }
+
+/// Found by changed bytes: the library panics at a decoder of a kind that it does not know.
+#[test]
+fn a_part_that_the_library_does_not_know_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = crate::testing::fixture("chat/tiny");
+    let text = fs::read_to_string(source.join("tokenizer.json")).unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+    file["decoder"] = json!({"type": "Nobody"});
+    fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let error = Tokenizer::from_hf_dir(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("expected the format of the `tokenizers` library"), "{error}");
+}

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -11,6 +10,7 @@ use rand_pcg::Pcg64;
 use super::*;
 use crate::gemma::model::Precision;
 use crate::record::{Provenance, describe, new_manifest, record, repair};
+use crate::testing::files;
 use crate::weights::Weights;
 
 struct Bench {
@@ -71,23 +71,6 @@ impl Bench {
             Recorded::Interrupted(at) => panic!("interrupted at {at:?}"),
         }
     }
-}
-
-/// Every file below a folder with its bytes.
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                found.insert(path.strip_prefix(folder).unwrap().to_owned(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
 }
 
 #[test]
