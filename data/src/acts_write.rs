@@ -31,12 +31,13 @@ use parquet::file::writer::TrackedWrite;
 use parquet::schema::types::SchemaDescriptor;
 use sha2::{Digest, Sha256};
 
+use crate::convert::Converted;
 use crate::error::{Error, Result};
 use crate::files::{PendingFile, hex};
 use crate::manifest::{FileEntry, HookPointEntry, RowGroupMark};
 use crate::parquet_io::write_error;
 use crate::schema;
-use crate::statistics::{Accumulator, ShardStatistics};
+use crate::statistics::{Accumulator, Computed, ShardStatistics};
 
 /// Bytes of a page of `act`: what a reader of a single row has to read.
 pub(crate) const PAGE_BYTES: usize = 1 << 20;
@@ -66,7 +67,7 @@ enum Job {
     /// A row group ends after this many bytes.
     Mark(u64),
     /// Rows, not necessarily whole pages.
-    Rows { rows: Bytes, scales: Vec<f32>, special: Vec<bool>, saturated: u64 },
+    Rows { rows: Bytes, scales: Vec<f32>, special: Vec<bool>, saturated: u64, computed: Option<Computed> },
 }
 
 /// A thread that hashes files and adds up statistics while others write them.
@@ -140,8 +141,8 @@ fn run(receiver: &Receiver<(usize, Job)>, mut files: Vec<Hashing>) -> Vec<Digest
                 let sha256 = hex(&file.hasher.clone().finalize());
                 file.entry.row_groups.push(RowGroupMark { end, sha256 });
             }
-            Job::Rows { rows, scales, special, saturated } => {
-                file.accumulator.add(&rows, &scales, &special);
+            Job::Rows { rows, scales, special, saturated, computed } => {
+                file.accumulator.add(&rows, &scales, &special, computed.as_ref());
                 file.accumulator.add_saturated(saturated);
             }
         }
@@ -219,15 +220,15 @@ impl ActsWriter {
         self.n_rows
     }
 
-    /// Writes rows as they are stored; `special` is for the statistics.
+    /// Writes rows as they are stored; `special` and what they were before that are for the statistics.
     pub(crate) fn write(
         &mut self,
         hasher: &Hasher,
-        rows: &Bytes,
-        scales: Vec<f32>,
+        stored: Converted,
         special: Vec<bool>,
-        saturated: u64,
+        computed: Option<Computed>,
     ) -> Result<()> {
+        let Converted { bytes: rows, scales, saturated } = stored;
         let page_rows = rows_per_page(self.row_bytes);
         let n = rows.len() / self.row_bytes;
         let mut done = 0;
@@ -247,7 +248,7 @@ impl ActsWriter {
             }
         }
         self.n_rows += n as u64;
-        hasher.send(self.file, Job::Rows { rows: rows.clone(), scales, special, saturated })
+        hasher.send(self.file, Job::Rows { rows, scales, special, saturated, computed })
     }
 
     /// Writes the footer. The checksum is the hashing thread's.

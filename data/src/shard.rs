@@ -21,6 +21,7 @@ use crate::files;
 use crate::manifest::{self, Counts, JournalEntry, Manifest, Routing, Shard, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
 use crate::routing::{RoutingColumns, RoutingWriter};
+use crate::statistics::Computed;
 use crate::tables::{self, DocumentRow, TokenColumns, VOCAB_FILE};
 use crate::{Dtype, schema};
 
@@ -303,7 +304,6 @@ impl ShardWriter {
     ///
     /// `hook` is an index into the manifest's `hook_points`; `rows` is `[row, width]`, little endian, in the format
     /// `source`, and is converted when the run stores another. The buffer is kept, not copied, until it is written.
-    #[expect(clippy::needless_pass_by_value, reason = "parts of the buffer are kept; the caller gives its share away")]
     pub fn write_acts(&mut self, hook: usize, source: Dtype, rows: Bytes) -> Result<()> {
         let hooks = &self.shared.manifest.hook_points;
         let entry = hooks.get(hook).ok_or_else(|| Error::mismatch("hook points at most", hooks.len(), hook + 1))?;
@@ -325,7 +325,8 @@ impl ShardWriter {
             return Err(Error::mismatch(what, end, self.special.len()));
         };
         let hasher = &self.hashers[hook % self.hashers.len()];
-        writer.write(hasher, &converted.bytes, converted.scales, special.to_vec(), converted.saturated)
+        let computed = (source != entry.dtype).then_some(Computed { dtype: source, rows });
+        writer.write(hasher, converted, special.to_vec(), computed)
     }
 
     /// Appends the choices of experts of a layer of the model, for the tokens that follow those of its rows so far.

@@ -2,4 +2,5 @@
 #![expect(clippy::print_stderr, reason = "a test that leaves something out says so")]
 
 mod main_path;
+mod readers;
 mod support;

@@ -2,9 +2,9 @@
 
 use crate::support::{end, fails, polariscope, succeeds};
 
-const COMMANDS: [&str; 13] = [
-    "models", "fetch", "inspect", "run", "patch", "record", "train", "encode", "evaluate", "routing", "verify", "view",
-    "demo",
+const COMMANDS: [&str; 15] = [
+    "models", "fetch", "inspect", "run", "patch", "record", "train", "encode", "evaluate", "routing", "query",
+    "export", "verify", "view", "demo",
 ];
 
 #[test]

@@ -2,9 +2,12 @@
 
 mod bad_input;
 mod chat;
+mod export;
 mod hands;
 mod help;
 mod interrupted;
 mod ple;
+mod query;
 mod routing;
+mod storage;
 mod support;
