@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use polars::prelude::{
-    DataFrame, Engine, IntoLazy as _, LazyFrame, PlanCallback, PolarsError, PolarsResult, SchemaRef,
+    DataFrame, Engine, LazyFrame, PlanCallback, PolarsError, PolarsResult, SchemaRef,
 };
 use polars::sql::SQLContext;
 

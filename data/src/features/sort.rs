@@ -101,7 +101,7 @@ pub(super) fn sort(
         }
     }
     let by_feature = output.finish()?;
-    files::sync_dir(folder.path().join("by_feature"))?;
+    files::sync_dir(&folder.path().join("by_feature"))?;
     let mut starts = Vec::with_capacity(counts.len() + 1);
     let mut start = 0;
     for count in counts {

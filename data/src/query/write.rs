@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::str::FromStr;
 
-use polars::prelude::{BatchedWriter, ParquetCompression, ParquetWriter, PolarsError};
+use polars::io::parquet::write::BatchedWriter;
+use polars::prelude::{ParquetCompression, ParquetWriter, PolarsError};
 
 use super::{Answer, Rows, Value, failed};
 use crate::error::{Error, Result};
