@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use data::{HookPoint, Run};
+use data::{Dtype, HookPoint, Run};
 use scope::metrics::EvaluateOptions;
 use scope::{Metrics, Sae};
 use serde_json::json;
@@ -13,6 +13,9 @@ use crate::failure::Interrupted;
 use crate::{interrupt, output, progress};
 
 /// Measures a coder on the activations of a run
+///
+/// All metrics are measured on the rows as they are stored. `storage_explained_variance` says how much of the variance
+/// of the rows as the model computed them is left in those: 1 unless `record --store-dtype` rounded them.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  polariscope evaluate runs/news --sae runs/news/saes/resid-9")]
 pub(crate) struct Evaluate {
@@ -68,20 +71,37 @@ impl Evaluate {
         if interrupt::pressed() {
             return Err(Interrupted { resume: None }.into());
         }
-        if self.json { output::json(&value(&metrics)) } else { output::text(&table(&metrics)) }
+        let storage = Storage::of(&run, hook)?;
+        if self.json { output::json(&value(&metrics, &storage)) } else { output::text(&table(&metrics, &storage)) }
     }
 }
 
-fn value(metrics: &Metrics) -> serde_json::Value {
+/// What the coder cannot see: how the rows differ from what the model computed.
+struct Storage {
+    dtype: Dtype,
+    /// `None` where an older recorder did not sum it up.
+    explained_variance: Option<f64>,
+}
+
+impl Storage {
+    fn of(run: &Run, hook: HookPoint) -> Result<Self> {
+        let explained_variance = run.statistics(hook)?.storage_explained_variance();
+        Ok(Self { dtype: run.hook_point(hook)?.dtype, explained_variance })
+    }
+}
+
+fn value(metrics: &Metrics, storage: &Storage) -> serde_json::Value {
     json!({
         "n_tokens": metrics.n_tokens, "l0": metrics.l0, "l1": metrics.l1, "mse": metrics.mse,
         "explained_variance": metrics.explained_variance, "fvu": metrics.fvu, "cosine": metrics.cosine,
         "l2_ratio": metrics.l2_ratio, "relative_reconstruction_bias": metrics.relative_reconstruction_bias,
         "dead_features": metrics.dead_features, "dead_fraction": metrics.dead_fraction, "density": metrics.density,
+        "store_dtype": storage.dtype, "storage_explained_variance": storage.explained_variance,
     })
 }
 
-fn table(metrics: &Metrics) -> String {
+fn table(metrics: &Metrics, storage: &Storage) -> String {
+    let stored = storage.explained_variance.map_or_else(|| "unknown".to_owned(), |variance| format!("{variance:.6}"));
     let rows = [
         ("tokens", output::count(metrics.n_tokens)),
         ("l0", format!("{:.2}", metrics.l0)),
@@ -94,6 +114,8 @@ fn table(metrics: &Metrics) -> String {
         ("relative_reconstruction_bias", format!("{:.4}", metrics.relative_reconstruction_bias)),
         ("dead_features", output::count(metrics.dead_features as u64)),
         ("dead_fraction", format!("{:.4}", metrics.dead_fraction)),
+        ("store_dtype", storage.dtype.to_string()),
+        ("storage_explained_variance", stored),
     ];
     output::table(&rows.map(|(name, value)| vec![name.to_owned(), value]), &[1])
 }

@@ -37,7 +37,7 @@ use crate::files::{PendingFile, hex};
 use crate::manifest::{FileEntry, HookPointEntry, RowGroupMark};
 use crate::parquet_io::write_error;
 use crate::schema;
-use crate::statistics::{Accumulator, ShardStatistics};
+use crate::statistics::{Accumulator, Before, ShardStatistics};
 
 /// Bytes of a page of `act`: what a reader of a single row has to read.
 pub(crate) const PAGE_BYTES: usize = 1 << 20;
@@ -86,7 +86,7 @@ enum Job {
     /// A row group ends after this many bytes.
     Mark(u64),
     /// Rows, not necessarily whole pages.
-    Rows { rows: Bytes, scales: Vec<f32>, special: Vec<bool>, saturated: u64 },
+    Rows { rows: Bytes, scales: Vec<f32>, special: Vec<bool>, saturated: u64, before: Before },
 }
 
 /// A thread that hashes files and adds up statistics while others write them.
@@ -160,8 +160,8 @@ fn run(receiver: &Receiver<(usize, Job)>, mut files: Vec<Hashing>) -> Vec<Digest
                 let sha256 = hex(&file.hasher.clone().finalize());
                 file.entry.row_groups.push(RowGroupMark { end, sha256 });
             }
-            Job::Rows { rows, scales, special, saturated } => {
-                file.accumulator.add(&rows, &scales, &special);
+            Job::Rows { rows, scales, special, saturated, before } => {
+                file.accumulator.add(&rows, &scales, &special, &before);
                 file.accumulator.add_saturated(saturated);
             }
         }
@@ -241,13 +241,14 @@ impl ActsWriter {
         self.n_rows
     }
 
-    /// Writes rows; `special` is for the statistics.
+    /// Writes rows as they are stored; `special` and what they were before that are for the statistics.
     pub(crate) fn write(
         &mut self,
         hasher: &Hasher,
         stored: Converted,
         token_idx: &[u64],
         special: Vec<bool>,
+        before: Before,
     ) -> Result<()> {
         let Converted { bytes: rows, scales, saturated } = stored;
         let page_rows = rows_per_page(self.row_bytes);
@@ -270,7 +271,7 @@ impl ActsWriter {
             }
         }
         self.n_rows += n as u64;
-        hasher.send(self.file, Job::Rows { rows, scales, special, saturated })
+        hasher.send(self.file, Job::Rows { rows, scales, special, saturated, before })
     }
 
     /// Writes the footer. The checksum is the hashing thread's.

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::Dtype;
+
 /// The result of everything here that reads or writes.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -173,6 +175,43 @@ pub enum Error {
     #[error("cannot read documents: {what} in `{}`", .path.display())]
     CorpusFile { what: String, path: PathBuf },
 
+    #[error("no table of the run is called `{name}`\nhint: {}; `polariscope query RUN` lists all", near(nearest))]
+    NoSuchTable { name: String, nearest: Vec<String> },
+
+    #[error(
+        "expected a table of the run, found `{what}`\nhint: a query reads the run and nothing else; `polariscope query RUN` lists its tables"
+    )]
+    NotATable { what: String },
+
+    #[error("cannot read this as SQL: {cause}\nhint: for example `SELECT token, pos FROM tokens WHERE doc_id = 0`")]
+    NotSql { cause: String },
+
+    #[error("expected one `SELECT`, found something else\nhint: a run is never changed by a query")]
+    NotAQuestion,
+
+    #[error("the query cannot be answered: {cause}{hint}")]
+    Query { cause: String, hint: &'static str },
+
+    #[error("a link leads out of the run: `{}`\nhint: put the file itself there", .path.display())]
+    OutsideRun { path: PathBuf },
+
+    #[error("expected {known}, found `{found}`")]
+    UnknownFormat { found: String, known: &'static str },
+
+    #[error("`{}` exists already\nhint: nothing is overwritten; name another place or remove it", .path.display())]
+    Exists { path: PathBuf },
+
+    #[error(
+        "no token is left to export: {selected} were selected, all of them special\nhint: leave out `--skip-special`"
+    )]
+    NothingToExport { selected: u64 },
+
+    #[error("expected {context} tokens for one sequence at least, found {found}\nhint: a shorter `--context`")]
+    NoSequence { context: usize, found: u64 },
+
+    #[error("`{format}` cannot hold {dtype}\nhint: it holds {holds}")]
+    CannotHold { format: &'static str, dtype: Dtype, holds: &'static str },
+
     #[error("{what} ended unexpectedly\nhint: this is a fault of polariscope; please report it")]
     Worker { what: &'static str },
 
@@ -244,6 +283,14 @@ fn listing(known: &[String]) -> String {
 /// `1, 3`
 fn numbers(list: &[usize]) -> String {
     list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn near(nearest: &[String]) -> String {
+    match nearest {
+        [] => "nothing has been recorded yet".to_owned(),
+        [one] => format!("the only one is `{one}`"),
+        many => format!("the nearest are `{}`", many.join("`, `")),
+    }
 }
 
 fn first_line(text: &str) -> String {

@@ -3,7 +3,7 @@
 //! A file is written under a temporary name (it begins with a dot and ends in `.tmp`), fsynced and renamed,
 //! and then its directory is fsynced. A name that comes from a user or from disk never leads out of the run.
 
-use std::io::Write;
+use std::io::{self, BufWriter, Write};
 use std::path::{Component, Path, PathBuf};
 
 use fs_err as fs;
@@ -11,6 +11,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+
+/// Bytes that are gathered before a file is written to.
+const WRITE_BUFFER: usize = 1 << 20;
 
 /// Writes a small file so that it is whole or not there: temporary name, fsync, rename, fsync of the directory.
 pub fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
@@ -139,21 +142,124 @@ impl PendingFile {
     }
 }
 
-impl Write for PendingFile {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.file().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Drop for PendingFile {
     fn drop(&mut self) {
         if self.file.take().is_some() {
             // Nobody is left to tell; what stays is a temporary name that readers ignore and `resume` removes.
             let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+impl Write for PendingFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file for a person, where none was: whole after [`NewFile::publish`], and not there if it is dropped before.
+#[derive(Debug)]
+pub struct NewFile(BufWriter<PendingFile>);
+
+impl NewFile {
+    /// Begins a file; one that exists already is an error.
+    pub fn create(path: &Path) -> Result<Self> {
+        refuse_existing(path)?;
+        Ok(Self(BufWriter::with_capacity(WRITE_BUFFER, PendingFile::create(path)?)))
+    }
+
+    /// Fsyncs and renames, durably.
+    pub fn publish(self) -> Result<()> {
+        let pending = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let path = pending.path().to_owned();
+        refuse_existing(&path)?;
+        pending.publish()?;
+        sync_dir(parent(&path))
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Nothing that a person has is overwritten.
+pub(crate) fn refuse_existing(path: &Path) -> Result<()> {
+    if path.symlink_metadata().is_ok() { Err(Error::Exists { path: path.to_owned() }) } else { Ok(()) }
+}
+
+/// A folder under a temporary name, removed unless it is published.
+#[derive(Debug)]
+pub(crate) struct BuildFolder {
+    building: PathBuf,
+    target: PathBuf,
+    published: bool,
+}
+
+impl BuildFolder {
+    /// Begins a folder; what a process that was killed left of it is removed.
+    pub(crate) fn create(target: &Path) -> Result<Self> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let folder = Self {
+            building: target.with_file_name(format!(".{name}.tmp")),
+            target: target.to_owned(),
+            published: false,
+        };
+        for left in [&folder.building, &folder.old()] {
+            if left.exists() {
+                fs::remove_dir_all(left)?;
+            }
+        }
+        create_dir(&folder.building)?;
+        Ok(folder)
+    }
+
+    /// Where its files go until it is published.
+    pub(crate) fn path(&self) -> &Path {
+        &self.building
+    }
+
+    /// Renames the folder to its final name, in place of an older one.
+    pub(crate) fn publish(mut self) -> Result<()> {
+        sync_dir(&self.building)?;
+        let folder = parent(&self.target).to_owned();
+        if self.target.exists() {
+            // Two renames: for a moment there is neither, and never a mixture of both.
+            let old = self.old();
+            fs::rename(&self.target, &old)?;
+            fs::rename(&self.building, &self.target)?;
+            self.published = true;
+            sync_dir(&folder)?;
+            fs::remove_dir_all(&old)?;
+        } else {
+            fs::rename(&self.building, &self.target)?;
+            self.published = true;
+            sync_dir(&folder)?;
+        }
+        Ok(())
+    }
+
+    /// Where an older folder is put while this one takes its place.
+    fn old(&self) -> PathBuf {
+        let name = self.target.file_name().unwrap_or_default().to_string_lossy();
+        self.target.with_file_name(format!(".{name}.old.tmp"))
+    }
+}
+
+impl Drop for BuildFolder {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nobody is left to tell; readers ignore the temporary name and the next writer removes it.
+            let _ = fs::remove_dir_all(&self.building);
         }
     }
 }

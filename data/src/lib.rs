@@ -34,6 +34,60 @@
 //! # }
 //! ```
 //!
+//! # Without this crate
+//!
+//! A run is Parquet, so every reader of Parquet reads it. [`query`] asks it in SQL, [`export`] writes other formats.
+//! These examples are run by a test, on a run whose vectors have 32 numbers.
+//!
+//! DuckDB: which tokens surprise the model most?
+//!
+//! ```sql
+//! SELECT token, count(*) AS n, round(avg(nll), 2) AS nll, any_value(octet_length(act)) AS bytes
+//! FROM 'run/tokens/*.parquet'
+//! JOIN 'run/acts/hook_point=blocks.3.hook_resid_post/*.parquet' USING (token_idx)
+//! WHERE NOT special
+//! GROUP BY token ORDER BY nll DESC, token LIMIT 10
+//! ```
+//!
+//! Polars: at which tokens is the first number largest?
+//!
+//! ```python
+//! import polars as pl
+//! acts = pl.scan_parquet("run/acts/hook_point=blocks.3.hook_resid_post/*.parquet", hive_partitioning=False)
+//! numbers = pl.col("act").bin.reinterpret(dtype=pl.Array(pl.Float32, 32), endianness="little")
+//! first = acts.with_columns(numbers.arr.get(0).alias("first")).drop("act").sort("first", descending=True).head(10)
+//! print(first.join(pl.scan_parquet("run/tokens/*.parquet"), on="token_idx").select("token", "first").collect())
+//! ```
+//!
+//! pyarrow to NumPy, without a copy:
+//!
+//! ```python
+//! import numpy as np, pyarrow.parquet as pq
+//! folder = "run/acts/hook_point=blocks.3.hook_resid_post"
+//! act = pq.read_table(folder, columns=["act"], partitioning=None)["act"].combine_chunks().chunk(0)
+//! x = np.frombuffer(act.buffers()[1], dtype=np.float32, count=len(act) * act.type.byte_width // 4)
+//! x = x.reshape(len(act), -1)
+//! ```
+//!
+//! pandas:
+//!
+//! ```python
+//! import numpy as np, pandas as pd
+//! acts = pd.read_parquet("run/acts/hook_point=blocks.3.hook_resid_post", partitioning=None)
+//! rows = acts.merge(pd.read_parquet("run/tokens")[["token_idx", "token", "special"]], on="token_idx")
+//! rows = rows.sort_values("token_idx")
+//! x = np.stack([np.frombuffer(row, dtype=np.float32) for row in rows["act"]])
+//! ```
+//!
+//! Rows of i8 have a scale each:
+//!
+//! ```python
+//! import numpy as np, pyarrow.parquet as pq
+//! table = pq.read_table("run-i8/acts/hook_point=blocks.3.hook_resid_post", partitioning=None)
+//! q = np.stack([np.frombuffer(row, dtype=np.int8) for row in table["act"].to_pylist()])
+//! x = q.astype(np.float32) * table["scale"].to_numpy()[:, None]
+//! ```
+//!
 //! What holds here:
 //! - This crate never loads libtorch and never waits for a device.
 //! - A hook point exists if and only if it has a row in [`hook_point::TABLE`].
@@ -46,11 +100,13 @@ pub mod convert;
 pub mod corpus;
 pub mod dtype;
 pub mod error;
+pub mod export;
 pub mod features;
 pub mod files;
 pub mod hook_point;
 pub mod manifest;
 pub mod metrics;
+pub mod query;
 pub mod routing;
 pub mod shard;
 pub mod shuffle;

@@ -24,6 +24,7 @@ use crate::files;
 use crate::manifest::{self, Counts, JournalEntry, Manifest, Routing, Shard, Shuffled, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
 use crate::routing::{RoutingColumns, RoutingWriter};
+use crate::statistics::Before;
 use crate::sums::Seal;
 use crate::tables::{self, DocumentRow, TokenColumns, VOCAB_FILE};
 use crate::{Dtype, schema, sums};
@@ -363,7 +364,6 @@ impl ShardWriter {
     ///
     /// `hook` is an index into the manifest's `hook_points`; `rows` is `[row, width]`, little endian, in the format
     /// `source`, and is converted when the run stores another. The buffer is kept, not copied, until it is written.
-    #[expect(clippy::needless_pass_by_value, reason = "parts of the buffer are kept; the caller gives its share away")]
     pub fn write_acts(&mut self, hook: usize, source: Dtype, rows: Bytes) -> Result<()> {
         let hooks = &self.shared.manifest.hook_points;
         let entry = hooks.get(hook).ok_or_else(|| Error::mismatch("hook points at most", hooks.len(), hook + 1))?;
@@ -377,11 +377,12 @@ impl ShardWriter {
             return Err(Error::UnknownDtype { found: "i8 without scales".to_owned() });
         }
         let converted = convert::convert(source, entry.dtype, entry.width, &rows, &[]);
-        self.write_stored(hook, converted)
+        let before = if source == entry.dtype { Before::Same } else { Before::Computed { dtype: source, rows } };
+        self.write_stored(hook, converted, before)
     }
 
     /// Appends rows of a hook point that are in the format of the run already.
-    pub(crate) fn write_stored(&mut self, hook: usize, stored: Converted) -> Result<()> {
+    pub(crate) fn write_stored(&mut self, hook: usize, stored: Converted, before: Before) -> Result<()> {
         let entry = &self.shared.manifest.hook_points[hook];
         let writer = &mut self.acts[hook];
         let start = writer.n_rows() as usize;
@@ -392,7 +393,7 @@ impl ShardWriter {
         };
         let hasher = &self.hashers[hook % self.hashers.len()];
         let token_idx = self.token_idx.rows(start..end);
-        writer.write(hasher, stored, &token_idx, special.to_vec())
+        writer.write(hasher, stored, &token_idx, special.to_vec(), before)
     }
 
     /// Appends the choices of experts of a layer of the model, for the tokens that follow those of its rows so far.

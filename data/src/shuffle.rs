@@ -30,6 +30,7 @@ use crate::hook_point::HookPoint;
 use crate::manifest::{Counts, HookPointEntry, Manifest, Provenance, Shard, Shuffled};
 use crate::random::Order;
 use crate::shard::{RunWriter, ShardWriter};
+use crate::statistics::Before;
 use crate::store::Run;
 use crate::tables::{TokenColumns, VOCAB_FILE};
 
@@ -509,12 +510,17 @@ impl Job<'_> {
         let first_filled = self.tally.rows.iter().position(|&rows| rows > 0);
         for (hook, entry) in shuffle.hooks.iter().enumerate() {
             read(&scratch[1 + hook], &places[1 + hook], buffer)?;
-            // What did not fit was lost in the origin, nobody knows in which rows: it is told once.
-            let lost = if first_filled == Some(bucket) { shuffle.run.statistics(entry.name)?.saturated } else { 0 };
-            for (i, rows) in order.chunks((WRITE_BYTES / entry.row_bytes()).max(1)).enumerate() {
+            // What was lost was lost in the origin, nobody knows in which rows: it is told once.
+            let (mut saturated, mut sum_sq_error) = (0, Some(0.0));
+            if first_filled == Some(bucket) {
+                let origin = shuffle.run.statistics(entry.name)?;
+                (saturated, sum_sq_error) = (origin.saturated, origin.sum_sq_error);
+            }
+            for rows in order.chunks((WRITE_BYTES / entry.row_bytes()).max(1)) {
                 let mut stored = pick(buffer, rows, entry);
-                stored.saturated = if i == 0 { lost } else { 0 };
-                shard.write_stored(hook, stored)?;
+                stored.saturated = saturated;
+                shard.write_stored(hook, stored, Before::Stored { sum_sq_error })?;
+                (saturated, sum_sq_error) = (0, Some(0.0));
             }
             self.report(places[1 + hook].end - places[1 + hook].start);
         }

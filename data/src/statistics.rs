@@ -3,6 +3,7 @@
 //! Sums over rows are float64 and do not grow with the corpus. Special tokens are kept apart:
 //! the norm of a beginning-of-sequence token is often a thousand times that of the others, and would be all that a sum shows.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{Dtype, convert};
@@ -38,6 +39,10 @@ pub struct Statistics {
     /// Rows with a NaN or an infinity, which are left out of everything above.
     #[serde(default)]
     pub nonfinite: u64,
+    /// Σ‖x − x̂‖² over the rows that count, x as computed and x̂ as stored: 0 where both have the same dtype.
+    /// `None` where an older recorder did not sum it up.
+    #[serde(default)]
+    pub sum_sq_error: Option<f64>,
 }
 
 /// What a shard contributes to [`Statistics`].
@@ -53,6 +58,8 @@ pub struct ShardStatistics {
     pub max_abs_special: f64,
     pub saturated: u64,
     pub nonfinite: u64,
+    #[serde(default)]
+    pub sum_sq_error: Option<f64>,
 }
 
 impl Statistics {
@@ -60,12 +67,24 @@ impl Statistics {
     pub fn mean(&self) -> Vec<f64> {
         self.sum.iter().map(|sum| sum / self.n.max(1) as f64).collect()
     }
+
+    /// How much of the variance of the rows as computed the rows as stored explain:
+    /// 1 − E‖x − x̂‖² / (E‖x̂‖² − ‖E x̂‖²), which is 1 where nothing was rounded.
+    ///
+    /// The variance is that of the stored rows, which differs from that of the computed ones by less than their error.
+    /// `None` where it is not known, or nothing varies.
+    pub fn storage_explained_variance(&self) -> Option<f64> {
+        let n = self.n.max(1) as f64;
+        let variance = self.sum_sq_norm - self.sum.iter().map(|sum| sum * sum).sum::<f64>() / n;
+        let error = self.sum_sq_error?;
+        if error == 0.0 { Some(1.0) } else { (variance > 0.0).then(|| 1.0 - error / variance) }
+    }
 }
 
 impl ShardStatistics {
     /// Statistics of no rows.
     pub fn new(width: usize) -> Self {
-        Self { sum: vec![0.0; width], ..Self::default() }
+        Self { sum: vec![0.0; width], sum_sq_error: Some(0.0), ..Self::default() }
     }
 
     /// Adds the rows of another shard of the same width.
@@ -83,6 +102,7 @@ impl ShardStatistics {
         self.max_abs_special = self.max_abs_special.max(other.max_abs_special);
         self.saturated += other.saturated;
         self.nonfinite += other.nonfinite;
+        self.sum_sq_error = self.sum_sq_error.zip(other.sum_sq_error).map(|(sum, part)| sum + part);
     }
 }
 
@@ -98,6 +118,7 @@ pub(crate) fn finish(total: &ShardStatistics) -> Statistics {
         max_abs_special: total.max_abs_special,
         saturated: total.saturated,
         nonfinite: total.nonfinite,
+        sum_sq_error: total.sum_sq_error,
     }
 }
 
@@ -110,6 +131,19 @@ pub(crate) struct Accumulator {
     total: ShardStatistics,
     /// Numbers of a row that is not stored as f32.
     numbers: Vec<f32>,
+    /// Numbers of a row as it was computed, where it was computed in another format.
+    computed: Vec<f32>,
+}
+
+/// What rows were before they were stored.
+#[derive(Debug)]
+pub(crate) enum Before {
+    /// The same numbers.
+    Same,
+    /// Numbers in another format.
+    Computed { dtype: Dtype, rows: Bytes },
+    /// Rows of another run, which knows Σ‖x − x̂‖² or not.
+    Stored { sum_sq_error: Option<f64> },
 }
 
 impl Accumulator {
@@ -120,13 +154,24 @@ impl Accumulator {
             histogram: vec![0; N_BINS],
             total: ShardStatistics::new(width),
             numbers: Vec::with_capacity(width),
+            computed: Vec::with_capacity(width),
         }
     }
 
     /// Adds stored rows; `special` tells of each row whether its token is special.
-    pub(crate) fn add(&mut self, bytes: &[u8], scales: &[f32], special: &[bool]) {
+    pub(crate) fn add(&mut self, bytes: &[u8], scales: &[f32], special: &[bool], before: &Before) {
+        let computed = match before {
+            Before::Same => None,
+            Before::Computed { dtype, rows } => Some((*dtype, rows)),
+            Before::Stored { sum_sq_error } => {
+                let known = self.total.sum_sq_error;
+                self.total.sum_sq_error = known.zip(*sum_sq_error).map(|(sum, part)| sum + part);
+                None
+            }
+        };
         let row_bytes = self.width * self.dtype.size();
         if self.dtype == Dtype::F32
+            && computed.is_none()
             && cfg!(target_endian = "little")
             && let Ok(numbers) = bytemuck::try_cast_slice::<u8, f32>(bytes)
         {
@@ -137,12 +182,29 @@ impl Accumulator {
             return;
         }
         let mut numbers = std::mem::take(&mut self.numbers);
+        let mut original = std::mem::take(&mut self.computed);
         for (i, row) in bytes.chunks_exact(row_bytes).enumerate() {
             numbers.clear();
             convert::append_f32(self.dtype, self.width, row, scales.get(i..=i).unwrap_or_default(), &mut numbers);
-            self.add_row(&numbers, special.get(i).copied().unwrap_or(false));
+            let counts = self.add_row(&numbers, special.get(i).copied().unwrap_or(false));
+            if let Some((dtype, rows)) = computed.filter(|_| counts) {
+                let row_bytes = self.width * dtype.size();
+                let row = rows.get(i * row_bytes..(i + 1) * row_bytes).unwrap_or_default();
+                original.clear();
+                convert::append_f32(dtype, self.width, row, &[], &mut original);
+                self.add_error(&original, &numbers);
+            }
         }
         self.numbers = numbers;
+        self.computed = original;
+    }
+
+    /// Adds ‖x − x̂‖². What was not finite has no distance; it is counted as saturated.
+    fn add_error(&mut self, computed: &[f32], stored: &[f32]) {
+        let error: f64 = computed.iter().zip(stored).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum();
+        if let Some(sum) = self.total.sum_sq_error.as_mut().filter(|_| error.is_finite()) {
+            *sum += error;
+        }
     }
 
     pub(crate) fn add_saturated(&mut self, numbers: u64) {
@@ -154,7 +216,8 @@ impl Accumulator {
         self.total
     }
 
-    fn add_row(&mut self, row: &[f32], special: bool) {
+    /// Says whether the row counts.
+    fn add_row(&mut self, row: &[f32], special: bool) -> bool {
         let (sq_norm, max_abs) = sq_norm_and_max(row);
         if !sq_norm.is_finite() {
             self.total.nonfinite += 1;
@@ -167,7 +230,9 @@ impl Accumulator {
             self.total.max_abs = self.total.max_abs.max(f64::from(max_abs));
             self.histogram[bin_of(sq_norm)] += 1;
             self.total.sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+            return true;
         }
+        false
     }
 }
 
@@ -248,7 +313,7 @@ mod tests {
     fn accumulate(rows: &[&[f32]], special: &[bool]) -> ShardStatistics {
         let mut accumulator = Accumulator::new(rows[0].len(), Dtype::F32);
         let bytes: Vec<u8> = rows.iter().flat_map(|row| row.iter().flat_map(|x| x.to_le_bytes())).collect();
-        accumulator.add(&bytes, &[], special);
+        accumulator.add(&bytes, &[], special, &Before::Same);
         accumulator.finish()
     }
 
@@ -274,6 +339,50 @@ mod tests {
         assert!(error <= 1.0 / NORM_BINS_PER_OCTAVE as f64, "{} {}", stats.median_norm, sorted[500]);
         assert_eq!(finish(&ShardStatistics::new(3)).median_norm, 0.0);
         assert!(finish(&accumulate(&[&[0.0, 0.0]], &[false])).median_norm < 1e-11);
+    }
+
+    #[test]
+    fn what_storing_costs_is_summed_up() {
+        let (width, n) = (8, 200);
+        let numbers: Vec<f32> =
+            (0..n * width).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.37 + (i / width) as f32).collect();
+        let special: Vec<bool> = (0..n).map(|i| i % 10 == 0).collect();
+        let stats = |dtype: Dtype, rows: usize| {
+            let stored = convert::from_f32(dtype, width, &numbers);
+            let computed =
+                Before::Computed { dtype: Dtype::F32, rows: convert::from_f32(Dtype::F32, width, &numbers).bytes };
+            let mut accumulator = Accumulator::new(width, dtype);
+            accumulator.add(&stored.bytes, &stored.scales, &special, if rows > 0 { &computed } else { &Before::Same });
+            let mut back = Vec::new();
+            convert::append_f32(dtype, width, &stored.bytes, &stored.scales, &mut back);
+            let error: f64 = (0..n)
+                .filter(|&i| !special[i])
+                .flat_map(|i| i * width..(i + 1) * width)
+                .map(|i| (f64::from(numbers[i]) - f64::from(back[i])).powi(2))
+                .sum();
+            (finish(&accumulator.finish()), error)
+        };
+        let (eight, error) = stats(Dtype::I8, n);
+        assert!(error > 0.0 && (eight.sum_sq_error.unwrap() / error - 1.0).abs() < 1e-12);
+        let (half, half_error) = stats(Dtype::Bf16, n);
+        assert!((half.sum_sq_error.unwrap() / half_error - 1.0).abs() < 1e-12);
+        let cost = 1.0 - eight.storage_explained_variance().unwrap();
+        assert!(cost > 1e-6 && cost < 1e-3, "{cost}");
+        // Stored as computed: nothing is lost, whatever the format.
+        assert_eq!(stats(Dtype::I8, 0).0.storage_explained_variance(), Some(1.0));
+        // A copy tells what its origin told.
+        let mut copy = Accumulator::new(width, Dtype::F32);
+        copy.add(
+            &convert::from_f32(Dtype::F32, width, &numbers).bytes,
+            &[],
+            &special,
+            &Before::Stored { sum_sq_error: eight.sum_sq_error },
+        );
+        assert_eq!(finish(&copy.finish()).sum_sq_error, eight.sum_sq_error);
+        // A run of an older recorder does not know.
+        let mut old = eight.clone();
+        old.sum_sq_error = None;
+        assert_eq!(old.storage_explained_variance(), None);
     }
 
     #[test]

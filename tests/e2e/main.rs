@@ -4,5 +4,6 @@
 mod damage;
 mod hostile;
 mod main_path;
+mod readers;
 mod support;
 mod survives;

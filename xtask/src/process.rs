@@ -62,6 +62,15 @@ pub(crate) fn with_libraries(command: &mut Command) {
     }
 }
 
+/// A machine without a way out should not wait for minutes to learn that from pip.
+pub(crate) fn impatient(command: &mut Command) {
+    for (name, value) in [("PIP_RETRIES", "1"), ("PIP_DEFAULT_TIMEOUT", "30")] {
+        if std::env::var_os(name).is_none() {
+            command.env(name, value);
+        }
+    }
+}
+
 /// The cargo that started this program.
 pub(crate) fn cargo_program() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())

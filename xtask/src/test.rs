@@ -4,13 +4,16 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::{libtorch, place, process};
+use crate::{libtorch, place, process, readers};
 
 /// Extra arguments go to `cargo test --workspace`.
 pub(crate) fn test(args: &[String]) -> Result<()> {
     libtorch::ensure()?;
     process::run(process::cargo().args(["test", "--workspace", "--no-run"]))?;
     fetch()?;
+    if let Err(err) = readers::ensure() {
+        eprintln!("{err:#}\ntest: the Python readers could not be brought; the tests that need them are left out");
+    }
     process::run(process::cargo().args(["test", "--workspace"]).args(args))?;
     eprintln!("test: all passed");
     Ok(())
@@ -21,12 +24,7 @@ fn fetch() -> Result<()> {
     let mut fetch = Command::new(program("polariscope")?);
     process::with_libraries(&mut fetch);
     fetch.args(["fetch", "gemma-3-270m", "lee-background"]);
-    // A machine without a way out should not wait for minutes to learn that.
-    for (name, value) in [("PIP_RETRIES", "1"), ("PIP_DEFAULT_TIMEOUT", "30")] {
-        if std::env::var_os(name).is_none() {
-            fetch.env(name, value);
-        }
-    }
+    process::impatient(&mut fetch);
     if let Err(err) = process::run(&mut fetch) {
         eprintln!("{err:#}\ntest: the real Gemma could not be brought; the tests that need it are left out");
     }

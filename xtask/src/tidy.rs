@@ -27,6 +27,7 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("arrow*", &["data"]),
     ("parquet*", &["data"]),
     ("polars*", &["data"]),
+    ("sqlparser", &["data"]),
     ("eframe", &["viewer", "tests"]),
     ("egui*", &["viewer", "tests"]),
     ("clap*", &["cli"]),

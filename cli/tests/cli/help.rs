@@ -2,9 +2,9 @@
 
 use crate::support::{end, fails, polariscope, succeeds};
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 18] = [
     "models", "fetch", "inspect", "run", "patch", "record", "shuffle", "status", "merge", "train", "encode",
-    "evaluate", "routing", "verify", "view", "demo",
+    "evaluate", "routing", "query", "export", "verify", "view", "demo",
 ];
 
 #[test]

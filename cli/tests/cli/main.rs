@@ -2,11 +2,14 @@
 
 mod bad_input;
 mod chat;
+mod export;
 mod hands;
 mod help;
 mod interrupted;
 mod ple;
+mod query;
 mod routing;
 mod shuffle;
+mod storage;
 mod support;
 mod workers;

@@ -14,10 +14,9 @@ use arrow::datatypes::{Float32Type, UInt32Type, UInt64Type};
 use fs_err as fs;
 use rayon::slice::ParallelSliceMut;
 
-use super::write::BuildFolder;
 use super::{Example, FeatureStats, FeatureTableInfo, GROUP_ROWS, INFO_KEY, tables};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, BuildFolder};
 use crate::manifest::{FileEntry, shard_file_name};
 use crate::parquet_io::{TableFile, TableOptions, TableWriter};
 use crate::schema;
@@ -98,14 +97,14 @@ pub(super) fn sort(
         rows.par_sort_unstable_by(order);
         rows.into_iter().try_for_each(|row| output.push(row))?;
     } else {
-        let spills = spill(&folder.building, acts, &buckets, counts.len())?;
+        let spills = spill(folder.path(), acts, &buckets, counts.len())?;
         for spill in spills {
-            sort_bucket(&folder.building, &spill, budget, &mut output)?;
+            sort_bucket(folder.path(), &spill, budget, &mut output)?;
             fs::remove_file(&spill)?;
         }
     }
     let by_feature = output.finish(&mut sums)?;
-    files::sync_dir(&folder.building.join("by_feature"))?;
+    files::sync_dir(&folder.path().join("by_feature"))?;
     let mut starts = Vec::with_capacity(counts.len() + 1);
     let mut start = 0;
     for count in counts {
@@ -113,8 +112,8 @@ pub(super) fn sort(
         start += count;
     }
     starts.push(start);
-    let stats_path = folder.building.join("stats.parquet");
-    let examples_path = folder.building.join("examples.parquet");
+    let stats_path = folder.path().join("stats.parquet");
+    let examples_path = folder.path().join("examples.parquet");
     let options = || TableOptions { delta: &["feature"], ..TableOptions::default() };
     Ok(SortedFeatures {
         stats: Some(TableWriter::create(&stats_path, &schema::feature_stats(), options())?),
@@ -191,11 +190,11 @@ impl SortedFeatures {
         let mut examples = self.examples.take().expect("`finish` takes `self`");
         stats.write(&tables::stats_batch(&self.pending_stats))?;
         examples.write(&tables::example_batch(&self.pending_examples))?;
-        let info = serde_json::to_string(&self.info).map_err(|cause| Error::json(&self.folder.building, cause))?;
+        let info = serde_json::to_string(&self.info).map_err(|cause| Error::json(self.folder.path(), cause))?;
         stats.append_key_value(INFO_KEY, info);
         self.sums.files.insert("examples.parquet".to_owned(), examples.publish()?);
         self.sums.files.insert("stats.parquet".to_owned(), stats.publish()?);
-        self.sums.write(&self.folder.building)?;
+        self.sums.write(self.folder.path())?;
         self.folder.publish()
     }
 }
@@ -400,7 +399,7 @@ impl<'a> Output<'a> {
         let writer = if let Some(writer) = &mut self.writer {
             writer
         } else {
-            let path = self.folder.by_feature(self.paths.len());
+            let path = self.folder.path().join("by_feature").join(shard_file_name(self.paths.len()));
             let writer = TableWriter::create(&path, &schema::feature_acts(), super::acts_options())?;
             self.paths.push(path);
             self.writer.insert(writer)

@@ -2,13 +2,11 @@
 
 use std::path::PathBuf;
 
-use fs_err as fs;
-
 use super::sort::{self, SortedFeatures};
 use super::{FeatureTableInfo, GROUP_ROWS, tables};
 use crate::error::{Error, Result};
-use crate::files;
-use crate::manifest::{Shard, shard_file_name};
+use crate::files::{self, BuildFolder};
+use crate::manifest::Shard;
 use crate::parquet_io::TableWriter;
 use crate::schema;
 use crate::store::Run;
@@ -32,14 +30,6 @@ pub struct FeatureTableWriter {
     sums: Sums,
 }
 
-/// A folder under a temporary name, removed unless it is published.
-#[derive(Debug)]
-pub(super) struct BuildFolder {
-    pub(super) building: PathBuf,
-    target: PathBuf,
-    published: bool,
-}
-
 impl FeatureTableWriter {
     /// Begins the table `name` of a run; an older one of that name stays until this one is whole.
     ///
@@ -48,19 +38,9 @@ impl FeatureTableWriter {
         files::check_name("feature table", name)?;
         let features = run.dir().join("features");
         files::create_dir(&features)?;
-        let folder = BuildFolder {
-            building: features.join(format!(".{name}.tmp")),
-            target: features.join(name),
-            published: false,
-        };
-        for left in [&folder.building, &folder.old()] {
-            if left.exists() {
-                // Of an encoder that was killed.
-                fs::remove_dir_all(left)?;
-            }
-        }
-        files::create_dir(&folder.building.join("acts"))?;
-        files::create_dir(&folder.building.join("by_feature"))?;
+        let folder = BuildFolder::create(&features.join(name))?;
+        files::create_dir(&folder.path().join("acts"))?;
+        files::create_dir(&folder.path().join("by_feature"))?;
         let mut writer = Self {
             folder,
             counts: vec![0; info.d_sae as usize],
@@ -119,15 +99,15 @@ impl FeatureTableWriter {
         while self.shard < self.shards.len() {
             self.end_shard()?;
         }
-        files::sync_dir(&self.folder.building.join("acts"))?;
+        files::sync_dir(&self.folder.path().join("acts"))?;
         let acts: Vec<PathBuf> =
-            self.shards.iter().map(|shard| self.folder.building.join("acts").join(shard.file_name())).collect();
+            self.shards.iter().map(|shard| self.folder.path().join("acts").join(shard.file_name())).collect();
         sort::sort(self.folder, self.info, self.sort_memory, &acts, &self.counts, self.sums)
     }
 
     fn open_shard(&mut self) -> Result<()> {
         if let Some(shard) = self.shards.get(self.shard) {
-            let path = self.folder.building.join("acts").join(shard.file_name());
+            let path = self.folder.path().join("acts").join(shard.file_name());
             self.writer = Some(TableWriter::create(&path, &schema::feature_acts(), super::acts_options())?);
         }
         Ok(())
@@ -149,47 +129,6 @@ impl FeatureTableWriter {
         match &mut self.writer {
             Some(writer) => writer.write(&tables::acts_batch(token_idx, feature, act)),
             None => Ok(()),
-        }
-    }
-}
-
-impl BuildFolder {
-    /// Renames the folder to its final name, in place of an older one.
-    pub(super) fn publish(mut self) -> Result<()> {
-        files::sync_dir(&self.building)?;
-        let features = files::parent(&self.target).to_owned();
-        if self.target.exists() {
-            // Two renames: for a moment there is neither, and never a mixture of both.
-            let old = self.old();
-            fs::rename(&self.target, &old)?;
-            fs::rename(&self.building, &self.target)?;
-            self.published = true;
-            files::sync_dir(&features)?;
-            fs::remove_dir_all(&old)?;
-        } else {
-            fs::rename(&self.building, &self.target)?;
-            self.published = true;
-            files::sync_dir(&features)?;
-        }
-        Ok(())
-    }
-
-    /// Where an older table is put while this one takes its place.
-    fn old(&self) -> PathBuf {
-        let name = self.target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        self.target.with_file_name(format!(".{name}.old.tmp"))
-    }
-
-    pub(super) fn by_feature(&self, index: usize) -> PathBuf {
-        self.building.join("by_feature").join(shard_file_name(index))
-    }
-}
-
-impl Drop for BuildFolder {
-    fn drop(&mut self) {
-        if !self.published {
-            // Nobody is left to tell; readers ignore the temporary name and the next writer removes it.
-            let _ = fs::remove_dir_all(&self.building);
         }
     }
 }

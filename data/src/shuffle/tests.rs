@@ -106,8 +106,8 @@ fn every_row_survives_bit_for_bit_beside_its_token() {
     for entry in run.hook_points() {
         let (a, b) = (shuffled.statistics(entry.name).unwrap(), run.statistics(entry.name).unwrap());
         assert_eq!(
-            (a.n, a.n_special, a.max_abs, a.median_norm, a.saturated),
-            (b.n, b.n_special, b.max_abs, b.median_norm, b.saturated)
+            (a.n, a.n_special, a.max_abs, a.median_norm, a.saturated, a.sum_sq_error),
+            (b.n, b.n_special, b.max_abs, b.median_norm, b.saturated, b.sum_sq_error)
         );
         assert!((a.sum_sq_norm / b.sum_sq_norm - 1.0).abs() < 1e-9);
     }

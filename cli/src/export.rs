@@ -1,0 +1,128 @@
+//! `polariscope export`: activations in the formats of others.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use data::export::{self, ExportOptions, Format};
+use data::{Dtype, Run};
+use serde_json::json;
+
+use crate::failure::Interrupted;
+use crate::{interrupt, output, progress};
+
+/// Writes activations as Parquet lists, NumPy, safetensors, a Hugging Face or a SAELens data set
+///
+/// `parquet`: one file, a row a token, a list of numbers for each hook point; also what `datasets` loads with
+/// `load_dataset("parquet", …)`. `npy`: a folder with `HOOK_POINT.npy` and the places of the tokens; `numpy.load` maps
+/// them. `safetensors`: one file. `datasets`: a folder for `datasets.load_from_disk`. `sae-lens`: a folder for
+/// `cached_activations_path`, a row a sequence of `--context` tokens.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+    polariscope export runs/news --format npy --hook-points blocks.9.hook_resid_post --skip-special --out news-9")]
+pub(crate) struct Export {
+    /// The run directory
+    run: PathBuf,
+
+    /// `parquet`, `npy`, `safetensors`, `datasets` or `sae-lens`
+    #[arg(long, value_name = "FORMAT")]
+    format: Format,
+
+    /// The file or folder to write; it must not exist
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+
+    /// Which hook points: names, with `*` for every layer and `3-5` for a range [default: all that were recorded]
+    #[arg(long, value_name = "LIST")]
+    hook_points: Option<String>,
+
+    /// Which tokens, by `token_idx`: `1000..2000`, `1000..` or `..2000` [default: all]
+    #[arg(long, value_name = "A..B")]
+    tokens: Option<String>,
+
+    /// Leave out BOS, EOS, padding and chat markers
+    #[arg(long)]
+    skip_special: bool,
+
+    /// f32, f16, or bf16 for safetensors [default: as stored where the format can hold it, otherwise f32]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Dtype>,
+
+    /// Tokens of a sequence, for sae-lens
+    #[arg(long, value_name = "N", default_value_t = export::CONTEXT)]
+    context: usize,
+
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+impl Export {
+    pub(crate) fn run(self) -> Result<()> {
+        interrupt::watch();
+        let run = Run::open(&self.run)?;
+        let options = ExportOptions {
+            format: self.format,
+            hook_points: self.hook_points.map_or_else(|| Ok(Vec::new()), |list| export::recorded(&run, &list))?,
+            tokens: self.tokens.map(|tokens| range(&tokens, run.n_tokens())).transpose()?,
+            skip_special: self.skip_special,
+            dtype: self.dtype,
+            context: self.context,
+        };
+        let size = output::size(export::estimate(&run, &options)?);
+        output::note(&format!("writing about {size} to `{}`", self.out.display()));
+        let bar = progress::steps(0, "exporting rows");
+        let report = export::export(&run, &options, &self.out, &mut |at| {
+            bar.set_length(at.total);
+            bar.set_position(at.done);
+            interrupt::flow()
+        });
+        bar.finish_and_clear();
+        let report = match report {
+            // Nothing is left behind, so the same command does it from the start.
+            Err(data::Error::Interrupted) => return Err(Interrupted { resume: None }.into()),
+            other => other?,
+        };
+        if report.saturated > 0 {
+            let n = output::count(report.saturated);
+            output::note(&format!("note: {n} numbers were beyond the range of f16 and are now at its ends"));
+        }
+        if report.left_over > 0 {
+            let n = output::count(report.left_over);
+            output::note(&format!("note: {n} tokens at the end fill no sequence and were left out"));
+        }
+        if self.json {
+            return output::json(&json!({
+                "tokens": report.tokens, "skipped_special": report.skipped_special, "left_over": report.left_over,
+                "saturated": report.saturated, "bytes": report.bytes,
+            }));
+        }
+        let (tokens, size) = (output::count(report.tokens), output::size(report.bytes));
+        output::text(&format!("{}: {tokens} tokens, {size}", self.out.display()))
+    }
+}
+
+/// `A..B`, either of which may be left out.
+fn range(text: &str, n_tokens: u64) -> Result<Range<u64>> {
+    let number = |text: &str, otherwise| if text.is_empty() { Some(otherwise) } else { text.parse().ok() };
+    let ends = text.split_once("..").and_then(|(start, end)| Some(number(start, 0)?..number(end, n_tokens)?));
+    match ends {
+        Some(range) => Ok(range),
+        None => bail!("expected tokens as `A..B`, found `{text}`\nhint: for example `--tokens 0..1000`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_end_may_be_left_out() {
+        assert_eq!(range("3..5", 10).unwrap(), 3..5);
+        assert_eq!(range("..5", 10).unwrap(), 0..5);
+        assert_eq!(range("3..", 10).unwrap(), 3..10);
+        assert!(range("3", 10).unwrap_err().to_string().contains("found `3`"));
+        assert!(range("a..b", 10).is_err());
+    }
+}

@@ -1,0 +1,195 @@
+//! Which tables does a run have, what are they called, and which files are theirs?
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use polars::io::HiveOptions;
+use polars::prelude::{
+    Column, DataType, Expr, Field, Float32Type, IntoColumn as _, LazyFrame, ListBuilderTrait as _,
+    ListPrimitiveChunkedBuilder, PlRefPath, PlSmallStr, PolarsResult, ScanArgsParquet, col, map_multiple,
+};
+
+use crate::error::{Error, Result};
+use crate::manifest::Routing;
+use crate::parquet_io::TableFile;
+use crate::store::Run;
+use crate::tables::VOCAB_FILE;
+use crate::{Dtype, convert, files};
+
+/// A table and its files, none of which has been looked at.
+pub(super) struct Source {
+    pub(super) name: String,
+    pub(super) about: String,
+    /// Within the run; one at least.
+    paths: Vec<PathBuf>,
+    /// `None` where only the files know.
+    n_rows: Option<u64>,
+    vectors: Option<Vectors>,
+}
+
+/// A column of bytes that is shown as numbers.
+#[derive(Clone, Copy)]
+struct Vectors {
+    column: &'static str,
+    dtype: Dtype,
+    width: usize,
+}
+
+/// Gathers tables.
+struct Catalog<'a> {
+    run: &'a Run,
+    names: HashSet<String>,
+    tables: Vec<Source>,
+}
+
+pub(super) fn tables(run: &Run) -> Result<Vec<Source>> {
+    let mut catalog = Catalog { run, names: HashSet::new(), tables: Vec::new() };
+    catalog.of_shards("tokens", "tokens", "a token", run.n_tokens(), None);
+    catalog.of_shards("documents", "documents", "a document", run.n_documents(), None);
+    for entry in run.hook_points() {
+        let vectors = Vectors { column: "act", dtype: entry.dtype, width: entry.width };
+        let about = format!("a token at `{}`", entry.name);
+        catalog.of_shards(&entry.name.to_string(), &entry.folder(), &about, run.n_tokens(), Some(vectors));
+    }
+    if let Some(routing) = &run.manifest().routing {
+        let logits = Vectors { column: "router_logits", dtype: Dtype::F32, width: routing.n_experts };
+        for &layer in &routing.layers {
+            let about = format!("a token's choice of experts in layer {layer}");
+            let vectors = routing.router_logits.then_some(logits);
+            catalog.of_shards(&format!("routing_{layer}"), &Routing::folder(layer), &about, run.n_tokens(), vectors);
+        }
+    }
+    for name in run.feature_tables()? {
+        catalog.of_features(&name)?;
+    }
+    for name in run.saes()? {
+        let path = Path::new("saes").join(&name).join("metrics.parquet");
+        catalog.of_file(&format!("metrics_{name}"), &path, "a step of training");
+    }
+    catalog.of_file("vocab", Path::new(VOCAB_FILE), "a token id");
+    Ok(catalog.tables)
+}
+
+impl Catalog<'_> {
+    /// A table with a file for each durable shard.
+    fn of_shards(&mut self, name: &str, folder: &str, about: &str, n_rows: u64, vectors: Option<Vectors>) {
+        let paths = self.run.shards().iter().map(|shard| Path::new(folder).join(shard.file_name())).collect();
+        self.add(name, about, paths, Some(n_rows), vectors);
+    }
+
+    fn of_features(&mut self, name: &str) -> Result<()> {
+        let folder = Path::new("features").join(name);
+        for (part, about) in [
+            ("acts", "an active feature of a token, in the order of tokens"),
+            ("by_feature", "an active feature of a token, in the order of features and falling activation"),
+        ] {
+            let names = files::names_in(&self.run.dir().join(&folder).join(part), false)?;
+            let shards = names.iter().filter(|name| name.ends_with(".parquet"));
+            let paths = shards.map(|name| folder.join(part).join(name)).collect();
+            self.add(&format!("features_{name}_{part}"), about, paths, None, None);
+        }
+        for (part, about) in [("stats", "a feature"), ("examples", "a passage in which a feature is active")] {
+            self.of_file(&format!("features_{name}_{part}"), &folder.join(format!("{part}.parquet")), about);
+        }
+        Ok(())
+    }
+
+    /// A table of one file, where there is such a file.
+    fn of_file(&mut self, name: &str, path: &Path, about: &str) {
+        if self.run.dir().join(path).is_file() {
+            self.add(name, about, vec![path.to_owned()], None, None);
+        }
+    }
+
+    /// A table of some files; of none while nothing is durable, and then it is no table yet.
+    fn add(&mut self, name: &str, about: &str, paths: Vec<PathBuf>, n_rows: Option<u64>, vectors: Option<Vectors>) {
+        if !paths.is_empty() {
+            let name = self.free_name(name);
+            self.tables.push(Source { name, about: about.to_owned(), paths, n_rows, vectors });
+        }
+    }
+
+    /// A name that needs no quotes in SQL and that no other table has.
+    fn free_name(&mut self, name: &str) -> String {
+        let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let mut free = plain.clone();
+        let mut n = 2;
+        while !self.names.insert(free.clone()) {
+            free = format!("{plain}_{n}");
+            n += 1;
+        }
+        free
+    }
+}
+
+impl Source {
+    pub(super) fn n_rows(&self, run: &Run) -> Result<u64> {
+        let counted = || {
+            let files = self.paths.iter().map(|path| TableFile::open(&inside(run, path)?));
+            files.map(|file| Ok(file?.n_rows() as u64)).sum()
+        };
+        self.n_rows.map_or_else(counted, Ok)
+    }
+
+    /// How polars reads it.
+    pub(super) fn frame(&self, run: &Run) -> Result<LazyFrame> {
+        let paths = self.paths.iter().map(|path| inside(run, path)).collect::<Result<Vec<_>>>()?;
+        super::guarded(|| {
+            let paths = paths.iter().map(|path| PlRefPath::try_from_path(path)).collect::<PolarsResult<_>>()?;
+            let arguments = ScanArgsParquet {
+                glob: false,
+                hive_options: HiveOptions { enabled: Some(false), ..HiveOptions::default() },
+                ..ScanArgsParquet::default()
+            };
+            let frame = LazyFrame::scan_parquet_files(paths, arguments)?;
+            Ok(match self.vectors {
+                Some(vectors) => frame.with_columns([vectors.as_lists()]),
+                None => frame,
+            })
+        })
+    }
+}
+
+/// A file of the run, which must not lie elsewhere.
+fn inside(run: &Run, path: &Path) -> Result<PathBuf> {
+    let path = run.dir().join(path);
+    let real = match fs::canonicalize(&path) {
+        Ok(real) => real,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Err(Error::MissingFile { path }),
+        Err(cause) => return Err(cause.into()),
+    };
+    if real.starts_with(fs::canonicalize(run.dir())?) { Ok(real) } else { Err(Error::OutsideRun { path }) }
+}
+
+impl Vectors {
+    /// The column as lists of f32.
+    fn as_lists(self) -> Expr {
+        let mut columns = vec![col(self.column)];
+        if self.dtype == Dtype::I8 {
+            columns.push(col("scale"));
+        }
+        let name = PlSmallStr::from_static(self.column);
+        let field = Field::new(name.clone(), DataType::List(Box::new(DataType::Float32)));
+        map_multiple(move |columns| self.decode(columns), columns, move |_, _| Ok(field.clone())).alias(name)
+    }
+
+    fn decode(self, columns: &mut [Column]) -> PolarsResult<Column> {
+        let stored = columns[0].binary()?;
+        let scales = columns.get(1).map(Column::f32).transpose()?;
+        let (n, name) = (stored.len(), PlSmallStr::from_static(self.column));
+        let mut lists = ListPrimitiveChunkedBuilder::<Float32Type>::new(name, n, n * self.width, DataType::Float32);
+        let mut numbers = Vec::with_capacity(self.width);
+        for (row, bytes) in stored.iter().enumerate() {
+            let Some(bytes) = bytes else {
+                lists.append_null();
+                continue;
+            };
+            let scale = scales.and_then(|scales| scales.get(row)).unwrap_or(f32::NAN);
+            numbers.clear();
+            convert::append_f32(self.dtype, self.width, bytes, &[scale], &mut numbers);
+            lists.append_slice(&numbers);
+        }
+        Ok(lists.finish().into_column())
+    }
+}
