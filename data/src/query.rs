@@ -74,13 +74,13 @@ pub fn tables(run: &Run) -> Result<Vec<Table>> {
 pub fn ask(run: &Run, sql: &str) -> Result<Answer> {
     let tables = catalog::tables(run)?;
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
-    let named = check::named_tables(sql, &names)?;
+    let question = check::question(sql, &names)?;
     let mut context = SQLContext::new();
-    for table in tables.iter().filter(|table| named.contains(&table.name)) {
+    for table in tables.iter().filter(|table| question.tables.contains(&table.name)) {
         context.register(&table.name, table.frame(run)?);
     }
     let (frame, schema) = guarded(|| {
-        let mut frame = context.execute(sql)?;
+        let mut frame = context.execute(&question.sql)?;
         let schema = frame.collect_schema()?;
         Ok((frame, schema))
     })?;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{Query, Statement, TableFactor, Visit as _, Visitor};
+use sqlparser::ast::{AccessExpr, Expr, Query, Statement, TableFactor, Visit, VisitMut, Visitor, VisitorMut};
 use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser, ParserError, ParserOptions};
 
@@ -13,24 +13,36 @@ use crate::hook_point::edit_distance;
 /// Names that are listed in a hint at most.
 const NEAREST: usize = 3;
 
-/// The names of tables in a query that may be asked.
-pub(super) fn named_tables(sql: &str, tables: &[&str]) -> Result<Vec<String>> {
+/// A query that may be asked.
+pub(super) struct Question {
+    /// As polars understands it.
+    pub(super) sql: String,
+    /// The names of tables in it.
+    pub(super) tables: Vec<String>,
+}
+
+/// Reads a query over tables with these names.
+pub(super) fn question(sql: &str, tables: &[&str]) -> Result<Question> {
     // As polars reads it, so that what is looked at here is what is done there.
     let options = ParserOptions { trailing_commas: true, ..ParserOptions::default() };
     let statements = Parser::new(&GenericDialect).with_options(options).try_with_sql(sql);
-    let statements = statements.and_then(|mut parser| parser.parse_statements()).map_err(|cause| unreadable(&cause))?;
-    let [Statement::Query(query)] = statements.as_slice() else {
+    let mut statements =
+        statements.and_then(|mut parser| parser.parse_statements()).map_err(|cause| unreadable(&cause))?;
+    let [Statement::Query(query)] = statements.as_mut_slice() else {
         return Err(Error::NotAQuestion);
     };
     let mut named = Named::default();
     // It never breaks off.
-    let _ = query.visit(&mut named);
+    let _ = Visit::visit(query.as_ref(), &mut named);
     if let Some(what) = named.foreign {
         return Err(Error::NotATable { what });
     }
     let unknown = |name: &&String| !tables.contains(&name.as_str()) && !named.within.contains(*name);
     match named.tables.iter().find(unknown) {
-        None => Ok(named.tables),
+        None => {
+            let _ = VisitMut::visit(query.as_mut(), &mut Subscripts);
+            Ok(Question { sql: query.to_string(), tables: named.tables })
+        }
         Some(name) => Err(Error::NoSuchTable { name: name.clone(), nearest: nearest(name, tables) }),
     }
 }
@@ -63,6 +75,25 @@ impl Visitor for Named {
             }
             TableFactor::Derived { .. } | TableFactor::NestedJoin { .. } | TableFactor::UNNEST { .. } => {}
             other => self.foreign = self.foreign.take().or_else(|| Some(other.to_string())),
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Writes `a.act[1]` as `(a.act)[1]`, which polars understands.
+struct Subscripts;
+
+impl VisitorMut for Subscripts {
+    type Break = ();
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if let Expr::CompoundFieldAccess { root, access_chain } = expr
+            && let Expr::Identifier(table) = root.as_ref()
+            && let [AccessExpr::Dot(Expr::Identifier(column)), AccessExpr::Subscript(_)] = access_chain.as_slice()
+        {
+            let column = Expr::CompoundIdentifier(vec![table.clone(), column.clone()]);
+            **root = Expr::Nested(Box::new(column));
+            access_chain.remove(0);
         }
         ControlFlow::Continue(())
     }

@@ -198,11 +198,11 @@ fn answers_become_files() {
         writer.finish().unwrap();
         bytes
     };
-    let sql = "SELECT token, nll, 'a,\"b' AS text, [pos, 7] AS list FROM tokens WHERE token_idx < 2 ORDER BY token_idx";
+    let sql = "SELECT token, nll, 'a,\"b' AS text, [3, 7] AS list FROM tokens WHERE token_idx < 2 ORDER BY token_idx";
     let csv = String::from_utf8(write(Format::Csv, sql)).unwrap();
-    assert_eq!(csv, "token,nll,text,list\nt0▁é,,\"a,\"\"b\",\"[0,7]\"\nt1▁é,0.25,\"a,\"\"b\",\"[1,7]\"\n");
+    assert_eq!(csv, "token,nll,text,list\nt0▁é,,\"a,\"\"b\",\"[3,7]\"\nt1▁é,0.25,\"a,\"\"b\",\"[3,7]\"\n");
     let json = String::from_utf8(write(Format::Json, sql)).unwrap();
-    assert!(json.starts_with("{\"token\":\"t0▁é\",\"nll\":null,\"text\":\"a,\\\"b\",\"list\":[0,7]}\n{"), "{json}");
+    assert!(json.starts_with("{\"token\":\"t0▁é\",\"nll\":null,\"text\":\"a,\\\"b\",\"list\":[3,7]}\n{"), "{json}");
 
     let path = dir.path().join("answer.parquet");
     for (sql, n) in [
