@@ -64,7 +64,7 @@
 //! ```python
 //! import numpy as np, pyarrow.parquet as pq
 //! folder = "run/acts/hook_point=blocks.3.hook_resid_post"
-//! act = pq.read_table(folder, columns=["act"], partitioning=None)["act"].combine_chunks().chunk(0)
+//! act = pq.read_table(folder, columns=["act"], partitioning=None)["act"].combine_chunks()
 //! x = np.frombuffer(act.buffers()[1], dtype=np.float32, count=len(act) * act.type.byte_width // 4)
 //! x = x.reshape(len(act), -1)
 //! ```

@@ -35,6 +35,12 @@ pub(crate) fn cargo() -> Command {
     let mut command = Command::new(cargo_program());
     command.current_dir(place::root());
     with_libraries(&mut command);
+    // `cargo run` describes this program to it, and build scripts that look at such variables would run again.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name.to_string_lossy().starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
     // Several checkouts that share a target folder should name libtorch alike, or each would compile
     // torch-sys again: the link's destination is the same for all of them.
     if std::env::var_os("POLARISCOPE_SHARED_TARGET").is_some()
