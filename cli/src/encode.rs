@@ -11,6 +11,7 @@ use scope::encode::EncodePhase;
 use scope::{EncodeOptions, EncodeSummary, LogitLens};
 use serde_json::json;
 
+use crate::bytes::Bytes;
 use crate::failure::Interrupted;
 use crate::{catalog, interrupt, output, progress};
 
@@ -49,6 +50,10 @@ pub(crate) struct Encode {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Memory in which activations are sorted by feature, in bytes or as `512MB`; the rest goes by way of the disk
+    #[arg(long, value_name = "BYTES", default_value_t = Bytes(scope::encode::SORT_MEMORY as u64))]
+    memory: Bytes,
+
     /// Threads to compute with; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -67,6 +72,7 @@ impl Encode {
             top_examples: self.top_examples,
             context: self.context,
             seed: self.seed,
+            sort_memory: self.memory.in_memory(),
             threads: self.threads,
             ..EncodeOptions::default()
         };

@@ -25,6 +25,7 @@ mod train;
 mod verify;
 mod view;
 
+mod bytes;
 mod catalog;
 mod chat;
 mod compute;

@@ -1,8 +1,6 @@
 //! `polariscope shuffle`: the rows of a run in a random order, as a run of its own.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::Result;
 use clap::Args;
@@ -11,6 +9,7 @@ use data::shuffle::{DEFAULT_MEMORY, Shuffle as Plan, ShuffleOptions};
 use data::{HookPoint, Run};
 use serde_json::json;
 
+use crate::bytes::Bytes;
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
 use crate::{interrupt, output, progress, record};
@@ -61,8 +60,12 @@ impl Shuffle {
             Some(list) => recorded(&run, list)?,
             None => Vec::new(),
         };
-        let memory = usize::try_from(self.memory.0).unwrap_or(usize::MAX);
-        let options = ShuffleOptions { hook_points, seed: self.seed, memory, skip_special: self.skip_special };
+        let options = ShuffleOptions {
+            hook_points,
+            seed: self.seed,
+            memory: self.memory.in_memory(),
+            skip_special: self.skip_special,
+        };
         let plan = Plan::plan(&run, options)?;
         let cost = plan.cost();
         let points = match plan.hook_points() {
@@ -111,33 +114,6 @@ fn recorded(run: &Run, list: &str) -> Result<Vec<HookPoint>> {
     Ok(hooks)
 }
 
-/// Bytes that a person reads and writes: `1.0GB`, `512 MB`, `1000000`.
-#[derive(Clone, Copy, Debug)]
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&output::size(self.0).replace(' ', ""))
-    }
-}
-
-impl FromStr for Bytes {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const UNITS: [(&str, f64); 5] = [("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12), ("B", 1.0)];
-        let upper = text.trim().to_ascii_uppercase();
-        let (number, unit) = UNITS
-            .iter()
-            .find_map(|&(name, unit)| upper.strip_suffix(name).map(|number| (number.trim_end(), unit)))
-            .unwrap_or((&upper, 1.0));
-        match number.parse::<f64>() {
-            Ok(number) if number.is_finite() && number * unit >= 1.0 => Ok(Self((number * unit) as u64)),
-            _ => Err("expected bytes such as `512MB` or `4GB`".to_owned()),
-        }
-    }
-}
-
 fn value(manifest: &Manifest, out: &Path) -> serde_json::Value {
     json!({
         "run": out, "shuffled": manifest.shuffled, "tokens": manifest.counts.tokens_captured,
@@ -154,20 +130,4 @@ fn words(manifest: &Manifest, out: &Path) -> String {
         output::size(record::bytes(manifest)),
         out.display()
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_told_in_bytes_or_units() {
-        for (text, expected) in [("1GB", 1_000_000_000), ("512 mb", 512_000_000), ("1.5kB", 1500), ("7", 7), ("7B", 7)]
-        {
-            assert_eq!(text.parse::<Bytes>().unwrap().0, expected, "{text}");
-        }
-        for text in ["", "GB", "-1", "many", "inf", "0"] {
-            assert!(text.parse::<Bytes>().unwrap_err().contains("`512MB`"), "{text}");
-        }
-    }
 }

@@ -92,6 +92,11 @@ pub(crate) fn save(dir: &Path, state: &State, weights: &Weights, adam: &Adam) ->
     let text = serde_json::to_string(state).expect("states are JSON: no maps with other keys than strings");
     let path = folder.join(format!("step-{:09}.safetensors", state.step));
     tensors::write(&path, &named, Some((KEY, text)))?;
+    prune(dir)
+}
+
+/// Removes all but the last few checkpoints, as [`save`] does unless it is killed before.
+pub(crate) fn prune(dir: &Path) -> Result<()> {
     let mut all = list(dir)?;
     all.truncate(all.len().saturating_sub(KEPT));
     for old in all {

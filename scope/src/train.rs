@@ -278,14 +278,17 @@ pub fn train(
     progress: &mut dyn FnMut(&TrainProgress) -> ControlFlow<()>,
 ) -> Result<TrainSummary> {
     config.check()?;
-    if out.join(sae_lens::CONFIG_FILE).exists() {
-        return Err(Error::CoderExists { path: out.into() });
-    }
+    let exists = out.join(sae_lens::CONFIG_FILE).exists();
     let mut training = match checkpoint::latest(out)? {
-        Some(_) if !config.resume => return Err(Error::TrainingBegun { path: out.into() }),
-        Some(path) => Training::resume(run, hook, config, &path)?,
+        // To go on after the end gives the same coder again: who was interrupted need not know when.
+        Some(path) if config.resume => Training::resume(run, hook, config, &path)?,
+        _ if exists => return Err(Error::CoderExists { path: out.into() }),
+        Some(_) => return Err(Error::TrainingBegun { path: out.into() }),
         None => Training::begin(run, hook, config)?,
     };
+    if config.resume {
+        checkpoint::prune(out)?;
+    }
     let mut log = training.open_log(out)?;
     let (mut last, mut complete) = (None, true);
     while training.session.step < training.session.steps() {

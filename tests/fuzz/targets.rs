@@ -1,7 +1,7 @@
 //! What must survive any bytes? One function for each reader of files that come from elsewhere.
 //!
 //! A reader may refuse what it gets, in a sentence; it may not panic, hang, or take memory that the bytes do not justify.
-//! `tests/e2e/hostile.rs` runs every target for a moment; `tests/fuzz/Cargo.toml` says how libFuzzer runs one for long.
+//! `tests/e2e/hostile.rs` runs every target for a moment, `cargo xtask soak` under libFuzzer for long.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@
 //! again until it is done, and every byte is compared. `cargo xtask test` does a little of it, `cargo xtask soak` all.
 
 mod faults;
+mod fuzz;
 mod kills;
 mod random;
 mod work;
@@ -15,15 +16,15 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
 pub use faults::{FaultReport, full_disks};
+pub use fuzz::{FuzzReport, Seeds, fuzz};
 pub use kills::KillReport;
 pub use random::Random;
 use work::{Attempt, Ended, Fault, Work};
 
 /// A command that is disturbed.
 pub struct Subject {
-    /// The subcommand.
     pub name: &'static str,
-    /// What comes after it; `{model}` is the model's folder. Paths are within the work folder.
+    /// The subcommand and what comes after it; `{model}` is the model's folder. Paths are within the work folder.
     args: &'static str,
     /// What is added when it goes on where it was disturbed.
     resume: &'static str,
@@ -33,18 +34,30 @@ pub struct Subject {
 pub const SUBJECTS: &[Subject] = &[
     Subject {
         name: "record",
-        args: "{model} --corpus corpus.txt --lines --out run --hook-points blocks.1.hook_resid_post --nll --context 64 \
+        args: "record {model} --corpus corpus.txt --lines --out run --hook-points blocks.1.hook_resid_post --nll --context 64 \
                --batch-tokens 64 --shard-tokens 200 --threads 1",
         resume: "--resume",
     },
-    Subject { name: "shuffle", args: "run --out shuffled --memory 400KB --seed 3", resume: "--resume" },
+    Subject { name: "shuffle", args: "shuffle run --out shuffled --memory 400KB --seed 3", resume: "--resume" },
     Subject {
         name: "train",
-        args: "run --hook-point blocks.1.hook_resid_post --out run/saes/coder --d-sae 64 --k 4 --batch-tokens 64 \
+        args: "train run --hook-point blocks.1.hook_resid_post --out run/saes/coder --d-sae 64 --k 4 --batch-tokens 64 \
                --steps 60 --checkpoint-every 7 --threads 1",
         resume: "--resume",
     },
-    Subject { name: "encode", args: "run --sae run/saes/coder --model {model} --threads 1", resume: "" },
+    // So little memory that it sorts by way of the disk.
+    Subject {
+        name: "encode",
+        args: "encode run --sae run/saes/coder --model {model} --memory 4KB --threads 1",
+        resume: "",
+    },
+    Subject {
+        name: "worker",
+        args: "record {model} --corpus corpus.txt --lines --out shared --hook-points blocks.1.hook_resid_post --nll \
+               --context 64 --batch-tokens 64 --shard-tokens 200 --threads 1 --shard 0/1",
+        resume: "",
+    },
+    Subject { name: "merge", args: "merge shared", resume: "" },
 ];
 
 /// Lines of the corpus.
@@ -75,6 +88,7 @@ pub struct Report {
     pub seed: u64,
     pub kills: Vec<KillReport>,
     pub faults: Vec<FaultReport>,
+    pub fuzz: Vec<FuzzReport>,
     /// What could not be tried here, and why.
     pub left_out: Vec<String>,
 }
@@ -130,7 +144,7 @@ impl Bench {
     fn attempt(&self, at: usize, work: &Work, resume: bool, fault: Option<&Fault>) -> Result<Attempt> {
         let subject = &SUBJECTS[at];
         let model = self.model.display().to_string();
-        let words = format!("{} {} {}", subject.name, subject.args, if resume { subject.resume } else { "" });
+        let words = format!("{} {}", subject.args, if resume { subject.resume } else { "" });
         let args: Vec<String> = words.split_whitespace().map(|word| word.replace("{model}", &model)).collect();
         work.start(&self.program, &args, self.faults.as_deref(), fault)
     }

@@ -36,9 +36,10 @@ Commands:
             sets up if need be, brings the real model and Python's readers of Parquet (140 MB,
             580 MB on disk) where it can, runs every test;
             ARGS go to `cargo test --workspace`
-  soak [--kills 100] [--seed 1] [--only COMMAND] [--out DIR]
+  soak [--kills 100] [--seed 1] [--fuzz MINUTES] [--only COMMAND] [--out DIR]
             kills every command that writes at random moments, lets the disk fail below it, and
-            compares every byte afterwards; writes `soak.json` and `soak.txt` into `target/soak`
+            compares every byte afterwards; fuzzes every reader of files for an hour in all;
+            writes `soak.json` and `soak.txt` into `target/soak`
   bench [FILTER]
             runs the benches and prints a table, each figure against its limit
   demo [--no-window] [ARGS]
@@ -54,6 +55,9 @@ CARGO_TARGET_DIR, LIBTORCH. Do not set RUSTFLAGS: it would replace the run path 
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = soak::compiler(&args) {
+        return code;
+    }
     match dispatch(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
