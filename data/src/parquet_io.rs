@@ -32,14 +32,15 @@ const PAGE_ROWS: usize = 4096;
 
 /// A file under a temporary name that is hashed while it is written.
 pub(crate) struct HashedFile {
-    pending: PendingFile,
+    /// `None` once it is published.
+    pending: Option<PendingFile>,
     hasher: Sha256,
     entry: FileEntry,
 }
 
 impl HashedFile {
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        Ok(Self { pending: PendingFile::create(path)?, hasher: Sha256::new(), entry: FileEntry::default() })
+        Ok(Self { pending: Some(PendingFile::create(path)?), hasher: Sha256::new(), entry: FileEntry::default() })
     }
 
     /// A row group ends here.
@@ -48,16 +49,16 @@ impl HashedFile {
         self.entry.row_groups.push(RowGroupMark { end: self.entry.bytes, sha256 });
     }
 
-    fn publish(mut self) -> Result<FileEntry> {
-        self.entry.sha256 = hex(&self.hasher.finalize());
-        self.pending.publish()?;
-        Ok(self.entry)
+    fn publish(&mut self) -> Result<FileEntry> {
+        self.entry.sha256 = hex(&std::mem::take(&mut self.hasher).finalize());
+        self.pending.take().expect("it is published once").publish()?;
+        Ok(std::mem::take(&mut self.entry))
     }
 }
 
 impl Write for HashedFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.pending.write(bytes)?;
+        let written = self.pending.as_mut().expect("nothing is written once it is published").write(bytes)?;
         self.hasher.update(&bytes[..written]);
         self.entry.bytes += written as u64;
         Ok(written)
@@ -141,9 +142,10 @@ impl TableWriter {
     }
 
     /// Footer, fsync, rename. The caller fsyncs the directory.
-    pub(crate) fn publish(self) -> Result<FileEntry> {
-        let file = self.writer.into_inner().map_err(|cause| write_error(&self.path, cause))?;
-        file.publish()
+    pub(crate) fn publish(mut self) -> Result<FileEntry> {
+        // `into_inner` would tell of a full disk in words only.
+        self.writer.finish().map_err(|cause| write_error(&self.path, cause))?;
+        self.writer.inner_mut().publish()
     }
 }
 

@@ -13,6 +13,7 @@
 mod catalog;
 mod check;
 mod rows;
+mod subscripts;
 mod write;
 
 #[cfg(test)]
@@ -74,7 +75,8 @@ pub fn tables(run: &Run) -> Result<Vec<Table>> {
 pub fn ask(run: &Run, sql: &str) -> Result<Answer> {
     let tables = catalog::tables(run)?;
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
-    let question = check::question(sql, &names)?;
+    let vectors: Vec<&str> = tables.iter().filter(|table| table.has_acts()).map(|table| table.name.as_str()).collect();
+    let question = check::question(sql, &names, &vectors)?;
     let mut context = SQLContext::new();
     for table in tables.iter().filter(|table| question.tables.contains(&table.name)) {
         context.register(&table.name, table.frame(run)?);

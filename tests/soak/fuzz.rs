@@ -11,8 +11,8 @@ use serde::Serialize;
 
 /// Megabytes that a reader may take, libtorch and the fuzzer included.
 const MEMORY_MB: u32 = 2048;
-/// Seconds after which an input counts as one that hangs.
-const PATIENCE: u32 = 30;
+/// Seconds after which an input counts as one that hangs; long, for machines that do much else.
+const PATIENCE: u32 = 120;
 
 /// What libFuzzer says of one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -1,6 +1,6 @@
 //! How fast is it, measured against what this machine allows?
 //!
-//! A bench is an example named `bench_*` of `data`, `engine` or `scope`. It gets the cache folder as its first
+//! A bench is an example named `bench_*` of `data`, `engine`, `scope` or `tests`. It gets the cache folder as its first
 //! argument and prints one JSON object a line: `bench`, `measured`, `unit`; `limit` and `limit_is` where there is a
 //! limit that was measured in the same run; `at_least` or `at_most` as the target for the share of the limit, or for
 //! the measured value where there is no limit; or `skipped` with the reason.
@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::{libtorch, place, process};
 
-const CRATES: [&str; 3] = ["data", "engine", "scope"];
+const CRATES: [&str; 4] = ["data", "engine", "scope", "tests"];
 
 #[derive(Debug, Deserialize)]
 struct Figure {

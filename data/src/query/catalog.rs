@@ -17,6 +17,9 @@ use crate::store::Run;
 use crate::tables::VOCAB_FILE;
 use crate::{Dtype, convert, files};
 
+/// The column of activations.
+pub(super) const ACT: &str = "act";
+
 /// A table and its files, none of which has been looked at.
 pub(super) struct Source {
     pub(super) name: String,
@@ -48,7 +51,7 @@ pub(super) fn tables(run: &Run) -> Result<Vec<Source>> {
     catalog.of_shards("tokens", "tokens", "a token", run.n_tokens(), None);
     catalog.of_shards("documents", "documents", "a document", run.n_documents(), None);
     for entry in run.hook_points() {
-        let vectors = Vectors { column: "act", dtype: entry.dtype, width: entry.width };
+        let vectors = Vectors { column: ACT, dtype: entry.dtype, width: entry.width };
         let about = format!("a token at `{}`", entry.name);
         catalog.of_shards(&entry.name.to_string(), &entry.folder(), &about, run.n_tokens(), Some(vectors));
     }
@@ -124,6 +127,11 @@ impl Catalog<'_> {
 }
 
 impl Source {
+    /// Whether it is the activations of a hook point.
+    pub(super) fn has_acts(&self) -> bool {
+        self.vectors.is_some_and(|vectors| vectors.column == ACT)
+    }
+
     pub(super) fn n_rows(&self, run: &Run) -> Result<u64> {
         let counted = || {
             let files = self.paths.iter().map(|path| TableFile::open(&inside(run, path)?));

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use sqlparser::ast::{AccessExpr, Expr, Query, Statement, TableFactor, Visit, VisitMut, Visitor, VisitorMut};
+use sqlparser::ast::{Query, Statement, TableFactor, Visit, Visitor};
 use sqlparser::dialect::GenericDialect;
 use sqlparser::parser::{Parser, ParserError, ParserOptions};
 
+use super::subscripts;
 use crate::error::{Error, Result};
 use crate::hook_point::edit_distance;
 
@@ -21,8 +22,8 @@ pub(super) struct Question {
     pub(super) tables: Vec<String>,
 }
 
-/// Reads a query over tables with these names.
-pub(super) fn question(sql: &str, tables: &[&str]) -> Result<Question> {
+/// Reads a query over tables with these names, of which some have vectors.
+pub(super) fn question(sql: &str, tables: &[&str], vectors: &[&str]) -> Result<Question> {
     // As polars reads it, so that what is looked at here is what is done there.
     let options = ParserOptions { trailing_commas: true, ..ParserOptions::default() };
     let statements = Parser::new(&GenericDialect).with_options(options).try_with_sql(sql);
@@ -40,7 +41,7 @@ pub(super) fn question(sql: &str, tables: &[&str]) -> Result<Question> {
     let unknown = |name: &&String| !tables.contains(&name.as_str()) && !named.within.contains(*name);
     match named.tables.iter().find(unknown) {
         None => {
-            let _ = VisitMut::visit(query.as_mut(), &mut Subscripts);
+            subscripts::rewrite(query, vectors);
             Ok(Question { sql: query.to_string(), tables: named.tables })
         }
         Some(name) => Err(Error::NoSuchTable { name: name.clone(), nearest: nearest(name, tables) }),
@@ -75,25 +76,6 @@ impl Visitor for Named {
             }
             TableFactor::Derived { .. } | TableFactor::NestedJoin { .. } | TableFactor::UNNEST { .. } => {}
             other => self.foreign = self.foreign.take().or_else(|| Some(other.to_string())),
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-/// Writes `a.act[1]` as `(a.act)[1]`, which polars understands.
-struct Subscripts;
-
-impl VisitorMut for Subscripts {
-    type Break = ();
-
-    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-        if let Expr::CompoundFieldAccess { root, access_chain } = expr
-            && let Expr::Identifier(table) = root.as_ref()
-            && let [AccessExpr::Dot(Expr::Identifier(column)), AccessExpr::Subscript(_)] = access_chain.as_slice()
-        {
-            let column = Expr::CompoundIdentifier(vec![table.clone(), column.clone()]);
-            **root = Expr::Nested(Box::new(column));
-            access_chain.remove(0);
         }
         ControlFlow::Continue(())
     }

@@ -51,6 +51,40 @@ fn vectors_are_lists_whatever_their_dtype() {
 }
 
 #[test]
+fn numbers_are_taken_out_of_vectors_before_a_join() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run(dir.path(), 8, Dtype::F32, &[100]);
+    let rewritten = |sql: &str| {
+        let names = ["tokens", "blocks_1_hook_resid_post"];
+        super::check::question(sql, &names, &names[1..]).unwrap().sql
+    };
+    let join = "FROM tokens AS t JOIN blocks_1_hook_resid_post AS a USING (token_idx)";
+    let narrow = "(SELECT token_idx, act[3] AS act FROM blocks_1_hook_resid_post) AS a";
+    let sql = format!("SELECT t.token, a.act[3] AS x {join} WHERE act[3] > 0 ORDER BY x DESC LIMIT 2");
+    let found = rewritten(&sql);
+    assert!(found.contains(narrow) && found.contains("a.act AS x") && found.contains("WHERE act > 0"), "{found}");
+    let without = format!(
+        "SELECT t.token, a.act[3] AS x {join} WHERE act[3] > 0 AND ARRAY_SUM(act) > -1e9 ORDER BY x DESC LIMIT 2"
+    );
+    assert!(!rewritten(&without).contains("AS act"));
+    assert_eq!(collect(&run, &sql).unwrap(), collect(&run, &without).unwrap());
+    // The names of columns are as they would be.
+    let answer = ask(&run, &format!("SELECT max(a.act[3]) {join}")).unwrap();
+    assert_eq!(answer.columns()[0].name, "act");
+    let two = collect(&run, &format!("SELECT act[1] + act[2] AS x {join} WHERE t.token_idx = 7")).unwrap();
+    assert_eq!(two, [[Value::F32(number(7, 0, 0) + number(7, 0, 1))]]);
+    for sql in [
+        format!("SELECT * {join} WHERE act[1] > 0"),
+        "SELECT act[1] FROM blocks_1_hook_resid_post".to_owned(),
+        format!("SELECT act[1] {join} WHERE t.token_idx IN (SELECT token_idx FROM tokens WHERE pos = 1)"),
+        format!("SELECT act {join}"),
+    ] {
+        assert!(!rewritten(&sql).contains("act[1] AS act"), "{sql}");
+        collect(&run, &sql).unwrap();
+    }
+}
+
+#[test]
 fn tables_are_listed_with_columns_and_rows() {
     let dir = tempfile::tempdir().unwrap();
     let run = with_everything(dir.path());
