@@ -33,6 +33,7 @@ mod failure;
 mod hands;
 mod interrupt;
 mod invocation;
+mod location;
 mod output;
 mod packages;
 mod passages;

@@ -14,6 +14,7 @@ mod store;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::Write as _;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -50,12 +51,19 @@ const SCHEMES: [(&str, &str); 3] = [
 /// What stores need, from whoever may read the environment.
 #[derive(Clone, Default)]
 pub struct Stores {
-    /// Where mirrors lie.
-    pub cache: PathBuf,
+    /// Where mirrors lie; without it, no store can be used.
+    pub cache: Option<PathBuf>,
     /// Bytes of all mirrors together; what is not sent yet is not counted.
     pub mirror_bytes: u64,
     /// `AWS_…`, `GOOGLE_…` and `AZURE_…`, with their values.
     pub settings: Vec<(String, String)>,
+}
+
+impl fmt::Debug for Stores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The settings hold passwords.
+        f.debug_struct("Stores").field("cache", &self.cache).finish_non_exhaustive()
+    }
 }
 
 /// A folder on a disk, or a prefix of an object store. Cloning is cheap.
@@ -146,7 +154,7 @@ impl From<&Self> for Place {
 
 impl Place {
     /// A folder, `file:///folder`, or a prefix of a store, of which nothing is asked yet.
-    pub fn parse(text: &OsStr, stores: impl FnOnce() -> Result<Stores>) -> Result<Self> {
+    pub fn parse(text: &OsStr, stores: &Stores) -> Result<Self> {
         let Some(url) = text.to_str().filter(|text| text.contains("://")) else {
             return Ok(Self::from(Path::new(text)));
         };
@@ -156,13 +164,16 @@ impl Place {
             return path.map(|path| Self::from(&path)).ok_or_else(|| Error::BadPlace { place: url.to_owned(), reason });
         }
         let Some(address) = Address::parse(url)? else { return Ok(Self::from(Path::new(text))) };
-        let stores = stores()?;
+        let Some(cache) = &stores.cache else {
+            let reason = "no folder is known here for what is brought from a store";
+            return Err(Error::BadPlace { place: address.shown, reason });
+        };
         let store = Store::connect(&address, &stores.settings)?;
-        Ok(Self::mirrored(store, &address, &stores))
+        Ok(Self::mirrored(store, &address, cache, stores.mirror_bytes))
     }
 
-    fn mirrored(store: Store, address: &Address, stores: &Stores) -> Self {
-        let mirror = Mirror::new(&stores.cache, stores.mirror_bytes, address);
+    fn mirrored(store: Store, address: &Address, cache: &Path, mirror_bytes: u64) -> Self {
+        let mirror = Mirror::new(cache, mirror_bytes, address);
         let dir = mirror.dir().to_owned();
         let remote = Remote { store, mirror, listing: Mutex::default(), bringing: Mutex::default() };
         Self { shown: PathBuf::from(&address.shown), dir, remote: Some(Arc::new(remote)) }
@@ -177,8 +188,7 @@ impl Place {
         mirror_bytes: u64,
     ) -> Self {
         let address = Address::parse(url).unwrap().unwrap();
-        let stores = Stores { cache: machine.to_owned(), mirror_bytes, settings: Vec::new() };
-        Self::mirrored(Store::given(store, &address), &address, &stores)
+        Self::mirrored(Store::given(store, &address), &address, machine, mirror_bytes)
     }
 
     /// Its name as people know it: the path or the URL.
@@ -368,14 +378,16 @@ impl Place {
     pub fn publish(&self, folder: &str, last: &[&str]) -> Result<()> {
         let Some(remote) = &self.remote else { return Ok(()) };
         let within = |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
-        let here: Vec<String> =
-            files::names_below(&self.dir.join(folder))?.iter().map(|name| within(name)).collect();
+        let here: Vec<String> = files::names_below(&self.dir.join(folder))?.iter().map(|name| within(name)).collect();
         let there: BTreeMap<String, Object> = remote
             .listed(|files| below(files, folder).map(|(path, object)| (path.clone(), object.clone())).collect())?;
         let is_changed = |path: &String| there.get(path).is_none_or(|object| remote.mirror.is_changed(path, object));
         let last: Vec<String> = last.iter().map(|name| within(name)).collect();
         let changed: Vec<&String> = here.iter().filter(|path| is_changed(path)).collect();
-        let outdated = last.iter().rev().filter(|path| there.contains_key(*path) && (changed.contains(path) || !here.contains(path)));
+        let outdated = last
+            .iter()
+            .rev()
+            .filter(|path| there.contains_key(*path) && (changed.contains(path) || !here.contains(path)));
         self.remove(&outdated.cloned().collect::<Vec<_>>())?;
         let (ending, first): (Vec<&String>, Vec<&String>) = changed.into_iter().partition(|path| last.contains(path));
         self.send(&first.into_iter().map(String::as_str).collect::<Vec<_>>())?;

@@ -129,13 +129,8 @@ impl RunWriter {
     }
 
     fn new(place: Place, manifest: Manifest, journal: Vec<JournalEntry>, lock: Option<fs::File>) -> Self {
-        let shared = Shared {
-            place,
-            manifest,
-            journal: Mutex::new(journal),
-            hash_threads: hash_threads(),
-            _lock: lock,
-        };
+        let shared =
+            Shared { place, manifest, journal: Mutex::new(journal), hash_threads: hash_threads(), _lock: lock };
         Self { shared: Arc::new(shared) }
     }
 

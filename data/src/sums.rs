@@ -70,7 +70,6 @@ impl Sums {
     pub fn write(&self, folder: &Path) -> Result<()> {
         write_json(&folder.join(FILE), self)
     }
-
 }
 
 /// The size and the sum of a file.

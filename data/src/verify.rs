@@ -182,11 +182,8 @@ impl Work<'_> {
         let index = Some(shard.index);
         let manifest = self.run.manifest();
         let journal = format!("journal/{}", manifest::journal_name(shard.index));
-        let entry: Option<JournalEntry> = if self.check_seal(&journal, index)? {
-            files::read_json(&self.path(&journal)?).ok()
-        } else {
-            None
-        };
+        let entry: Option<JournalEntry> =
+            if self.check_seal(&journal, index)? { files::read_json(&self.path(&journal)?).ok() } else { None };
         for folder in manifest.folders() {
             let file = format!("{folder}/{}", shard.file_name());
             if !shard.files.contains_key(&file) {

@@ -64,8 +64,9 @@ pub(super) struct Store {
 impl Store {
     /// Nothing is asked of the network yet.
     pub(super) fn connect(address: &Address, settings: &[(String, String)]) -> Result<Self> {
-        let connected =
-            |retries| connect(address, settings, retries).map_err(|cause| failure(&address.shown, address.hint(), cause));
+        let connected = |retries| {
+            connect(address, settings, retries).map_err(|cause| failure(&address.shown, address.hint(), cause))
+        };
         Self::new(connected(PATIENT)?, connected(BRISK)?, address)
     }
 
@@ -95,7 +96,11 @@ impl Store {
             let Some(relative) = relative.filter(|relative| !relative.is_empty()) else { continue };
             if !is_within(relative) {
                 let reason = "it leads out of the run";
-                return Err(Error::BadName { kind: "file of a run", name: relative.escape_debug().to_string(), reason });
+                return Err(Error::BadName {
+                    kind: "file of a run",
+                    name: relative.escape_debug().to_string(),
+                    reason,
+                });
             }
             let object = Object { bytes: meta.size, tag: meta.e_tag.unwrap_or_default() };
             objects.insert(relative.to_owned(), object);
@@ -266,7 +271,8 @@ fn connect(
         }
         _ => {
             let mut builder = MicrosoftAzureBuilder::new();
-            for (name, value) in settings.filter(|(name, _)| name.starts_with("azure_") || name == "identity_endpoint") {
+            for (name, value) in settings.filter(|(name, _)| name.starts_with("azure_") || name == "identity_endpoint")
+            {
                 if let Ok(key) = name.parse() {
                     builder = builder.with_config(key, value);
                 }
@@ -297,13 +303,19 @@ fn failure(shown: &str, credentials: &'static str, cause: object_store::Error) -
     {
         ("there is no such bucket:".to_owned(), "make it first, or see whether its name is right")
     } else if matches!(cause, Cause::PermissionDenied { .. } | Cause::Unauthenticated { .. }) || text.contains("403 ") {
-        (format!("the store refuses{} access to", code.map(|code| format!(" ({code})")).unwrap_or_default()), credentials)
+        (
+            format!("the store refuses{} access to", code.map(|code| format!(" ({code})")).unwrap_or_default()),
+            credentials,
+        )
     } else if matches!(cause, Cause::InvalidPath { .. }) {
         ("a key of the store cannot be a file of a run:".to_owned(), "remove it, or choose another prefix")
     } else if matches!(cause, Cause::Generic { store: "disk", .. }) {
         (format!("a file cannot be read while it is sent ({}) to", last(&cause)), "see whether the disk is well")
     } else if let Some(code) = code {
-        (format!("the store says `{code}` of"), "the same command goes on where it was (with `--resume` where it has that)")
+        (
+            format!("the store says `{code}` of"),
+            "the same command goes on where it was (with `--resume` where it has that)",
+        )
     } else {
         (format!("cannot reach the store ({}) of", last(&cause)), "see whether the network and the endpoint are right")
     };
@@ -336,7 +348,9 @@ mod tests {
 
     #[test]
     fn keys_stay_below_their_prefix() {
-        for good in ["manifest.json", "acts/hook_point=blocks.1.hook_resid_post/shard-00000.parquet", "saes/größer/cfg.json"] {
+        for good in
+            ["manifest.json", "acts/hook_point=blocks.1.hook_resid_post/shard-00000.parquet", "saes/größer/cfg.json"]
+        {
             assert!(is_within(good), "{good}");
         }
         for bad in ["../x", "a/../x", "/etc/passwd", "a//b", "a/./b", "a\\b", "c:d", "a\nb", "a/"] {

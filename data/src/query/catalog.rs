@@ -64,11 +64,7 @@ pub(super) fn tables(run: &Run) -> Result<Vec<Source>> {
         catalog.of_features(&name)?;
     }
     for name in run.saes()? {
-        catalog.of_file(
-            &format!("metrics_{name}"),
-            format!("saes/{name}/metrics.parquet"),
-            "a step of training",
-        )?;
+        catalog.of_file(&format!("metrics_{name}"), format!("saes/{name}/metrics.parquet"), "a step of training")?;
     }
     catalog.of_file("vocab", VOCAB_FILE.to_owned(), "a token id")?;
     Ok(catalog.tables)

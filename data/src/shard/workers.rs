@@ -389,7 +389,11 @@ pub fn status(place: impl Into<Place>) -> Result<Status> {
 
 /// Whether a run is recorded by several workers and not merged yet.
 pub(crate) fn is_spread(place: &Place) -> Result<bool> {
-    if place.is_remote() { Ok(!place.names_in(WORKERS, false)?.is_empty()) } else { Ok(place.dir().join(WORKERS).is_dir()) }
+    if place.is_remote() {
+        Ok(!place.names_in(WORKERS, false)?.is_empty())
+    } else {
+        Ok(place.dir().join(WORKERS).is_dir())
+    }
 }
 
 fn worker_status(

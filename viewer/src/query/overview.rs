@@ -1,7 +1,6 @@
 //! What is in this run: model, corpus, hook points, coders, feature tables?
 
-use std::path::Path;
-
+use data::Run;
 use data::metrics::Metrics;
 use fs_err as fs;
 
