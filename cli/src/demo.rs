@@ -169,7 +169,15 @@ impl Demo {
         let options =
             RecordOptions { max_tokens: Some(self.tokens), shard_tokens: SHARD_TOKENS, ..RecordOptions::new(points) };
         let corpus = Corpus::open(text, true)?;
-        let job = Job { id: plan.model, weights, corpus, options, out: &self.out, resume: begun, broken: None };
+        let job = Job {
+            id: plan.model,
+            weights,
+            corpus,
+            options,
+            out: self.out.as_path().into(),
+            resume: begun,
+            broken: None,
+        };
         job.run(Compute { threads: self.threads, ..Compute::default() }, invocation)?;
         Ok(Run::open(&self.out)?)
     }
@@ -193,7 +201,7 @@ impl Demo {
             resume: true,
             ..TrainConfig::default()
         };
-        let last = train::train(run, HookPoint::block(Site::ResidPost, plan.layer), &config, sae, invocation)?;
+        let last = train::train(run, HookPoint::block(Site::ResidPost, plan.layer), &config, &sae.into(), invocation)?;
         output::note(&train::figures(&last));
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `polariscope encode`: what each feature of a coder does in a run.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
@@ -13,18 +13,19 @@ use serde_json::json;
 
 use crate::bytes::Bytes;
 use crate::failure::Interrupted;
+use crate::location::Location;
 use crate::{catalog, interrupt, output, progress};
 
 /// Writes feature activations, statistics and examples under `RUN/features/`
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  polariscope encode runs/news --sae runs/news/saes/resid-9 --model gemma-3-270m")]
 pub(crate) struct Encode {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
-    /// The coder's folder
+    /// The coder's folder, or its URL
     #[arg(long, value_name = "SAE")]
-    sae: PathBuf,
+    sae: Location,
 
     /// The model, for the tokens that each feature raises and lowers
     #[arg(long, value_name = "MODEL")]
@@ -65,7 +66,7 @@ pub(crate) struct Encode {
 
 impl Encode {
     pub(crate) fn run(self) -> Result<()> {
-        let run = Run::open(&self.run)?;
+        let run = self.run.run()?;
         let options = EncodeOptions {
             hook: self.hook_point.map(|name| name.parse()).transpose()?,
             name: self.name,
@@ -81,7 +82,7 @@ impl Encode {
             None => None,
         };
         let lens = model.as_ref().map(|model| model as &dyn LogitLens);
-        let summary = encode(&run, &self.sae, lens, &options)?;
+        let summary = encode(&run, &self.sae.coder()?, lens, &options)?;
         if self.json {
             return output::json(&json!({
                 "name": summary.name, "tokens": summary.n_tokens, "special": summary.n_special,

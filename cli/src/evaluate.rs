@@ -1,7 +1,5 @@
 //! `polariscope evaluate`: how good is a coder on the activations of a run?
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result};
 use clap::Args;
 use data::{Dtype, HookPoint, Run};
@@ -10,6 +8,7 @@ use scope::{Metrics, Sae};
 use serde_json::json;
 
 use crate::failure::Interrupted;
+use crate::location::Location;
 use crate::{interrupt, output, progress};
 
 /// Measures a coder on the activations of a run
@@ -19,12 +18,12 @@ use crate::{interrupt, output, progress};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  polariscope evaluate runs/news --sae runs/news/saes/resid-9")]
 pub(crate) struct Evaluate {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
-    /// The coder's folder
+    /// The coder's folder, or its URL
     #[arg(long, value_name = "SAE")]
-    sae: PathBuf,
+    sae: Location,
 
     /// The hook point to measure on [default: the one that the coder was trained on]
     #[arg(long, value_name = "NAME")]
@@ -50,10 +49,10 @@ pub(crate) struct Evaluate {
 impl Evaluate {
     pub(crate) fn run(self) -> Result<()> {
         interrupt::watch();
-        let run = Run::open(&self.run)?;
-        let sae = Sae::load(&self.sae)?;
+        let run = self.run.run()?;
+        let sae = Sae::load(self.sae.coder()?)?;
         let name = self.hook_point.as_deref().or_else(|| sae.hook_name()).with_context(|| {
-            format!("`{}` does not say its hook point\nhint: name it with `--hook-point`", self.sae.display())
+            format!("`{}` does not say its hook point\nhint: name it with `--hook-point`", self.sae)
         })?;
         let hook: HookPoint = name.parse()?;
         let options = EvaluateOptions {

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use data::Dtype;
 use data::export::{self, ExportOptions, Format};
-use data::{Dtype, Run};
 use serde_json::json;
 
 use crate::failure::Interrupted;
+use crate::location::Location;
 use crate::{interrupt, output, progress};
 
 /// Writes activations as Parquet lists, NumPy, safetensors, a Hugging Face or a SAELens data set
@@ -22,8 +23,8 @@ use crate::{interrupt, output, progress};
 #[command(after_help = "Example:\n  \
     polariscope export runs/news --format npy --hook-points blocks.9.hook_resid_post --skip-special --out news-9")]
 pub(crate) struct Export {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
     /// `parquet`, `npy`, `safetensors`, `datasets` or `sae-lens`
     #[arg(long, value_name = "FORMAT")]
@@ -61,7 +62,7 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) fn run(self) -> Result<()> {
         interrupt::watch();
-        let run = Run::open(&self.run)?;
+        let run = self.run.run()?;
         let options = ExportOptions {
             format: self.format,
             hook_points: self.hook_points.map_or_else(|| Ok(Vec::new()), |list| export::recorded(&run, &list))?,

@@ -2,18 +2,20 @@
 
 mod memory;
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use data::hook_point::{SiteRow, TABLE};
-use data::{HookPoint, ModelShape, Run};
+use data::{HookPoint, ModelShape, Place, Run};
 use engine::config::{Config, LayerKind};
 use engine::ple;
 use engine::weights::{self, Inspection};
 use fs_err as fs;
 use serde_json::{Value, json};
 
+use crate::location::Location;
 use crate::output::{count, size};
 use crate::{catalog, output};
 
@@ -33,11 +35,16 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     pub(crate) fn run(self) -> Result<()> {
-        let path = Path::new(&self.what);
-        let (value, text) = if path.join(MANIFEST).is_file() {
-            run_directory(path)?
-        } else if path.join(CODER).is_file() && path.join(CODER_WEIGHTS).is_file() {
-            coder(path)?
+        let location = Location::from(OsString::from(&self.what));
+        let place = location.place()?;
+        let (value, text) = if place.has(MANIFEST)? {
+            run_directory(&place)?
+        } else if place.has(CODER)? && place.has(CODER_WEIGHTS)? {
+            coder(&location.coder()?)?
+        } else if place.is_remote() {
+            bail!(
+                "expected a run or a coder, found neither in `{location}`\nhint: a model is a folder, a `.gguf` file or a known name"
+            );
         } else {
             model(&catalog::resolve(&self.what)?)?
         };
@@ -205,8 +212,8 @@ fn hook_point_table(sites: &[Listed], n_layers: usize) -> Vec<Vec<String>> {
     rows
 }
 
-fn run_directory(dir: &Path) -> Result<(Value, String)> {
-    let run = Run::open(dir)?;
+fn run_directory(place: &Place) -> Result<(Value, String)> {
+    let (run, dir) = (Run::open_at(place)?, place.shown());
     let manifest = run.manifest();
     let mut sheet = Sheet::new(format!("run `{}`", dir.display()));
     let state = if manifest.complete { "complete" } else { "not complete" };

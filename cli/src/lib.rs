@@ -34,6 +34,7 @@ mod failure;
 mod hands;
 mod interrupt;
 mod invocation;
+mod location;
 mod output;
 mod packages;
 mod passages;

@@ -1,19 +1,18 @@
 //! `polariscope merge`: is every worker's share there, so that the run is whole?
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 use clap::Args;
 use data::shard::workers::{self, WorkerState};
 
+use crate::location::Location;
 use crate::{record, status};
 
 /// Completes a run that several workers have recorded
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  polariscope merge runs/books")]
 pub(crate) struct Merge {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
     /// Print the finished manifest's summary as one JSON object on standard output
     #[arg(long)]
@@ -22,7 +21,8 @@ pub(crate) struct Merge {
 
 impl Merge {
     pub(crate) fn run(self) -> Result<()> {
-        let all = workers::status(&self.run)?.workers;
+        let place = self.run.place()?;
+        let all = workers::status(&place)?.workers;
         let missing: Vec<_> = all.iter().filter(|worker| worker.state != WorkerState::Complete).collect();
         if !missing.is_empty() {
             let names: Vec<String> = missing.iter().map(|worker| worker.worker.index().to_string()).collect();
@@ -41,11 +41,11 @@ impl Merge {
                 "expected {} workers to be done, missing {} in `{}`{}",
                 all.len(),
                 names.join(", "),
-                self.run.display(),
+                self.run,
                 hints.concat()
             );
         }
-        let manifest = workers::merge(&self.run)?;
-        record::summary(&self.run, &manifest, self.json)
+        let manifest = workers::merge(&place)?;
+        record::summary(place.shown(), &manifest, self.json)
     }
 }

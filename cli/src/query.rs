@@ -13,6 +13,7 @@ use data::query::{self, Answer, Next, RowWriter, Rows, Value};
 use serde_json::json;
 
 use crate::failure::Interrupted;
+use crate::location::Location;
 use crate::{interrupt, output};
 
 /// Rows of a table on the screen, unless `--limit` says otherwise.
@@ -41,8 +42,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
     polariscope query runs/news \"SELECT token, act[18] AS x FROM blocks_9_hook_resid_post JOIN tokens USING (token_idx) \
     ORDER BY x DESC LIMIT 10\" --format csv")]
 pub(crate) struct Query {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
     /// One SELECT (or WITH … SELECT)
     sql: Option<String>,
@@ -91,7 +92,7 @@ impl FromStr for Shape {
 impl Query {
     pub(crate) fn run(self) -> Result<()> {
         interrupt::watch();
-        let run = Run::open(&self.run)?;
+        let run = self.run.run()?;
         let Some(sql) = self.sql.as_deref().filter(|_| !self.tables) else {
             return tables(&run, self.json);
         };

@@ -1,12 +1,12 @@
 //! `polariscope record`: the activations of a corpus, into a run directory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use data::corpus::Corpus;
 use data::manifest::{HookPointEntry, Manifest, Model as Described, Routing};
-use data::{Dtype, HookPoint, Worker};
+use data::{Dtype, HookPoint, Place, Worker};
 use engine::device;
 use engine::gemma::model::{Model, Precision};
 use engine::record::{self, RecordOptions, RecordProgress, Recorded, Shared};
@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::compute::Compute;
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
+use crate::location::Location;
 use crate::worker::Share;
 use crate::{catalog, interrupt, output, progress};
 
@@ -38,9 +39,9 @@ pub(crate) struct Record {
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     corpus: Vec<String>,
 
-    /// The run directory to write
+    /// The run to write: a folder, or `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`
     #[arg(long, value_name = "RUN")]
-    out: PathBuf,
+    out: Location,
 
     /// Names with `*` for every layer and ranges of layers, separated by commas
     #[arg(long, value_name = "LIST", default_value = "blocks.*.hook_resid_post")]
@@ -132,11 +133,11 @@ impl Record {
             bail!("`{}` has no experts, so there are no router logits\nhint: leave `--router-logits` out", self.model);
         }
         let corpus = Corpus::open(&self.corpus, self.lines)?;
-        let (id, out, resume) = (&self.model, &self.out, self.resume);
+        let (id, out, resume) = (&self.model, self.out.place()?, self.resume);
         let job = Job { id, weights, corpus, options, out, resume, broken: None };
         match worker {
             Some(worker) => job.run_share(worker, self.compute, invocation, self.json),
-            None => summary(&self.out, &job.run(self.compute, invocation)?, self.json),
+            None => summary(&self.out.into_path(), &job.run(self.compute, invocation)?, self.json),
         }
     }
 }
@@ -166,7 +167,7 @@ pub(crate) struct Job<'a> {
     pub(crate) weights: Weights,
     pub(crate) corpus: Corpus,
     pub(crate) options: RecordOptions,
-    pub(crate) out: &'a Path,
+    pub(crate) out: Place,
     pub(crate) resume: bool,
     /// Shards of a run that are recorded anew; the others stay.
     pub(crate) broken: Option<Vec<usize>>,
@@ -191,7 +192,7 @@ impl Job<'_> {
             meter.show(progress);
             interrupt::flow()
         };
-        let (tokenizer, corpus, out, options) = (tokenizer.as_ref(), &self.corpus, self.out, &self.options);
+        let (tokenizer, corpus, out, options) = (tokenizer.as_ref(), &self.corpus, &self.out, &self.options);
         let recorded = if let Some(broken) = &self.broken {
             record::repair(&model, described, tokenizer, corpus, out, options, broken, &mut show)
         } else {
@@ -202,7 +203,7 @@ impl Job<'_> {
         match recorded {
             Recorded::Complete(manifest) => Ok(*manifest),
             Recorded::Interrupted(progress) => {
-                output::note(&format!("{} shards are durable in `{}`", progress.shards, self.out.display()));
+                output::note(&format!("{} shards are durable in `{}`", progress.shards, self.out.shown().display()));
                 let again = if self.broken.is_some() { invocation.again() } else { invocation.resumed() };
                 Err(Interrupted { resume: Some(again) }.into())
             }
@@ -220,7 +221,7 @@ impl Job<'_> {
             described,
             tokenizer.as_ref(),
             &self.corpus,
-            self.out,
+            &self.out,
             &self.options,
             invocation.provenance(),
             worker,
@@ -232,7 +233,7 @@ impl Job<'_> {
         bar.finish_and_clear();
         match shared {
             Shared::Done { planned, shards, tokens } if as_json => output::json(&json!({
-                "run": self.out, "worker": worker.index(), "workers": worker.count(), "shards": shards, "tokens": tokens,
+                "run": self.out.shown(), "worker": worker.index(), "workers": worker.count(), "shards": shards, "tokens": tokens,
                 "shards_expected": planned.shards, "tokens_expected": planned.tokens_expected,
             })),
             Shared::Done { planned, shards, tokens } => output::text(&format!(
@@ -240,14 +241,14 @@ impl Job<'_> {
                 shards.len(),
                 planned.shards,
                 output::count(tokens),
-                self.out.display()
+                self.out.shown().display()
             )),
             Shared::Complete(manifest) => {
                 output::note("the run has been merged already: there is nothing left to record");
-                summary(self.out, &manifest, as_json)
+                summary(self.out.shown(), &manifest, as_json)
             }
             Shared::Interrupted(progress) => {
-                output::note(&format!("{} shards are durable in `{}`", progress.shards, self.out.display()));
+                output::note(&format!("{} shards are durable in `{}`", progress.shards, self.out.shown().display()));
                 Err(Interrupted { resume: Some(invocation.of_worker(worker)) }.into())
             }
         }

@@ -1,14 +1,12 @@
 //! `polariscope routing`: which experts does a model choose, how evenly, together with which others, for which tokens?
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 use clap::Args;
-use data::Run;
 use data::routing::{self, LayerRouting, PairLift, RoutingOptions, RoutingReport, TokenLift};
 use serde_json::{Value, json};
 
 use crate::failure::Interrupted;
+use crate::location::Location;
 use crate::output::{self, count, table};
 use crate::{interrupt, progress};
 
@@ -31,8 +29,8 @@ Examples:
   polariscope routing runs/news --layer 3 --expert 17 --top 20
   polariscope routing runs/news --json")]
 pub(crate) struct Routing {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
     /// This layer of the model only, with every expert
     #[arg(long, value_name = "N")]
@@ -62,10 +60,10 @@ pub(crate) struct Routing {
 impl Routing {
     pub(crate) fn run(self) -> Result<()> {
         interrupt::watch();
-        let run = Run::open(&self.run)?;
+        let run = self.run.run()?;
         let n_experts = run.routing_info()?.n_experts;
         if let Some(expert) = self.expert.filter(|&expert| expert >= n_experts) {
-            bail!("expected an expert below {n_experts}, found `{expert}` in `{}`", self.run.display());
+            bail!("expected an expert below {n_experts}, found `{expert}` in `{}`", self.run);
         }
         let options = RoutingOptions {
             layers: self.layer.into_iter().collect(),
@@ -90,7 +88,7 @@ impl Routing {
 
     fn value(&self, report: &RoutingReport) -> Result<Value> {
         let mut value = serde_json::to_value(report)?;
-        value["run"] = json!(self.run);
+        value["run"] = json!(self.run.to_string());
         for (layer, found) in report.layers.iter().enumerate() {
             let value = &mut value["layers"][layer];
             if let Some(expert) = self.expert {
@@ -105,7 +103,7 @@ impl Routing {
 
     fn text(&self, report: &RoutingReport) -> String {
         let layers = &report.layers;
-        let mut text = format!("routing of `{}`\n", self.run.display());
+        let mut text = format!("routing of `{}`\n", self.run);
         let left_out = if self.special {
             String::new()
         } else {

@@ -1,7 +1,5 @@
 //! `polariscope shuffle`: the rows of a run in a random order, as a run of its own.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::Result;
 use clap::Args;
 use data::manifest::Manifest;
@@ -12,6 +10,7 @@ use serde_json::json;
 use crate::bytes::Bytes;
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
+use crate::location::Location;
 use crate::{interrupt, output, progress, record};
 
 /// Writes the rows of a run in a random order, as a run from which training reads as fast as the disk gives
@@ -20,12 +19,12 @@ use crate::{interrupt, output, progress, record};
                         polariscope shuffle runs/news --hook-points 'blocks.9-11.hook_resid_post' --skip-special --memory 4GB \
                         --out /scratch/news-9")]
 pub(crate) struct Shuffle {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
-    /// The run directory to write
+    /// The run to write: a folder, or its URL
     #[arg(long, value_name = "RUN")]
-    out: PathBuf,
+    out: Location,
 
     /// The hook points to take along, as for `record`; rows stay aligned [default: all]
     #[arg(long, value_name = "LIST")]
@@ -55,7 +54,7 @@ pub(crate) struct Shuffle {
 impl Shuffle {
     pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
         interrupt::watch();
-        let run = Run::open(&self.run)?;
+        let run = self.run.run()?;
         let hook_points = match &self.hook_points {
             Some(list) => recorded(&run, list)?,
             None => Vec::new(),
@@ -81,7 +80,7 @@ impl Shuffle {
         ));
         let bar = progress::bytes(0, "shuffling");
         let mut begun = false;
-        let written = plan.write(&self.out, invocation.provenance(), self.resume, &mut |at| {
+        let written = plan.write(self.out.place()?, invocation.provenance(), self.resume, &mut |at| {
             bar.set_length(at.bytes_total);
             bar.set_position(at.bytes_done);
             if !std::mem::replace(&mut begun, true) {
@@ -114,20 +113,20 @@ fn recorded(run: &Run, list: &str) -> Result<Vec<HookPoint>> {
     Ok(hooks)
 }
 
-fn value(manifest: &Manifest, out: &Path) -> serde_json::Value {
+fn value(manifest: &Manifest, out: &Location) -> serde_json::Value {
     json!({
-        "run": out, "shuffled": manifest.shuffled, "tokens": manifest.counts.tokens_captured,
+        "run": out.to_string(), "shuffled": manifest.shuffled, "tokens": manifest.counts.tokens_captured,
         "skipped": manifest.counts.tokens_skipped, "hook_points": manifest.hook_points.len(),
         "shards": manifest.shards.len(), "bytes": record::bytes(manifest),
     })
 }
 
-fn words(manifest: &Manifest, out: &Path) -> String {
+fn words(manifest: &Manifest, out: &Location) -> String {
     format!(
         "shuffled {} tokens at {} hook points: {} in `{}`",
         output::count(manifest.counts.tokens_captured),
         manifest.hook_points.len(),
         output::size(record::bytes(manifest)),
-        out.display()
+        out
     )
 }

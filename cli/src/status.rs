@@ -1,12 +1,11 @@
 //! `polariscope status`: how far is a run, and which of its workers are missing?
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::Args;
 use data::shard::workers::{self, WorkerState, WorkerStatus};
 use serde_json::json;
 
+use crate::location::Location;
 use crate::{invocation, output};
 
 /// Shards of a run that are named one by one.
@@ -16,8 +15,8 @@ const NAMED: usize = 8;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  polariscope status runs/books")]
 pub(crate) struct Status {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
     /// Print one JSON object on standard output
     #[arg(long)]
@@ -26,11 +25,11 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn run(self) -> Result<()> {
-        let status = workers::status(&self.run)?;
+        let status = workers::status(self.run.place()?)?;
         if self.json {
             let workers: Vec<_> = status.workers.iter().map(in_json).collect();
             return output::json(&json!({
-                "run": self.run, "complete": status.complete, "shards": status.shards,
+                "run": self.run.to_string(), "complete": status.complete, "shards": status.shards,
                 "shards_expected": status.planned.as_ref().map(|planned| planned.shards),
                 "documents": status.counts.documents,
                 "documents_expected": status.planned.as_ref().map(|planned| planned.documents),
@@ -46,8 +45,7 @@ impl Status {
         let state = if status.complete { "complete" } else { "not complete" };
         output::text(&format!(
             "{state}: {}{expected_shards} shards, {tokens}{expected_tokens} tokens in `{}`",
-            status.shards,
-            self.run.display()
+            status.shards, self.run
         ))?;
         if !status.workers.is_empty() {
             output::text(&table(&status.workers))?;
@@ -58,7 +56,7 @@ impl Status {
             }
         }
         if !status.workers.is_empty() && status.workers.iter().all(|worker| worker.state == WorkerState::Complete) {
-            output::text(&format!("every worker is done: polariscope merge {}", self.run.display()))?;
+            output::text(&format!("every worker is done: polariscope merge {}", self.run))?;
         }
         Ok(())
     }
@@ -95,6 +93,7 @@ const fn words(state: WorkerState) -> &'static str {
     match state {
         WorkerState::NotStarted => "not started",
         WorkerState::Running => "in progress",
+        WorkerState::Begun => "begun",
         WorkerState::Stopped => "stopped",
         WorkerState::Complete => "complete",
     }

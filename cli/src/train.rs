@@ -1,17 +1,17 @@
 //! `polariscope train`: a sparse coder on one hook point of a run.
 
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use data::{HookPoint, Run};
+use data::{HookPoint, Place, Run};
 use scope::train::{BATCH, D_SAE, K};
 use scope::{Architecture, Sae, TrainConfig, TrainProgress};
 use serde_json::json;
 
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
+use crate::location::Location;
 use crate::{interrupt, output, progress};
 
 /// Passes over the run, unless the tokens to train on are given.
@@ -24,16 +24,16 @@ const EPOCHS: u32 = 1;
                         --epochs 10 --out runs/news/saes/resid-9"
 )]
 pub(crate) struct Train {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
     /// The hook point to train on
     #[arg(long, value_name = "NAME")]
     hook_point: String,
 
-    /// The folder to write the coder to; `RUN/saes/NAME` is where the other commands look
+    /// The folder to write the coder to, or its URL; `RUN/saes/NAME` is where the other commands look
     #[arg(long, value_name = "SAE")]
-    out: PathBuf,
+    out: Location,
 
     /// How latents are chosen: `topk` for each token, or `batchtopk` for each batch
     #[arg(long, value_name = "NAME", default_value_t = Architecture::default(), value_parser = architecture)]
@@ -98,14 +98,14 @@ fn architecture(name: &str) -> Result<Architecture, String> {
 
 impl Train {
     pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
-        let run = Run::open(&self.run)?;
+        let run = self.run.run()?;
         let hook = self.hook_point.parse()?;
-        if self.resume && Sae::load(&self.out).is_ok_and(|sae| sae.hook_name() == Some(&self.hook_point)) {
+        if self.resume && Sae::load(self.out.coder()?).is_ok_and(|sae| sae.hook_name() == Some(&self.hook_point)) {
             // It was ended when it had just come to its end.
             if self.json {
-                return output::json(&json!({ "sae": self.out }));
+                return output::json(&json!({ "sae": self.out.to_string() }));
             }
-            return output::text(&format!("nothing is left to train: the coder in `{}` is whole", self.out.display()));
+            return output::text(&format!("nothing is left to train: the coder in `{}` is whole", self.out));
         }
         let config = TrainConfig {
             architecture: self.architecture,
@@ -122,15 +122,15 @@ impl Train {
             resume: self.resume,
             ..TrainConfig::default()
         };
-        let last = train(&run, hook, &config, &self.out, invocation)?;
+        let last = train(&run, hook, &config, &self.out.place()?, invocation)?;
         if self.json {
             return output::json(&json!({
-                "sae": self.out, "step": last.step, "tokens": last.tokens, "loss": last.loss,
+                "sae": self.out.to_string(), "step": last.step, "tokens": last.tokens, "loss": last.loss,
                 "explained_variance": last.explained_variance, "l0": last.l0, "dead": last.dead, "lr": last.lr,
                 "threshold": last.threshold,
             }));
         }
-        output::text(&format!("{}\ncoder in `{}`", figures(&last), self.out.display()))
+        output::text(&format!("{}\ncoder in `{}`", figures(&last), self.out))
     }
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn train(
     run: &Run,
     hook: HookPoint,
     config: &TrainConfig,
-    out: &Path,
+    out: &Place,
     invocation: &Invocation,
 ) -> Result<TrainProgress> {
     interrupt::watch();

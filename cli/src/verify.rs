@@ -1,7 +1,6 @@
 //! `polariscope verify`: is every file of a run what was written, and can what is not be recorded again?
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum as _};
@@ -16,6 +15,7 @@ use serde_json::json;
 use crate::compute::{Compute, ComputeDtype};
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
+use crate::location::Location;
 use crate::record::Job;
 use crate::{catalog, interrupt, output, progress};
 
@@ -24,8 +24,8 @@ use crate::{catalog, interrupt, output, progress};
 #[command(after_help = "Examples:\n  polariscope verify runs/news\n  \
                         polariscope verify runs/news --repair --model gemma-3-270m --corpus news.txt")]
 pub(crate) struct Verify {
-    /// The run directory
-    run: PathBuf,
+    /// The run: a folder, or its URL in an object store
+    run: Location,
 
     /// Record the broken shards again, and only those
     #[arg(long)]
@@ -55,13 +55,13 @@ pub(crate) struct Verify {
 impl Verify {
     pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
         interrupt::watch();
-        let mut run = Run::open(&self.run)?;
+        let mut run = self.run.run()?;
         let mut report = check(&run)?;
         let mut repaired = Vec::new();
         let is_whole = run.manifest().complete && !report.problems.iter().any(Problem::is_of_recording);
         if self.repair && !is_whole {
             repaired = self.repair(&run, &report.problems, invocation)?;
-            run = Run::open(&self.run)?;
+            run = self.run.run()?;
             report = check(&run)?;
         }
         if self.json {
@@ -75,7 +75,7 @@ impl Verify {
             for problem in others {
                 output::note(&problem.to_string());
             }
-            bail!("{first} of `{}`\nhint: {}", self.run.display(), next_step(first));
+            bail!("{first} of `{}`\nhint: {}", self.run, next_step(first));
         }
         if !self.json {
             if !repaired.is_empty() {
@@ -93,13 +93,13 @@ impl Verify {
         if let Some(problem) = problems.iter().find(|problem| problem.file == "manifest.json") {
             bail!(
                 "{problem} of `{}`: nothing else says how the run was begun\nhint: copy the file from where it is whole",
-                self.run.display()
+                self.run
             );
         }
         if let Some(shuffled) = &manifest.shuffled {
             bail!(
                 "a shuffled run is not recorded again: `{}`\nhint: `polariscope shuffle --resume` of `{}` writes lost files again",
-                self.run.display(),
+                self.run,
                 shuffled.source
             );
         }
@@ -120,7 +120,7 @@ impl Verify {
             weights,
             corpus: Corpus::open(names, lines)?,
             options: RecordOptions::of_run(manifest),
-            out: &self.run,
+            out: self.run.place()?,
             resume: true,
             broken: Some(broken.iter().copied().collect()),
         };

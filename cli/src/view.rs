@@ -6,14 +6,14 @@ use anyhow::Result;
 use clap::Args;
 use viewer::{Renderer, ShotOptions, ThemeChoice, ViewOptions};
 
-use crate::output;
+use crate::{location, output};
 
 /// Opens a run in the desktop viewer, or draws a picture of it
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  polariscope view runs/news\n  \
                         polariscope view runs/news --headless --shot news.png --link 'polariscope://news?view=feature&feature=7'")]
 pub(crate) struct View {
-    /// The run directory [default: choose one in the window]
+    /// The run: a folder, or its URL in an object store [default: choose one in the window]
     #[arg(required_if_eq("headless", "true"))]
     run: Option<PathBuf>,
 
@@ -61,7 +61,12 @@ impl View {
         let (Some(run), Some(out)) = (&self.run, &self.shot) else {
             return Ok(viewer::open(
                 self.run,
-                ViewOptions { link: self.link, theme: self.theme, renderer: self.renderer },
+                ViewOptions {
+                    link: self.link,
+                    theme: self.theme,
+                    renderer: self.renderer,
+                    stores: location::stores()?,
+                },
             )?);
         };
         let options = ShotOptions {
@@ -70,6 +75,7 @@ impl View {
             width: self.size.0,
             height: self.size.1,
             out: out.clone(),
+            stores: location::stores()?,
         };
         viewer::shot(run, &options)?;
         output::text(&options.out.display().to_string())

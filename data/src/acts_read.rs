@@ -13,19 +13,17 @@ use std::path::Path;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Float32Type};
 use bytes::Bytes;
-use fs_err as fs;
 use parquet::basic::{Compression, Encoding, Type};
 
 use crate::error::{Error, Result};
 use crate::manifest::HookPointEntry;
-use crate::parquet_io::{self, TableFile};
+use crate::parquet_io::TableFile;
 use crate::{Dtype, files, schema};
 
 /// An open file of activations.
 #[derive(Debug)]
 pub(crate) struct ActsFile {
     table: TableFile,
-    file: fs::File,
     row_bytes: usize,
     dtype: Dtype,
     /// Where the rows lie, if they lie end to end.
@@ -57,8 +55,7 @@ impl ActsFile {
         }
         let pages = pages_of(&table, entry.row_bytes());
         let groups = table.row_groups();
-        let file = parquet_io::open(path)?;
-        Ok(Self { table, file, row_bytes: entry.row_bytes(), dtype: entry.dtype, pages, groups })
+        Ok(Self { table, row_bytes: entry.row_bytes(), dtype: entry.dtype, pages, groups })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -119,7 +116,7 @@ impl ActsFile {
             let n = (page.first_row + page.n_rows).min(rows.end) - row;
             let (head, tail) = out.split_at_mut(n * self.row_bytes);
             let offset = page.offset + ((row - page.first_row) * self.row_bytes) as u64;
-            files::read_at(&self.file, head, offset)
+            files::read_at(self.table.file(), head, offset)
                 .map_err(|cause| Error::damaged(self.path(), format!("it ends too early ({cause})")))?;
             out = tail;
             row += n;

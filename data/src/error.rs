@@ -36,6 +36,19 @@ pub enum Error {
     #[error("{cause}{}", io_hint(cause))]
     Io { cause: io::Error },
 
+    #[error(
+        "`{place}` is no place of a run: {reason}\nhint: a folder, or `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, `file:///FOLDER`"
+    )]
+    BadPlace { place: String, reason: &'static str },
+
+    #[error("{what} `{place}`\nhint: {hint}")]
+    Store { what: Box<str>, place: Box<str>, hint: &'static str },
+
+    #[error(
+        "another process has written other bytes as `{}`\nhint: let one process write it, or all with the same model, corpus and options", .path.display()
+    )]
+    OtherBytes { path: PathBuf },
+
     #[error("no run: `manifest.json` is missing in `{}`\nhint: `polariscope record` writes one", .path.display())]
     NotARun { path: PathBuf },
 

@@ -5,6 +5,7 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fs_err as fs;
 use serde::Serialize;
@@ -113,7 +114,18 @@ impl PendingFile {
     /// Begins a file that will have this name.
     pub fn create(path: &Path) -> Result<Self> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = path.with_file_name(format!(".{name}.tmp"));
+        Self::create_as(path, path.with_file_name(format!(".{name}.tmp")))
+    }
+
+    /// Begins a file that others may be making at the same time, with the same bytes.
+    pub(crate) fn create_beside_others(path: &Path) -> Result<Self> {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let own = format!("{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        Self::create_as(path, path.with_file_name(format!(".{name}.{own}.tmp")))
+    }
+
+    fn create_as(path: &Path, temporary: PathBuf) -> Result<Self> {
         let file = fs::File::create(&temporary)?;
         Ok(Self { file: Some(file), temporary, path: path.to_owned() })
     }
@@ -329,10 +341,36 @@ pub(crate) fn names_in(dir: &Path, folders: bool) -> Result<Vec<String>> {
     Ok(names)
 }
 
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+/// The sorted paths of all files below a folder, within it and with `/`, without temporary ones.
+pub(crate) fn names_below(dir: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        if !dir.join(&folder).is_dir() {
+            continue;
+        }
+        for entry in fs::read_dir(dir.join(&folder))? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let relative = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            if is_temporary(&entry.path()) {
+                continue;
+            }
+            if entry.file_type()?.is_dir() { folders.push(relative) } else { found.push(relative) }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+pub(crate) fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|cause| Error::json(path, cause))?;
     text.push(b'\n');
-    write_atomic(path, &text)
+    Ok(text)
+}
+
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    write_atomic(path, &json(path, value)?)
 }
 
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {

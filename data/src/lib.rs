@@ -93,6 +93,7 @@
 //! - A hook point exists if and only if it has a row in [`hook_point::TABLE`].
 //! - A shard is immutable once its journal entry exists; what has no journal entry does not exist.
 //! - The same input gives the same bytes: no clock and no random number goes into a file.
+//! - A run on a disk and one in an object store hold the same bytes; only [`place`] knows which it is.
 //! - Bad input is an [`Error`] that names the file and the next step, never a panic.
 
 pub mod batches;
@@ -106,6 +107,7 @@ pub mod files;
 pub mod hook_point;
 pub mod manifest;
 pub mod metrics;
+pub mod place;
 pub mod query;
 pub mod routing;
 pub mod shard;
@@ -130,6 +132,7 @@ pub use dtype::Dtype;
 pub use error::{Error, Result};
 pub use hook_point::{HookPoint, ModelShape, Site};
 pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Shuffled, Statistics};
+pub use place::Place;
 pub use routing::{RoutingColumns, RoutingLayer};
 pub use shard::workers::Worker;
 pub use shard::{RunWriter, ShardWriter};

@@ -12,9 +12,13 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::hook_point::{HookPoint, ModelShape};
+use crate::place::Place;
 use crate::{Dtype, statistics, sums};
 
 pub use crate::statistics::{ShardStatistics, Statistics};
+
+/// The manifest's file name.
+pub(crate) const FILE: &str = "manifest.json";
 
 /// What `format` says in every manifest.
 pub const FORMAT: &str = "polariscope-run";
@@ -305,12 +309,14 @@ impl Manifest {
         }
     }
 
-    /// Reads the manifest of a run, refusing what a newer version wrote.
-    pub fn read(dir: &Path) -> Result<Self> {
-        let path = Self::path(dir);
-        if !path.is_file() {
-            return Err(Error::NotARun { path: dir.to_owned() });
+    /// Reads the manifest of a run, refusing what a newer version wrote. A store is asked anew what it holds.
+    pub fn read(place: impl Into<Place>) -> Result<Self> {
+        let place = place.into();
+        place.refresh()?;
+        if !place.has(FILE)? {
+            return Err(Error::NotARun { path: place.shown().to_owned() });
         }
+        let path = place.file(FILE)?;
         // The version comes before the rest: a newer manifest need not have the fields that we know.
         let value: Value = files::read_json(&path)?;
         match value.get("format").and_then(Value::as_str) {
@@ -326,13 +332,19 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Writes the manifest of a run, by rename.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
-        sums::write_json(&Self::path(dir), self)
+    /// Writes the manifest of a run, in place of an older one.
+    pub(crate) fn write(&self, place: &Place) -> Result<()> {
+        place.write(FILE, &sums::json(&Self::path(place), self)?)
     }
 
-    pub(crate) fn path(dir: &Path) -> PathBuf {
-        dir.join("manifest.json")
+    /// Writes the manifest of a run where none is. Returns whether it did: another process may have put the same.
+    pub(crate) fn create(&self, place: &Place) -> Result<bool> {
+        place.create(FILE, &sums::json(&Self::path(place), self)?)
+    }
+
+    /// For messages.
+    pub(crate) fn path(place: &Place) -> PathBuf {
+        place.shown().join(FILE)
     }
 
     /// Fills in what may be left out, and checks what the rest of the crate relies on.
@@ -490,8 +502,9 @@ pub(crate) fn shard_file_name(index: usize) -> String {
     format!("shard-{index:05}.parquet")
 }
 
-pub(crate) fn journal_path(dir: &Path, index: usize) -> PathBuf {
-    dir.join("journal").join(journal_name(index))
+/// `journal/shard-00000.json`
+pub(crate) fn journal_file(index: usize) -> String {
+    format!("journal/{}", journal_name(index))
 }
 
 /// `shard-00000.json`
@@ -507,29 +520,28 @@ pub(crate) fn shard_of(path: &Path) -> Option<usize> {
 }
 
 /// Reads every journal entry of a run, in the order of the tokens.
-pub(crate) fn read_journal(dir: &Path) -> Result<Vec<JournalEntry>> {
-    read_journal_of(dir, |_| true)
+pub(crate) fn read_journal(place: &Place) -> Result<Vec<JournalEntry>> {
+    read_journal_of(place, |_| true)
 }
 
 /// Reads the journal entries of some shards, in the order of the tokens.
-pub(crate) fn read_journal_of(dir: &Path, wanted: impl Fn(usize) -> bool) -> Result<Vec<JournalEntry>> {
-    let folder = dir.join("journal");
+pub(crate) fn read_journal_of(place: &Place, wanted: impl Fn(usize) -> bool) -> Result<Vec<JournalEntry>> {
     let mut entries = Vec::new();
-    for name in files::names_in(&folder, false)? {
-        let path = folder.join(&name);
-        let unwanted = shard_of(&path).is_some_and(|shard| !wanted(shard));
-        if unwanted || path.extension().is_none_or(|extension| extension != "json") {
+    for name in place.names_in("journal", false)? {
+        let unwanted = shard_of(Path::new(&name)).is_some_and(|shard| !wanted(shard));
+        if unwanted || Path::new(&name).extension().is_none_or(|extension| extension != "json") {
             continue;
         }
+        let path = place.file(&format!("journal/{name}"))?;
         let value: Value = files::read_json(&path)?;
         check_version(&value, &path)?;
         let entry: JournalEntry = serde_json::from_value(value).map_err(|cause| Error::json(&path, cause))?;
-        if path != journal_path(dir, entry.shard.index) {
+        if name != journal_name(entry.shard.index) {
             return Err(Error::json(&path, format!("this is the entry of shard {}", entry.shard.index)));
         }
         entries.push(entry);
     }
-    sort_and_check_shards(&mut entries, |entry| &entry.shard, &folder)?;
+    sort_and_check_shards(&mut entries, |entry| &entry.shard, &place.shown().join("journal"))?;
     Ok(entries)
 }
 
@@ -649,7 +661,8 @@ mod tests {
         let check = |edit: &dyn Fn(&mut Value), expected: &str| {
             let mut value = serde_json::to_value(manifest()).unwrap();
             edit(&mut value);
-            sums::write_json(&Manifest::path(dir.path()), &value).unwrap();
+            let path = dir.path().join(FILE);
+            fs_err::write(&path, sums::json(&path, &value).unwrap()).unwrap();
             let error = Manifest::read(dir.path()).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("manifest.json"), "{error}");
         };
@@ -664,9 +677,9 @@ mod tests {
         check(&|v| v["routing"] = routing(&[0, 2]), "in the layers [0, 2]");
         check(&|v| v["routing"] = serde_json::json!({"n_experts": 4, "top_k": 5, "layers": []}), "5 of them a token");
         check(&|v| v["model"] = Value::Null, "not the JSON that was expected");
-        fs_err::write(Manifest::path(dir.path()), "{\"format\": ").unwrap();
+        fs_err::write(dir.path().join(FILE), "{\"format\": ").unwrap();
         assert!(Manifest::read(dir.path()).unwrap_err().to_string().contains("not the JSON"));
-        fs_err::remove_file(Manifest::path(dir.path())).unwrap();
+        fs_err::remove_file(dir.path().join(FILE)).unwrap();
         assert!(matches!(Manifest::read(dir.path()), Err(Error::NotARun { .. })));
     }
 

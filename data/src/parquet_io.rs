@@ -1,6 +1,6 @@
 //! How are tables written with a checksum, and how are rows of a file read back?
 
-use std::io::{self, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchReader};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Schema, SchemaRef};
+use bytes::Bytes;
 use fs_err as fs;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::ProjectionMask;
@@ -19,11 +20,12 @@ use parquet::arrow::arrow_reader::{
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::{KeyValue, PageIndexPolicy};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::reader::{ChunkReader, Length};
 use parquet::schema::types::ColumnPath;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files::{PendingFile, hex};
+use crate::files::{self, PendingFile, hex};
 use crate::manifest::{FileEntry, RowGroupMark};
 use crate::schema;
 
@@ -166,19 +168,24 @@ pub(crate) fn write_error(path: &Path, cause: parquet::errors::ParquetError) -> 
     }
 }
 
-/// An open file of which rows can be read; its footer is read once.
+/// An open file of which rows can be read; its footer is read once. It stays whole while its name is given to another.
 #[derive(Clone, Debug)]
 pub(crate) struct TableFile {
     path: PathBuf,
+    file: Arc<fs::File>,
     metadata: ArrowReaderMetadata,
 }
 
 impl TableFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = open(path)?;
+        let file = Arc::new(open(path)?);
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
-        let metadata = guarded(path, || ArrowReaderMetadata::load(file.file(), options))?;
-        Ok(Self { path: path.to_owned(), metadata })
+        let metadata = guarded(path, || ArrowReaderMetadata::load(&Chunks(Arc::clone(&file)), options))?;
+        Ok(Self { path: path.to_owned(), file, metadata })
+    }
+
+    pub(crate) fn file(&self) -> &fs::File {
+        &self.file
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -222,7 +229,7 @@ impl TableFile {
         rows: Option<Range<usize>>,
         batch_rows: usize,
     ) -> Result<Batches> {
-        let file = open(&self.path)?.into_parts().0;
+        let file = Chunks(Arc::clone(&self.file));
         let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone())
             .with_batch_size(batch_rows.max(1));
         if !columns.is_empty() {
@@ -352,6 +359,49 @@ impl TableFile {
 
     pub(crate) fn wrong_text(&self, column: &str, expected: &str, found: String) -> Error {
         Error::WrongColumn { column: column.to_owned(), expected: expected.to_owned(), found, path: self.path.clone() }
+    }
+}
+
+/// Reads parts of a file wherever its position is, so that several readers share it.
+struct Chunks(Arc<fs::File>);
+
+/// From a place in a file to its end.
+struct Chunk {
+    file: Arc<fs::File>,
+    next: u64,
+}
+
+impl Length for Chunks {
+    fn len(&self) -> u64 {
+        self.0.metadata().map_or(0, |metadata| metadata.len())
+    }
+}
+
+impl ChunkReader for Chunks {
+    type T = BufReader<Chunk>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        Ok(BufReader::new(Chunk { file: Arc::clone(&self.0), next: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        // A length that the file does not have may be one that no memory has.
+        if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        let mut bytes = vec![0; length];
+        files::read_at(&self.0, &mut bytes, start)?;
+        Ok(bytes.into())
+    }
+}
+
+impl Read for Chunk {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let left = self.file.metadata()?.len().saturating_sub(self.next);
+        let n = out.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        files::read_at(&self.file, &mut out[..n], self.next)?;
+        self.next += n as u64;
+        Ok(n)
     }
 }
 

@@ -8,7 +8,7 @@ pub mod workers;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::manifest::{self, Counts, JournalEntry, Manifest, Routing, Shard, Shuffled, shard_file_name};
 use crate::parquet_io::{TableOptions, TableWriter};
+use crate::place::Place;
 use crate::routing::{RoutingColumns, RoutingWriter};
 use crate::statistics::Before;
 use crate::sums::Seal;
@@ -47,7 +48,7 @@ pub struct RunWriter {
 
 #[derive(Debug)]
 struct Shared {
-    dir: PathBuf,
+    place: Place,
     manifest: Manifest,
     journal: Mutex<Vec<JournalEntry>>,
     hash_threads: usize,
@@ -57,21 +58,29 @@ struct Shared {
 
 impl RunWriter {
     /// Begins a run in a folder that does not exist yet or is empty.
-    pub fn create(dir: &Path, mut manifest: Manifest) -> Result<Self> {
-        if Manifest::path(dir).exists() {
-            return Err(Error::RunExists { path: dir.to_owned() });
+    pub fn create(place: impl Into<Place>, mut manifest: Manifest) -> Result<Self> {
+        let place = place.into();
+        let exists = || Error::RunExists { path: place.shown().to_owned() };
+        place.refresh()?;
+        if place.has(manifest::FILE)? {
+            return Err(exists());
         }
-        if dir.is_dir() && holds_files(dir)? {
-            return Err(Error::NotEmpty { path: dir.to_owned() });
+        if !place.is_remote() && place.dir().is_dir() && holds_files(place.dir())? || place.holds_anything()? {
+            return Err(Error::NotEmpty { path: place.shown().to_owned() });
         }
-        files::create_dir(dir)?;
-        manifest.check_routing(&Manifest::path(dir))?;
-        let lock = lock(dir)?;
+        files::create_dir(place.dir())?;
+        manifest.check_routing(&Manifest::path(&place))?;
+        let lock = lock(&place)?;
         manifest.complete = false;
         // First of all: a folder with anything else in it can be resumed.
-        manifest.write(dir)?;
-        create_folders(dir, &manifest)?;
-        Ok(Self::new(dir, manifest, Vec::new(), lock))
+        match manifest.create(&place) {
+            Ok(true) => {}
+            // In a store, another process was faster.
+            Ok(false) | Err(Error::OtherBytes { .. }) => return Err(exists()),
+            Err(error) => return Err(error),
+        }
+        create_folders(place.dir(), &manifest)?;
+        Ok(Self::new(place, manifest, Vec::new(), lock))
     }
 
     /// Goes on with a run that was begun with the same model, tokenizer, corpus (paths and options), hook points, routing
@@ -79,54 +88,55 @@ impl RunWriter {
     ///
     /// Temporary files, and files of shards that have no journal entry, are removed. A shard of which a file is lost or of
     /// another length does not exist either.
-    pub fn resume(dir: &Path, wanted: &Manifest) -> Result<Self> {
-        Self::repair(dir, wanted, &[])
+    pub fn resume(place: impl Into<Place>, wanted: &Manifest) -> Result<Self> {
+        Self::repair(place, wanted, &[])
     }
 
     /// As [`RunWriter::resume`], also of a run that is complete; and these shards do not exist any more.
-    pub fn repair(dir: &Path, wanted: &Manifest, broken: &[usize]) -> Result<Self> {
-        let mut manifest = Manifest::read(dir)?;
-        let lock = lock(dir)?;
-        compare(dir, &manifest, wanted)?;
-        if workers::is_spread(dir) {
-            return Err(Error::Spread { path: dir.to_owned() });
+    pub fn repair(place: impl Into<Place>, wanted: &Manifest, broken: &[usize]) -> Result<Self> {
+        let place = place.into();
+        let mut manifest = Manifest::read(&place)?;
+        files::create_dir(place.dir())?;
+        let lock = lock(&place)?;
+        compare(place.shown(), &manifest, wanted)?;
+        if workers::is_spread(&place)? {
+            return Err(Error::Spread { path: place.shown().to_owned() });
         }
         let mut broken = broken.to_vec();
-        broken.append(&mut broken_entries(dir)?);
+        broken.append(&mut broken_entries(&place)?);
         if !broken.is_empty() {
-            forget(dir, &mut manifest, &broken)?;
+            forget(&place, &mut manifest, &broken)?;
         }
-        let mut journal = manifest::read_journal(dir)?;
+        let mut journal = manifest::read_journal(&place)?;
         let is_durable = |shard: &Shard| journal.iter().any(|entry| entry.shard.index == shard.index);
-        let lost = journal.iter().map(|entry| &entry.shard).filter(|shard| !is_there(dir, shard));
-        let lost = lost.chain(manifest.shards.iter().filter(|shard| !is_durable(shard)));
-        let lost: Vec<usize> = lost.map(|shard| shard.index).collect();
+        let lost = manifest.shards.iter().filter(|shard| !is_durable(shard)).map(|shard| shard.index);
+        let mut lost: Vec<usize> = lost.collect();
+        for entry in &journal {
+            if !is_there(&place, &entry.shard)? {
+                lost.push(entry.shard.index);
+            }
+        }
         if !lost.is_empty() {
-            tracing::warn!("files of the shards {lost:?} are lost in `{}`", dir.display());
-            forget(dir, &mut manifest, &lost)?;
+            tracing::warn!("files of the shards {lost:?} are lost in `{}`", place.shown().display());
+            forget(&place, &mut manifest, &lost)?;
             journal.retain(|entry| !lost.contains(&entry.shard.index));
         }
-        create_folders(dir, &manifest)?;
+        create_folders(place.dir(), &manifest)?;
         if !manifest.complete {
-            remove_what_is_not_durable(dir, &manifest, &journal, |_| true)?;
+            remove_what_is_not_durable(&place, &manifest, &journal, |_| true)?;
         }
-        Ok(Self::new(dir, manifest, journal, lock))
+        Ok(Self::new(place, manifest, journal, lock))
     }
 
-    fn new(dir: &Path, manifest: Manifest, journal: Vec<JournalEntry>, lock: Option<fs::File>) -> Self {
-        let shared = Shared {
-            dir: dir.to_owned(),
-            manifest,
-            journal: Mutex::new(journal),
-            hash_threads: hash_threads(),
-            _lock: lock,
-        };
+    fn new(place: Place, manifest: Manifest, journal: Vec<JournalEntry>, lock: Option<fs::File>) -> Self {
+        let shared =
+            Shared { place, manifest, journal: Mutex::new(journal), hash_threads: hash_threads(), _lock: lock };
         Self { shared: Arc::new(shared) }
     }
 
-    /// The folder of the run.
+    /// The folder of the run as people know it: its path, or the URL of its place in a store.
     pub fn dir(&self) -> &Path {
-        &self.shared.dir
+        self.shared.place.shown()
     }
 
     /// The manifest with which the run was begun.
@@ -163,11 +173,13 @@ impl RunWriter {
     /// Writes `vocab.parquet`: the text of every token id from 0 on, lossless, so that a reader without the tokenizer can
     /// name ids that no token of the run has, such as those of logits.
     pub fn write_vocab(&self, tokens: &[String]) -> Result<()> {
-        let path = self.dir().join(VOCAB_FILE);
+        let dir = self.shared.place.dir();
+        let path = dir.join(VOCAB_FILE);
         let mut writer = TableWriter::create(&path, &schema::vocab(), TableOptions::default())?;
         writer.write(&tables::vocab_batch(tokens))?;
         writer.publish()?;
-        files::sync_dir(self.dir())
+        files::sync_dir(dir)?;
+        self.shared.place.send(&[VOCAB_FILE])
     }
 
     /// Begins a shard. Nothing of it exists until [`ShardWriter::commit`]; dropped before that, it leaves nothing.
@@ -181,9 +193,9 @@ impl RunWriter {
     pub fn finish(self, corpus_sha256: &str) -> Result<Manifest> {
         let shared = &self.shared;
         // Read back, so that a run that was resumed gives the same manifest as one that was not.
-        let journal = manifest::read_journal(&shared.dir)?;
+        let journal = manifest::read_journal(&shared.place)?;
         let mut merged = manifest::merge(shared.manifest.clone(), &journal)?;
-        merged.counts.check(&shared.dir)?;
+        merged.counts.check(shared.place.shown())?;
         let stored: u64 = merged.shards.iter().map(|shard| shard.n_tokens).sum();
         if stored != merged.counts.tokens_captured {
             return Err(Error::mismatch("captured tokens in the shards", merged.counts.tokens_captured, stored));
@@ -199,12 +211,12 @@ impl RunWriter {
             }
             next = shard.tokens().end;
         }
-        if shared.dir.join(VOCAB_FILE).is_file() {
-            merged.files.insert(VOCAB_FILE.to_owned(), sums::entry(&shared.dir.join(VOCAB_FILE))?);
+        if shared.place.has(VOCAB_FILE)? {
+            merged.files.insert(VOCAB_FILE.to_owned(), sums::entry(&shared.place.file(VOCAB_FILE)?)?);
         }
         corpus_sha256.clone_into(&mut merged.corpus.sha256);
         merged.complete = true;
-        merged.write(&shared.dir)?;
+        merged.write(&shared.place)?;
         Ok(merged)
     }
 }
@@ -246,7 +258,7 @@ impl ShardWriter {
             let what = format!("shards with the number {index}");
             return Err(Error::mismatch(what, 0u64, 1u64));
         }
-        let dir = &shared.dir;
+        let dir = shared.place.dir();
         let name = shard_file_name(index);
         let hooks = &shared.manifest.hook_points;
         let options = TableOptions { delta: &["token_idx"], ..TableOptions::default() };
@@ -406,7 +418,7 @@ impl ShardWriter {
                 kind: "layer with routing",
                 name: layer.to_string(),
                 known: layers.iter().map(ToString::to_string).collect(),
-                path: self.shared.dir.clone(),
+                path: self.shared.place.shown().to_owned(),
             });
         };
         self.routing[index].write(columns)
@@ -435,7 +447,7 @@ impl ShardWriter {
         if counts.documents != self.n_documents {
             return Err(Error::mismatch("documents", counts.documents, self.n_documents));
         }
-        counts.check(&self.shared.dir)?;
+        counts.check(self.shared.place.shown())?;
 
         let group = std::mem::take(&mut self.pending_tokens);
         self.write_token_group(&group)?;
@@ -449,7 +461,7 @@ impl ShardWriter {
         let mut digested =
             self.hashers.into_iter().map(|hasher| Ok(hasher.finish()?.into_iter())).collect::<Result<Vec<_>>>()?;
 
-        let dir = &self.shared.dir;
+        let place = &self.shared.place;
         let name = shard_file_name(self.index);
         let mut entries = BTreeMap::new();
         let mut statistics = BTreeMap::new();
@@ -465,8 +477,9 @@ impl ShardWriter {
             entries.insert(format!("{}/{name}", Routing::folder(layer)), writer.publish()?);
         }
         for folder in self.shared.manifest.folders() {
-            files::sync_dir(&dir.join(folder))?;
+            files::sync_dir(&place.dir().join(folder))?;
         }
+        place.send(&entries.keys().map(String::as_str).collect::<Vec<_>>())?;
 
         let shard = Shard {
             index: self.index,
@@ -477,7 +490,8 @@ impl ShardWriter {
             files: entries,
         };
         let entry = JournalEntry { version: self.shared.manifest.version, shard, counts, cursor, statistics };
-        sums::write_json(&manifest::journal_path(dir, self.index), &entry)?;
+        let file = manifest::journal_file(self.index);
+        place.create(&file, &sums::json(Path::new(&file), &entry)?)?;
         let mut journal = self.shared.journal();
         journal.push(entry.clone());
         journal.sort_by_key(|entry| entry.shard.first_token_idx);
@@ -524,14 +538,16 @@ fn holds_files(dir: &Path) -> Result<bool> {
 }
 
 /// Locks a run against a second writer, until the process ends or the file is closed.
-fn lock(dir: &Path) -> Result<Option<fs::File>> {
+///
+/// Of a run in a store, it holds on this machine.
+fn lock(place: &Place) -> Result<Option<fs::File>> {
     if !cfg!(unix) {
         return Ok(None);
     }
-    let file = fs::File::open(dir)?;
+    let file = fs::File::open(place.dir())?;
     match file.file().try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::RunBusy { path: dir.to_owned() }),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::RunBusy { path: place.shown().to_owned() }),
         // Some network file systems have no locks; two writers are then not told apart.
         Err(std::fs::TryLockError::Error(_)) => Ok(None),
     }
@@ -545,16 +561,15 @@ fn create_folders(dir: &Path, manifest: &Manifest) -> Result<()> {
 }
 
 /// The shards whose journal entries are not what was written.
-fn broken_entries(dir: &Path) -> Result<Vec<usize>> {
-    let journal = dir.join("journal");
+fn broken_entries(place: &Place) -> Result<Vec<usize>> {
     let mut broken = Vec::new();
-    for name in files::names_in(&journal, false)? {
+    for name in place.names_in("journal", false)? {
         let index = name.strip_prefix("shard-").and_then(|rest| rest.strip_suffix(".json")?.parse().ok());
         // One without a sum may be of another version, which is told when it is read.
         if let Some(index) = index.filter(|&index| manifest::journal_name(index) == name)
-            && sums::check(&journal.join(&name))? == Seal::Broken
+            && sums::check(&place.file(&format!("journal/{name}"))?)? == Seal::Broken
         {
-            tracing::warn!("the journal entry `{name}` is not what was written in `{}`", dir.display());
+            tracing::warn!("the journal entry `{name}` is not what was written in `{}`", place.shown().display());
             broken.push(index);
         }
     }
@@ -562,29 +577,28 @@ fn broken_entries(dir: &Path) -> Result<Vec<usize>> {
 }
 
 /// Whether the files of a shard are there, as far as their lengths tell.
-fn is_there(dir: &Path, shard: &Shard) -> bool {
-    let length = |file: &str| fs::metadata(dir.join(file)).map(|metadata| metadata.len());
-    shard.files.iter().all(|(file, entry)| length(file).is_ok_and(|length| length == entry.bytes))
+fn is_there(place: &Place, shard: &Shard) -> Result<bool> {
+    for (file, entry) in &shard.files {
+        if place.bytes(file)? != Some(entry.bytes) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Takes the journal entries of some shards away, so that they are written again. The run is not complete any more, which
 /// is said first.
-fn forget(dir: &Path, manifest: &mut Manifest, shards: &[usize]) -> Result<()> {
+fn forget(place: &Place, manifest: &mut Manifest, shards: &[usize]) -> Result<()> {
     if manifest.complete {
         manifest.complete = false;
         manifest.shards.clear();
         manifest.files.clear();
         manifest.counts = Counts::default();
         manifest.statistics.clear();
-        manifest.write(dir)?;
+        manifest.write(place)?;
     }
-    for &index in shards {
-        match fs::remove_file(manifest::journal_path(dir, index)) {
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {}
-            removed => removed?,
-        }
-    }
-    let journal = dir.join("journal");
+    place.remove(&shards.iter().map(|&index| manifest::journal_file(index)).collect::<Vec<_>>())?;
+    let journal = place.dir().join("journal");
     if journal.is_dir() { files::sync_dir(&journal) } else { Ok(()) }
 }
 
@@ -629,12 +643,16 @@ fn difference(a: &str, b: &str) -> (String, String) {
 }
 
 /// Removes temporary files and the files of shards that have no journal entry, of the shards that are this process's own.
+///
+/// What a store has of such a shard stays: who writes the shard again writes it under the same names.
 fn remove_what_is_not_durable(
-    dir: &Path,
+    place: &Place,
     manifest: &Manifest,
     journal: &[JournalEntry],
     own: impl Fn(usize) -> bool,
 ) -> Result<()> {
+    let dir = place.dir();
+    let is_spread = workers::is_spread(place)?;
     let durable = |index: usize| journal.iter().any(|entry| entry.shard.index == index);
     for folder in manifest.folders().into_iter().chain(["journal".to_owned()]) {
         for entry in fs::read_dir(dir.join(folder))? {
@@ -648,7 +666,7 @@ fn remove_what_is_not_durable(
     }
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if files::is_temporary(&path) && !workers::is_spread(dir) {
+        if files::is_temporary(&path) && !is_spread {
             fs::remove_file(&path)?;
         }
     }

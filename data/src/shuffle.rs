@@ -13,7 +13,7 @@ mod scatter;
 mod tokens;
 
 use std::ops::{ControlFlow, Range};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread::{self, ScopedJoinHandle};
 
 use bytes::Bytes;
@@ -27,7 +27,8 @@ use crate::convert::Converted;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::hook_point::HookPoint;
-use crate::manifest::{Counts, HookPointEntry, Manifest, Provenance, Shard, Shuffled};
+use crate::manifest::{self, Counts, HookPointEntry, Manifest, Provenance, Shard, Shuffled};
+use crate::place::Place;
 use crate::random::Order;
 use crate::shard::{RunWriter, ShardWriter};
 use crate::statistics::Before;
@@ -183,26 +184,28 @@ impl<'a> Shuffle<'a> {
     /// stays.
     pub fn write(
         &self,
-        out: &Path,
+        out: impl Into<Place>,
         provenance: Provenance,
         resume: bool,
         progress: &mut dyn FnMut(&ShuffleProgress) -> ControlFlow<()>,
     ) -> Result<Manifest> {
+        let out = out.into();
         let manifest = self.manifest(provenance)?;
-        let writer = if resume && Manifest::path(out).exists() {
-            RunWriter::resume(out, &manifest)?
+        out.refresh()?;
+        let writer = if resume && out.has(manifest::FILE)? {
+            RunWriter::resume(&out, &manifest)?
         } else {
-            RunWriter::create(out, manifest)?
+            RunWriter::create(&out, manifest)?
         };
         if writer.is_complete() {
             return Ok(writer.manifest().clone());
         }
-        if self.run.dir().join(VOCAB_FILE).is_file() {
-            files::write_atomic(&out.join(VOCAB_FILE), &fs::read(self.run.dir().join(VOCAB_FILE))?)?;
+        if self.run.place().has(VOCAB_FILE)? {
+            out.write(VOCAB_FILE, &fs::read(self.run.file(VOCAB_FILE)?)?)?;
         }
         let mut job = Job {
             shuffle: self,
-            scratch: out.join(SCRATCH),
+            scratch: out.dir().join(SCRATCH),
             tally: self.tally(self.run.shards())?,
             now: ShuffleProgress { bytes_done: 0, bytes_total: 2 * self.bytes(), shards: writer.journal().len() },
             stop: false,
@@ -225,7 +228,7 @@ impl<'a> Shuffle<'a> {
     fn manifest(&self, provenance: Provenance) -> Result<Manifest> {
         let shuffled = Shuffled {
             source: self.run.dir().to_string_lossy().into_owned(),
-            source_sha256: files::hex(&Sha256::digest(fs::read(Manifest::path(self.run.dir()))?)),
+            source_sha256: files::hex(&Sha256::digest(fs::read(self.run.file(manifest::FILE)?)?)),
             source_tokens: self.run.n_tokens(),
             seed: self.options.seed,
             buckets: self.buckets,

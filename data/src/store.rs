@@ -15,6 +15,7 @@ use crate::files;
 use crate::hook_point::HookPoint;
 use crate::manifest::{self, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Shuffled, Statistics};
 use crate::parquet_io::TableFile;
+use crate::place::Place;
 use crate::routing::RoutingLayer;
 use crate::tables::{DocumentRow, TokenColumns, VOCAB_FILE};
 use crate::{Dtype, convert};
@@ -32,7 +33,7 @@ pub struct Run {
 
 #[derive(Debug)]
 struct Inner {
-    dir: PathBuf,
+    place: Place,
     manifest: Manifest,
     tables: Mutex<HashMap<PathBuf, Arc<TableFile>>>,
     acts: Mutex<HashMap<PathBuf, Arc<ActsFile>>>,
@@ -80,18 +81,34 @@ impl Run {
     ///
     /// While several workers record it, the shards before the first one that is missing are shown.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        let mut manifest = Manifest::read(dir)?;
+        Self::open_at(dir.as_ref())
+    }
+
+    /// As [`Run::open`], of a run that may be in an object store: what it holds is asked once, and each file is brought
+    /// when it is read first.
+    pub fn open_at(place: impl Into<Place>) -> Result<Self> {
+        let place = place.into();
+        let mut manifest = Manifest::read(&place)?;
         if !manifest.complete {
-            manifest = manifest::merge(manifest, &dense(manifest::read_journal(dir)?))?;
+            manifest = manifest::merge(manifest, &dense(manifest::read_journal(&place)?))?;
         }
-        let inner = Inner { dir: dir.to_owned(), manifest, tables: Mutex::default(), acts: Mutex::default() };
+        let inner = Inner { place, manifest, tables: Mutex::default(), acts: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// The folder of the run.
+    /// Where the run lies.
+    pub fn place(&self) -> &Place {
+        &self.inner.place
+    }
+
+    /// The folder of the run as people know it: its path, or the URL of its place in a store.
     pub fn dir(&self) -> &Path {
-        &self.inner.dir
+        self.place().shown()
+    }
+
+    /// The path on this disk of a file of the run, which is brought from its store if need be.
+    pub fn file(&self, relative: &str) -> Result<PathBuf> {
+        self.place().file(relative)
     }
 
     /// What the run is; for one that is not complete, with what its journal says.
@@ -138,7 +155,7 @@ impl Run {
     pub fn statistics(&self, hook: HookPoint) -> Result<Statistics> {
         let entry = self.hook_point(hook)?;
         self.manifest().statistics.get(&entry.name.to_string()).cloned().ok_or_else(|| {
-            Error::json(&Manifest::path(self.dir()), format!("there are no statistics of `{}`", entry.name))
+            Error::json(&Manifest::path(self.place()), format!("there are no statistics of `{}`", entry.name))
         })
     }
 
@@ -243,11 +260,10 @@ impl Run {
 
     /// The text of every token id from 0 on, lossless; `None` when the run was recorded without a tokenizer.
     pub fn vocab(&self) -> Result<Option<Vec<String>>> {
-        let path = self.dir().join(VOCAB_FILE);
-        if !path.is_file() {
+        if !self.place().has(VOCAB_FILE)? {
             return Ok(None);
         }
-        let file = TableFile::open(&path)?;
+        let file = TableFile::open(&self.file(VOCAB_FILE)?)?;
         let batch = file.rows(&["token"], 0..file.n_rows())?;
         Ok(Some(file.strings(&batch, "token")?.into_iter().map(Option::unwrap_or_default).collect()))
     }
@@ -303,20 +319,28 @@ impl Run {
         RoutingLayer::open(self, layer)
     }
 
-    /// The folder of a sparse coder of this run, whether it exists or not.
+    /// The folder of a sparse coder of this run on this disk, whether it exists or not.
     pub fn sae_dir(&self, name: &str) -> Result<PathBuf> {
         files::check_name("sparse coder", name)?;
-        Ok(self.dir().join("saes").join(name))
+        Ok(self.place().dir().join("saes").join(name))
+    }
+
+    /// A file of a sparse coder of this run; `None` where it has none of that name.
+    pub fn sae_file(&self, name: &str, file: &str) -> Result<Option<PathBuf>> {
+        files::check_name("sparse coder", name)?;
+        files::check_name("file of a coder", file)?;
+        let relative = format!("saes/{name}/{file}");
+        if self.place().has(&relative)? { self.file(&relative).map(Some) } else { Ok(None) }
     }
 
     /// The names of the sparse coders of this run.
     pub fn saes(&self) -> Result<Vec<String>> {
-        files::names_in(&self.dir().join("saes"), true)
+        self.place().names_in("saes", true)
     }
 
     /// The names of the feature tables of this run.
     pub fn feature_tables(&self) -> Result<Vec<String>> {
-        files::names_in(&self.dir().join("features"), true)
+        self.place().names_in("features", true)
     }
 
     /// A feature table of this run.
@@ -326,13 +350,13 @@ impl Run {
 
     /// A file of the run, with its footer.
     pub(crate) fn table(&self, relative: &str) -> Result<Arc<TableFile>> {
-        let path = self.dir().join(relative);
+        let path = self.file(relative)?;
         cached(&self.inner.tables, path, TableFile::open)
     }
 
     pub(crate) fn acts_file(&self, hook: HookPoint, shard: &Shard) -> Result<Arc<ActsFile>> {
         let entry = self.hook_point(hook)?;
-        let path = self.dir().join(entry.folder()).join(shard.file_name());
+        let path = self.file(&format!("{}/{}", entry.folder(), shard.file_name()))?;
         let file = cached(&self.inner.acts, path, |path| ActsFile::open(path, entry))?;
         if file.n_rows() as u64 == shard.n_tokens {
             Ok(file)

@@ -70,12 +70,6 @@ impl Sums {
     pub fn write(&self, folder: &Path) -> Result<()> {
         write_json(&folder.join(FILE), self)
     }
-
-    /// The list of a folder; `None` where it has none.
-    pub(crate) fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(FILE);
-        if path.is_file() { files::read_json(&path).map(Some) } else { Ok(None) }
-    }
 }
 
 /// The size and the sum of a file.
@@ -86,13 +80,18 @@ pub(crate) fn entry(path: &Path) -> Result<FileEntry> {
     Ok(FileEntry { bytes, sha256: hex(&hasher.finalize()), row_groups: Vec::new() })
 }
 
-/// Writes a struct as JSON, with its sum as the last field.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+/// A struct as JSON, with its sum as the last field.
+pub(crate) fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|cause| Error::json(path, cause))?;
     text.truncate(text.len() - "\n}".len());
     text.extend(format!(",\n  \"{KEY}\": \"{ZEROS}\"\n}}\n").bytes());
     seal(&mut text, &[]);
-    files::write_atomic(path, &text)
+    Ok(text)
+}
+
+/// Writes such a file.
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    files::write_atomic(path, &json(path, value)?)
 }
 
 /// What a writer puts under [`KEY`] before it calls [`seal`].
@@ -168,7 +167,7 @@ mod tests {
         sums.add("\"self_sha256\": \"00", b"");
         sums.write(dir.path()).unwrap();
         assert_eq!(check(&path).unwrap(), Seal::Whole);
-        assert_eq!(Sums::read(dir.path()).unwrap(), Some(sums));
+        assert_eq!(files::read_json::<Sums>(&path).unwrap(), sums);
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             for bit in [1, 0x20, 0x80] {

@@ -9,7 +9,7 @@
 
 use std::io::Read;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -71,10 +71,12 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Reads everything again.
+/// Reads everything again, also what lies in a store.
 ///
 /// `progress` is called after each block; when it breaks, the result is [`Error::Interrupted`].
 pub fn verify(run: &Run, progress: &mut dyn FnMut(&VerifyProgress) -> ControlFlow<()>) -> Result<VerifyReport> {
+    // What a store holds is what counts, not what was brought from there before.
+    run.place().forget();
     let mut work = Work { run, report: VerifyReport::default(), total: 0, progress };
     let lists = work.lists()?;
     let of_shards = run.shards().iter().flat_map(|shard| shard.files.values());
@@ -118,13 +120,19 @@ impl Work<'_> {
         self.report.problems.iter().any(|problem| problem.file == file)
     }
 
+    /// Where a file lies on this disk.
+    fn path(&self, relative: &str) -> Result<PathBuf> {
+        files::join_within(Path::new(""), relative)?;
+        self.run.file(relative)
+    }
+
     /// Compares a file with the sum in it. Returns whether it is whole.
     fn check_seal(&mut self, relative: &str, shard: Option<usize>) -> Result<bool> {
-        let path = files::join_within(self.run.dir(), relative)?;
-        if !path.is_file() {
+        if !self.run.place().has(relative)? {
             self.problem(relative, None, "this file is missing", shard);
             return Ok(false);
         }
+        let path = self.path(relative)?;
         match sums::check(&path)? {
             Seal::Whole => return Ok(true),
             Seal::Broken => self.problem(relative, None, "other bytes than were written", shard),
@@ -142,12 +150,11 @@ impl Work<'_> {
         let mut lists = Vec::new();
         for folder in tables.chain(coders) {
             let list = format!("{folder}/{}", sums::FILE);
-            if !self.run.dir().join(&list).is_file() || !self.check_seal(&list, None)? {
+            if !self.run.place().has(&list)? || !self.check_seal(&list, None)? {
                 continue;
             }
-            match Sums::read(&self.run.dir().join(&folder)) {
-                Ok(Some(sums)) => lists.push((folder, sums)),
-                Ok(None) => {}
+            match files::read_json::<Sums>(&self.path(&list)?) {
+                Ok(sums) => lists.push((folder, sums)),
                 Err(error) => self.problem(&list, None, error.to_string(), None),
             }
         }
@@ -175,11 +182,8 @@ impl Work<'_> {
         let index = Some(shard.index);
         let manifest = self.run.manifest();
         let journal = format!("journal/{}", manifest::journal_name(shard.index));
-        let entry: Option<JournalEntry> = if self.check_seal(&journal, index)? {
-            files::read_json(&self.run.dir().join(&journal)).ok()
-        } else {
-            None
-        };
+        let entry: Option<JournalEntry> =
+            if self.check_seal(&journal, index)? { files::read_json(&self.path(&journal)?).ok() } else { None };
         for folder in manifest.folders() {
             let file = format!("{folder}/{}", shard.file_name());
             if !shard.files.contains_key(&file) {
@@ -196,7 +200,7 @@ impl Work<'_> {
                 continue;
             }
             let rows = if file.starts_with("documents/") { shard.n_documents } else { shard.n_tokens };
-            match TableFile::open(&files::join_within(self.run.dir(), file)?) {
+            match TableFile::open(&self.path(file)?) {
                 Ok(table) if table.n_rows() as u64 == rows => {}
                 Ok(table) => {
                     self.problem(file, None, format!("expected {rows} rows, found {}", table.n_rows()), index);
@@ -212,8 +216,7 @@ impl Work<'_> {
 
     /// Length and checksum of a file.
     fn check_file(&mut self, relative: &str, expected: &FileEntry, shard: Option<usize>) -> Result<()> {
-        let path = files::join_within(self.run.dir(), relative)?;
-        let mut file = match parquet_io::open(&path) {
+        let mut file = match self.path(relative).and_then(|path| parquet_io::open(&path)) {
             Ok(file) => file,
             Err(Error::MissingFile { .. }) => {
                 self.problem(relative, None, "this file is missing", shard);
@@ -263,8 +266,9 @@ impl Work<'_> {
     /// What the rows of routing say of themselves.
     fn check_routing(&mut self, relative: &str, shard: &Shard) {
         let Some(routing) = self.run.manifest().routing.as_ref().filter(|_| !self.is_bad(relative)) else { return };
-        let path = self.run.dir().join(relative);
-        let found = TableFile::open(&path)
+        let found = self
+            .path(relative)
+            .and_then(|path| TableFile::open(&path))
             .and_then(|table| routing::first_bad_row(&table, routing, shard.first_token_idx))
             .unwrap_or_else(|error| Some((None, error.to_string())));
         if let Some((row_group, message)) = found {
@@ -275,10 +279,10 @@ impl Work<'_> {
     /// The checkpoints of a coder, which carry their own sums.
     fn check_checkpoints(&mut self, name: &str) -> Result<()> {
         let folder = format!("saes/{name}/checkpoints");
-        for file in files::names_in(&self.run.dir().join(&folder), false)? {
+        for file in self.run.place().names_in(&folder, false)? {
             if Path::new(&file).extension().is_some_and(|ending| ending == "safetensors") {
                 let relative = format!("{folder}/{file}");
-                self.count(&self.run.dir().join(&relative))?;
+                self.count(&self.path(&relative)?)?;
                 self.check_seal(&relative, None)?;
             }
         }
@@ -295,7 +299,7 @@ impl Work<'_> {
             self.problem(&folder, None, error.to_string(), None);
             return Ok(());
         }
-        let by_feature = files::names_in(&self.run.dir().join(&folder).join("by_feature"), false)?.len();
+        let by_feature = self.run.place().names_in(&format!("{folder}/by_feature"), false)?.len();
         let acts = self.run.shards().iter().map(|shard| format!("{folder}/acts/{}", shard.file_name())).collect();
         let sorted = (0..by_feature).map(|i| format!("{folder}/by_feature/{}", manifest::shard_file_name(i))).collect();
         let (rows, sorted) = (self.rows(acts, false), self.rows(sorted, true));
@@ -337,7 +341,7 @@ impl Work<'_> {
     /// Returns its rows, or the row group that is out of order.
     fn check_order(&mut self, relative: &str, by_feature: bool) -> Result<std::result::Result<usize, usize>> {
         use arrow::datatypes::{Float32Type, UInt32Type, UInt64Type};
-        let path = self.run.dir().join(relative);
+        let path = self.path(relative)?;
         let table = TableFile::open(&path)?;
         self.count(&path)?;
         let mut last: Option<(u64, f32)> = None;
@@ -362,7 +366,7 @@ impl Work<'_> {
     }
 
     fn decode(&mut self, relative: &str) -> Result<()> {
-        let path = self.run.dir().join(relative);
+        let path = self.path(relative)?;
         let table = TableFile::open(&path)?;
         self.count(&path)?;
         for batch in table.reader(&[], None, None, BLOCK)? {

@@ -4,7 +4,7 @@ mod session;
 
 use std::{ops::ControlFlow, path::Path};
 
-use data::{BatchOptions, BatchReader, HookPoint, Run, files, metrics::Metrics};
+use data::{BatchOptions, BatchReader, HookPoint, Place, Run, files, metrics::Metrics, sums};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -266,7 +266,7 @@ pub struct TrainSummary {
     pub not_finite: u64,
 }
 
-/// Trains a coder on one hook point of a run, into the folder `out` (see [`Run::sae_dir`]).
+/// Trains a coder on one hook point of a run, into the folder `out` (see [`Run::sae_dir`]) or a place in an object store.
 ///
 /// `progress` is called after every step; when it breaks, a checkpoint is written, and the same call with `resume` goes on
 /// exactly. `out` gets its `cfg.json` at the very end.
@@ -274,10 +274,12 @@ pub fn train(
     run: &Run,
     hook: HookPoint,
     config: &TrainConfig,
-    out: &Path,
+    out: impl Into<Place>,
     progress: &mut dyn FnMut(&TrainProgress) -> ControlFlow<()>,
 ) -> Result<TrainSummary> {
     config.check()?;
+    let place = out.into();
+    let out = place.bring(|_| true)?;
     let exists = out.join(sae_lens::CONFIG_FILE).exists();
     let mut training = match checkpoint::latest(out)? {
         // To go on after the end gives the same coder again: who was interrupted need not know when.
@@ -305,6 +307,7 @@ pub fn train(
             files::create_dir(out)?;
             log.write(&out.join(METRICS_FILE))?;
             training.checkpoint(out)?;
+            place.publish("", &VOUCHERS)?;
         }
         if !complete {
             break;
@@ -319,9 +322,13 @@ pub fn train(
         log.write(&out.join(METRICS_FILE))?;
         let metadata = training.metadata(run, hook, config);
         training.session.into_sae(metadata).save(out)?;
+        place.publish("", &VOUCHERS)?;
     }
     Ok(TrainSummary { complete, last, scale, not_finite })
 }
+
+/// What vouches for the other files of a coder, and goes last into a store.
+const VOUCHERS: [&str; 2] = [sums::FILE, sae_lens::CONFIG_FILE];
 
 /// The metrics' file name.
 pub(crate) const METRICS_FILE: &str = "metrics.parquet";

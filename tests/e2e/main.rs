@@ -4,6 +4,7 @@
 mod damage;
 mod hostile;
 mod main_path;
+mod object_store;
 mod readers;
 mod support;
 mod survives;

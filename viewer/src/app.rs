@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use data::place::Stores;
 use egui::{CentralPanel, Frame, Margin, PointerButton};
 
 use crate::command::{self, Command, Keyboard, Step, When};
@@ -36,6 +37,7 @@ pub(crate) struct App {
 #[derive(Debug, Default)]
 pub(crate) struct Start {
     pub(crate) run: Option<PathBuf>,
+    pub(crate) stores: Stores,
     pub(crate) link: Option<String>,
     pub(crate) theme: ThemeChoice,
     /// Background threads; with none, questions are answered within the pass that asks them.
@@ -53,7 +55,8 @@ impl App {
         }
         let repaint = ctx.clone();
         let mut loader = Loader::new(start.threads, crate::loader::CACHE_BYTES, move || repaint.request_repaint())
-            .map_err(|error| Error::Window { message: error.to_string() })?;
+            .map_err(|error| Error::Window { message: error.to_string() })?
+            .with_stores(start.stores);
         if let Some(run) = start.run {
             loader.open(run);
         }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
+use data::place::Stores;
 
 use crate::query::Source;
 
@@ -163,6 +164,8 @@ struct Pending {
 /// Asks, remembers, forgets.
 pub(crate) struct Loader {
     opening: Opening,
+    /// What runs in object storage need.
+    stores: Stores,
     shared: Arc<Shared>,
     done: Receiver<Done>,
     /// With no threads, questions are answered on the spot: for tests and screenshots.
@@ -198,6 +201,7 @@ impl Loader {
         }
         Ok(Self {
             opening: Opening::Nothing,
+            stores: Stores::default(),
             shared,
             done,
             inline: threads == 0,
@@ -213,6 +217,12 @@ impl Loader {
         })
     }
 
+    /// Runs in object storage can be opened with these.
+    pub(crate) fn with_stores(mut self, stores: Stores) -> Self {
+        self.stores = stores;
+        self
+    }
+
     /// Opens another run and forgets everything about the one before.
     pub(crate) fn open(&mut self, path: PathBuf) {
         self.generation += 1;
@@ -226,9 +236,9 @@ impl Loader {
         self.shown.clear();
         self.cache.clear();
         self.cached_bytes = 0;
-        let generation = self.generation;
+        let (generation, stores) = (self.generation, self.stores.clone());
         let work: Work = Box::new(move |_| {
-            let result = guard(|| Source::open(&path).map(Arc::new));
+            let result = guard(|| Source::open(&path, &stores).map(Arc::new));
             Done::Opened { path, generation, result }
         });
         self.submit(Job { key: String::new(), cancel: Cancel::default(), work });

@@ -52,7 +52,13 @@ fn run() -> Result<Option<String>, String> {
         (None, run) => viewer::open(run, view).map(|()| None).map_err(|error| error.to_string()),
         (Some(_), None) => Err(format!("expected a run to draw\nhint: {USAGE}")),
         (Some(out), Some(run)) => {
-            let options = ShotOptions { link: view.link, theme: view.theme, width: size.0, height: size.1, out };
+            let options = ShotOptions {
+                link: view.link,
+                theme: view.theme,
+                width: size.0,
+                height: size.1,
+                ..ShotOptions::new(out)
+            };
             viewer::shot(&run, &options).map_err(|error| error.to_string())?;
             Ok(Some(options.out.display().to_string()))
         }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock, mpsc};
 
+use data::Place;
+use data::place::Stores;
 use eframe::egui_wgpu::{WgpuSetup, WgpuSetupCreateNew, wgpu};
 use egui_kittest::Harness;
 use fs_err as fs;
@@ -35,6 +37,8 @@ pub struct ViewOptions {
     pub theme: ThemeChoice,
     /// What draws.
     pub renderer: Renderer,
+    /// What runs in object storage need.
+    pub stores: Stores,
 }
 
 /// What picture is drawn.
@@ -50,6 +54,8 @@ pub struct ShotOptions {
     pub theme: ThemeChoice,
     /// The PNG that is written.
     pub out: PathBuf,
+    /// What a run in object storage needs.
+    pub stores: Stores,
 }
 
 impl ShotOptions {
@@ -62,7 +68,14 @@ impl ShotOptions {
 
     /// The overview at the usual size.
     pub fn new(out: impl Into<PathBuf>) -> Self {
-        Self { link: None, width: Self::WIDTH, height: Self::HEIGHT, theme: ThemeChoice::default(), out: out.into() }
+        Self {
+            link: None,
+            width: Self::WIDTH,
+            height: Self::HEIGHT,
+            theme: ThemeChoice::default(),
+            out: out.into(),
+            stores: Stores::default(),
+        }
     }
 }
 
@@ -78,7 +91,7 @@ pub fn open(run: Option<PathBuf>, options: ViewOptions) -> Result<()> {
         Renderer::Auto if has_graphics_card() => eframe::Renderer::Wgpu,
         Renderer::Auto | Renderer::Glow => eframe::Renderer::Glow,
     };
-    let start = Start { run, link: options.link, theme: options.theme, threads: THREADS };
+    let start = Start { run, stores: options.stores, link: options.link, theme: options.theme, threads: THREADS };
     let native = eframe::NativeOptions {
         renderer,
         viewport: egui::ViewportBuilder::default()
@@ -121,11 +134,17 @@ pub fn shot(run: &Path, options: &ShotOptions) -> Result<()> {
         return Err(Error::Size { width: options.width, height: options.height, max: ShotOptions::MAX_SIDE });
     }
     // Opened once here for its error: the window would only show it.
-    data::Run::open(run)?;
+    data::Run::open_at(Place::parse(run.as_os_str(), &options.stores)?)?;
     if !has_adapter() {
         return Err(Error::NoAdapter);
     }
-    let start = Start { run: Some(run.to_owned()), link: options.link.clone(), theme: options.theme, threads: 0 };
+    let start = Start {
+        run: Some(run.to_owned()),
+        stores: options.stores.clone(),
+        link: options.link.clone(),
+        theme: options.theme,
+        threads: 0,
+    };
     let size = egui::vec2(options.width as f32, options.height as f32);
     let mut harness = harness(start, size, Pixels::Drawn)?;
     // Scripts that the bundled fonts lack, as in the window; tests do without, to look the same everywhere.

@@ -10,7 +10,7 @@ mod libtorch;
 mod mini;
 mod place;
 mod process;
-mod readers;
+mod python;
 mod soak;
 mod test;
 mod tidy;
@@ -33,8 +33,8 @@ Commands:
             installed Python torch of the same version that is used instead
   check     formatting, tidy rules, clippy, docs; needs no libtorch
   test [ARGS]
-            sets up if need be, brings the real model and Python's readers of Parquet (140 MB,
-            580 MB on disk) where it can, runs every test;
+            sets up if need be, brings the real model, Python's readers of Parquet and an S3
+            server (200 MB, 870 MB on disk) where it can, runs every test;
             ARGS go to `cargo test --workspace`
   soak [--kills 100] [--seed 1] [--fuzz MINUTES] [--only COMMAND] [--out DIR]
             kills every command that writes at random moments, lets the disk fail below it, and

@@ -4,15 +4,17 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::{libtorch, place, process, readers};
+use crate::{libtorch, place, process, python};
 
 /// Extra arguments go to `cargo test --workspace`.
 pub(crate) fn test(args: &[String]) -> Result<()> {
     libtorch::ensure()?;
     process::run(process::cargo().args(["test", "--workspace", "--no-run"]))?;
     fetch()?;
-    if let Err(err) = readers::ensure() {
-        eprintln!("{err:#}\ntest: the Python readers could not be brought; the tests that need them are left out");
+    for (packages, name) in [(python::READERS, "the Python readers"), (python::MOTO, "moto, an S3 server,")] {
+        if let Err(err) = packages.ensure() {
+            eprintln!("{err:#}\ntest: {name} could not be brought; the tests that need it are left out");
+        }
     }
     process::run(process::cargo().args(["test", "--workspace"]).args(args))?;
     eprintln!("test: all passed");

@@ -28,6 +28,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("parquet*", &["data"]),
     ("polars*", &["data"]),
     ("sqlparser", &["data"]),
+    ("object_store", &["data"]),
+    ("tokio", &["data"]),
     ("eframe", &["viewer", "tests"]),
     ("egui*", &["viewer", "tests"]),
     ("clap*", &["cli"]),

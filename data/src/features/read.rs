@@ -72,8 +72,8 @@ impl FeatureActs {
 impl FeatureTable {
     pub(crate) fn open(run: &Run, name: &str) -> Result<Self> {
         files::check_name("feature table", name)?;
-        let relative = format!("features/{name}");
-        if !run.dir().join(&relative).is_dir() {
+        let folder = format!("features/{name}");
+        if !run.feature_tables()?.iter().any(|known| known == name) {
             return Err(Error::NoSuchName {
                 kind: "feature table",
                 name: name.to_owned(),
@@ -81,8 +81,8 @@ impl FeatureTable {
                 path: run.dir().to_owned(),
             });
         }
-        let stats = Arc::new(TableFile::open(&run.dir().join(&relative).join("stats.parquet"))?);
-        let examples = Arc::new(TableFile::open(&run.dir().join(&relative).join("examples.parquet"))?);
+        let stats = run.table(&format!("{folder}/stats.parquet"))?;
+        let examples = run.table(&format!("{folder}/examples.parquet"))?;
         let info = stats
             .key_value(INFO_KEY)
             .ok_or_else(|| Error::damaged(stats.path(), format!("`{INFO_KEY}` is missing in its metadata")))?;
@@ -91,16 +91,15 @@ impl FeatureTable {
             let cause = format!("it has {} rows for {} features", stats.n_rows(), info.d_sae);
             return Err(Error::damaged(stats.path(), cause));
         }
-        let folder = run.dir().join(&relative).join("by_feature");
         let mut by_feature = Vec::new();
         for index in 0.. {
-            let path = folder.join(shard_file_name(index));
-            if !path.is_file() && index > 0 {
+            let path = format!("{folder}/by_feature/{}", shard_file_name(index));
+            if index > 0 && !run.place().has(&path)? {
                 break;
             }
-            let table = TableFile::open(&path)?;
+            let table = run.table(&path)?;
             let range = features_in(&table);
-            by_feature.push((Arc::new(table), range));
+            by_feature.push((table, range));
         }
         Ok(Self { run: run.clone(), name: name.to_owned(), info, stats, examples, by_feature })
     }

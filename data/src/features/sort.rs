@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, BuildFolder};
 use crate::manifest::{FileEntry, shard_file_name};
 use crate::parquet_io::{TableFile, TableOptions, TableWriter};
+use crate::place::Place;
 use crate::schema;
 use crate::sums::Sums;
 
@@ -58,7 +59,7 @@ pub struct FeatureRows {
 
 /// Rows ordered by feature; statistics and examples are still to come.
 pub struct SortedFeatures {
-    folder: BuildFolder,
+    target: Target,
     info: FeatureTableInfo,
     by_feature: Vec<PathBuf>,
     /// Where the rows of each feature begin, over all files; one more at the end.
@@ -75,17 +76,35 @@ pub struct SortedFeatures {
 /// Features of a row group of `stats.parquet`: their histograms are what is large.
 const STATS_GROUP_ROWS: usize = 4096;
 
+/// Where a table will be.
+pub(super) struct Target {
+    pub(super) place: Place,
+    /// Within the run.
+    pub(super) relative: String,
+    /// Where it is built.
+    pub(super) folder: BuildFolder,
+}
+
+impl Target {
+    /// Puts the table in place of an older one; in a store, its list of sums goes last and vouches for the rest.
+    fn publish(self) -> Result<()> {
+        self.folder.publish()?;
+        self.place.publish(&self.relative, &[crate::sums::FILE])
+    }
+}
+
 pub(super) fn sort(
-    folder: BuildFolder,
+    target: Target,
     info: FeatureTableInfo,
     memory: usize,
     acts: &[PathBuf],
     counts: &[u64],
     mut sums: Sums,
 ) -> Result<SortedFeatures> {
+    let folder = &target.folder;
     let budget = (memory / MEMORY_PER_ROW).max(1);
     let buckets = buckets(counts, budget);
-    let mut output = Output::new(&folder);
+    let mut output = Output::new(folder);
     if buckets.len() <= 1 && counts.iter().sum::<u64>() <= budget as u64 {
         let mut rows = Vec::new();
         for path in acts {
@@ -118,7 +137,7 @@ pub(super) fn sort(
     Ok(SortedFeatures {
         stats: Some(TableWriter::create(&stats_path, &schema::feature_stats(), options())?),
         examples: Some(TableWriter::create(&examples_path, &schema::feature_examples(), options())?),
-        folder,
+        target,
         info,
         by_feature,
         starts,
@@ -190,12 +209,12 @@ impl SortedFeatures {
         let mut examples = self.examples.take().expect("`finish` takes `self`");
         stats.write(&tables::stats_batch(&self.pending_stats))?;
         examples.write(&tables::example_batch(&self.pending_examples))?;
-        let info = serde_json::to_string(&self.info).map_err(|cause| Error::json(self.folder.path(), cause))?;
+        let info = serde_json::to_string(&self.info).map_err(|cause| Error::json(self.target.folder.path(), cause))?;
         stats.append_key_value(INFO_KEY, info);
         self.sums.files.insert("examples.parquet".to_owned(), examples.publish()?);
         self.sums.files.insert("stats.parquet".to_owned(), stats.publish()?);
-        self.sums.write(self.folder.path())?;
-        self.folder.publish()
+        self.sums.write(self.target.folder.path())?;
+        self.target.publish()
     }
 }
 

@@ -2,18 +2,22 @@
 
 use std::path::PathBuf;
 
-use super::sort::{self, SortedFeatures};
+use super::sort::{self, SortedFeatures, Target};
 use super::{FeatureTableInfo, GROUP_ROWS, tables};
 use crate::error::{Error, Result};
 use crate::files::{self, BuildFolder};
 use crate::manifest::Shard;
 use crate::parquet_io::TableWriter;
+use crate::place::Place;
 use crate::schema;
 use crate::store::Run;
 use crate::sums::Sums;
 
 /// Takes sparse activations in the order of tokens. Dropped before the end, it leaves nothing.
 pub struct FeatureTableWriter {
+    place: Place,
+    /// Of the table, within the run.
+    relative: String,
     folder: BuildFolder,
     info: FeatureTableInfo,
     sort_memory: usize,
@@ -36,12 +40,14 @@ impl FeatureTableWriter {
     /// `sort_memory` bounds, in bytes, the rows that are held to order them by feature.
     pub fn create(run: &Run, name: &str, info: FeatureTableInfo, sort_memory: usize) -> Result<Self> {
         files::check_name("feature table", name)?;
-        let features = run.dir().join("features");
+        let features = run.place().dir().join("features");
         files::create_dir(&features)?;
         let folder = BuildFolder::create(&features.join(name))?;
         files::create_dir(&folder.path().join("acts"))?;
         files::create_dir(&folder.path().join("by_feature"))?;
         let mut writer = Self {
+            place: run.place().clone(),
+            relative: format!("features/{name}"),
             folder,
             counts: vec![0; info.d_sae as usize],
             info,
@@ -102,7 +108,8 @@ impl FeatureTableWriter {
         files::sync_dir(&self.folder.path().join("acts"))?;
         let acts: Vec<PathBuf> =
             self.shards.iter().map(|shard| self.folder.path().join("acts").join(shard.file_name())).collect();
-        sort::sort(self.folder, self.info, self.sort_memory, &acts, &self.counts, self.sums)
+        let target = Target { place: self.place, relative: self.relative, folder: self.folder };
+        sort::sort(target, self.info, self.sort_memory, &acts, &self.counts, self.sums)
     }
 
     fn open_shard(&mut self) -> Result<()> {

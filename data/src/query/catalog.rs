@@ -1,7 +1,7 @@
 //! Which tables does a run have, what are they called, and which files are theirs?
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use fs_err as fs;
 use polars::io::HiveOptions;
@@ -15,7 +15,7 @@ use crate::manifest::Routing;
 use crate::parquet_io::TableFile;
 use crate::store::Run;
 use crate::tables::VOCAB_FILE;
-use crate::{Dtype, convert, files};
+use crate::{Dtype, convert};
 
 /// The column of activations.
 pub(super) const ACT: &str = "act";
@@ -25,7 +25,7 @@ pub(super) struct Source {
     pub(super) name: String,
     pub(super) about: String,
     /// Within the run; one at least.
-    paths: Vec<PathBuf>,
+    paths: Vec<String>,
     /// `None` where only the files know.
     n_rows: Option<u64>,
     vectors: Option<Vectors>,
@@ -67,46 +67,46 @@ pub(super) fn tables(run: &Run) -> Result<Vec<Source>> {
         catalog.of_features(&name)?;
     }
     for name in run.saes()? {
-        let path = Path::new("saes").join(&name).join("metrics.parquet");
-        catalog.of_file(&format!("metrics_{name}"), &path, "a step of training");
+        catalog.of_file(&format!("metrics_{name}"), format!("saes/{name}/metrics.parquet"), "a step of training")?;
     }
-    catalog.of_file("vocab", Path::new(VOCAB_FILE), "a token id");
+    catalog.of_file("vocab", VOCAB_FILE.to_owned(), "a token id")?;
     Ok(catalog.tables)
 }
 
 impl Catalog<'_> {
     /// A table with a file for each durable shard.
     fn of_shards(&mut self, name: &str, folder: &str, about: &str, n_rows: u64, vectors: Option<Vectors>) {
-        let paths = self.run.shards().iter().map(|shard| Path::new(folder).join(shard.file_name())).collect();
+        let paths = self.run.shards().iter().map(|shard| format!("{folder}/{}", shard.file_name())).collect();
         self.add(name, about, paths, Some(n_rows), vectors);
     }
 
     fn of_features(&mut self, name: &str) -> Result<()> {
-        let folder = Path::new("features").join(name);
+        let folder = format!("features/{name}");
         for (part, about) in [
             ("acts", "an active feature of a token, in the order of tokens"),
             ("by_feature", "an active feature of a token, in the order of features and falling activation"),
         ] {
-            let names = files::names_in(&self.run.dir().join(&folder).join(part), false)?;
+            let names = self.run.place().names_in(&format!("{folder}/{part}"), false)?;
             let shards = names.iter().filter(|name| name.ends_with(".parquet"));
-            let paths = shards.map(|name| folder.join(part).join(name)).collect();
+            let paths = shards.map(|name| format!("{folder}/{part}/{name}")).collect();
             self.add(&format!("features_{name}_{part}"), about, paths, None, None);
         }
         for (part, about) in [("stats", "a feature"), ("examples", "a passage in which a feature is active")] {
-            self.of_file(&format!("features_{name}_{part}"), &folder.join(format!("{part}.parquet")), about);
+            self.of_file(&format!("features_{name}_{part}"), format!("{folder}/{part}.parquet"), about)?;
         }
         Ok(())
     }
 
     /// A table of one file, where there is such a file.
-    fn of_file(&mut self, name: &str, path: &Path, about: &str) {
-        if self.run.dir().join(path).is_file() {
-            self.add(name, about, vec![path.to_owned()], None, None);
+    fn of_file(&mut self, name: &str, path: String, about: &str) -> Result<()> {
+        if self.run.place().has(&path)? {
+            self.add(name, about, vec![path], None, None);
         }
+        Ok(())
     }
 
     /// A table of some files; of none while nothing is durable, and then it is no table yet.
-    fn add(&mut self, name: &str, about: &str, paths: Vec<PathBuf>, n_rows: Option<u64>, vectors: Option<Vectors>) {
+    fn add(&mut self, name: &str, about: &str, paths: Vec<String>, n_rows: Option<u64>, vectors: Option<Vectors>) {
         if !paths.is_empty() {
             let name = self.free_name(name);
             self.tables.push(Source { name, about: about.to_owned(), paths, n_rows, vectors });
@@ -160,14 +160,15 @@ impl Source {
 }
 
 /// A file of the run, which must not lie elsewhere.
-fn inside(run: &Run, path: &Path) -> Result<PathBuf> {
-    let path = run.dir().join(path);
+fn inside(run: &Run, relative: &str) -> Result<PathBuf> {
+    // Polars opens files by their names while it answers, so all of them must be here until then.
+    let path = run.place().file_to_keep(relative)?;
     let real = match fs::canonicalize(&path) {
         Ok(real) => real,
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Err(Error::MissingFile { path }),
         Err(cause) => return Err(cause.into()),
     };
-    if real.starts_with(fs::canonicalize(run.dir())?) { Ok(real) } else { Err(Error::OutsideRun { path }) }
+    if real.starts_with(fs::canonicalize(run.place().dir())?) { Ok(real) } else { Err(Error::OutsideRun { path }) }
 }
 
 impl Vectors {

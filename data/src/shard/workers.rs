@@ -11,8 +11,8 @@
 //! workers/worker-00002.lock held while the worker runs
 //! ```
 //!
-//! Locks tell processes on one file system apart. Where it has none, a worker that is started twice at the same time
-//! writes the same bytes under the same names.
+//! Locks tell processes on one file system apart. Where it has none, and in an object store, a worker that is started
+//! twice at the same time writes the same bytes under the same names.
 
 use std::fmt;
 use std::io::Write as _;
@@ -27,6 +27,7 @@ use super::{RunWriter, compare, create_folders, forget, is_there, lock, remove_w
 use crate::error::{Error, Result};
 use crate::files;
 use crate::manifest::{self, Counts, JournalEntry, Manifest};
+use crate::place::Place;
 use crate::tables::VOCAB_FILE;
 
 const WORKERS: &str = "workers";
@@ -88,7 +89,7 @@ pub enum Joined {
 #[derive(Debug)]
 pub struct Membership {
     worker: Worker,
-    dir: PathBuf,
+    place: Place,
     lock: fs::File,
     entry: Entry,
 }
@@ -134,6 +135,8 @@ pub struct WorkerStatus {
 pub enum WorkerState {
     NotStarted,
     Running,
+    /// It is not done, in a store, where nobody knows whether it runs.
+    Begun,
     Stopped,
     Complete,
 }
@@ -160,8 +163,9 @@ impl Worker {
         shard % self.count == self.index
     }
 
-    fn path(self, dir: &Path, extension: &str) -> PathBuf {
-        dir.join(WORKERS).join(format!("worker-{:05}.{extension}", self.index))
+    /// Within the run.
+    fn file(self, extension: &str) -> String {
+        format!("{WORKERS}/worker-{:05}.{extension}", self.index)
     }
 }
 
@@ -185,48 +189,60 @@ impl fmt::Display for Worker {
 impl RunWriter {
     /// Begins a run as one of several workers, or takes part in one that another has begun with the same model, tokenizer,
     /// corpus, hook points, routing and seeds. A worker that comes again goes on behind its durable shards.
-    pub fn join(dir: &Path, mut manifest: Manifest, worker: Worker) -> Result<Joined> {
-        if let Some(found) = begun(dir, &manifest)?
+    pub fn join(place: impl Into<Place>, mut manifest: Manifest, worker: Worker) -> Result<Joined> {
+        let place = place.into();
+        let dir = place.dir();
+        if let Some(found) = begun(&place, &manifest)?
             && found.complete
         {
             return Ok(Joined::Complete(Box::new(found)));
         }
         files::create_dir(&dir.join(WORKERS))?;
         // Whoever writes the run alone, or merges it, keeps workers out, and they keep it out.
-        let shared = lock_shared(dir)?;
+        let shared = lock_shared(&place)?;
         let entering = lock_wait(&dir.join(WORKERS))?;
-        let others = entries(dir)?;
+        let others = entries(&place)?;
+        let path = || place.shown().to_owned();
         if let Some(other) = others.iter().find(|other| other.workers != worker.count) {
-            return Err(Error::OtherWorkers { expected: other.workers, found: worker.count, path: dir.to_owned() });
+            return Err(Error::OtherWorkers { expected: other.workers, found: worker.count, path: path() });
         }
-        let lock_path = worker.path(dir, "lock");
+        let lock_path = dir.join(worker.file("lock"));
         let own = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path)?;
         if let Err(std::fs::TryLockError::WouldBlock) = own.file().try_lock() {
-            return Err(Error::WorkerBusy { worker: worker.to_string(), path: dir.to_owned() });
+            return Err(Error::WorkerBusy { worker: worker.to_string(), path: path() });
         }
         let command = manifest.command.clone();
-        if let Some(found) = begun(dir, &manifest)? {
+        if let Some(found) = begun(&place, &manifest)? {
             manifest = found;
         } else {
-            manifest.check_routing(&Manifest::path(dir))?;
+            manifest.check_routing(&Manifest::path(&place))?;
             manifest.complete = false;
-            manifest.write(dir)?;
+            match manifest.create(&place) {
+                Ok(_) => {}
+                // In a store, another worker was faster; it may have another command and another time.
+                Err(Error::OtherBytes { .. }) => {
+                    let found = Manifest::read(&place)?;
+                    compare(place.shown(), &found, &manifest)?;
+                    manifest = found;
+                }
+                Err(error) => return Err(error),
+            }
         }
         create_folders(dir, &manifest)?;
         files::create_dir(&dir.join(PLAN))?;
         let known = others.into_iter().find(|entry| entry.worker == worker.index);
         let (planned, corpus_sha256) = known.map_or((None, None), |entry| (entry.planned, entry.corpus_sha256));
         let entry = Entry { worker: worker.index, workers: worker.count, command, planned, corpus_sha256 };
-        let membership = Membership { worker, dir: dir.to_owned(), lock: own, entry };
+        let membership = Membership { worker, place: place.clone(), lock: own, entry };
         membership.write()?;
-        let (journal, lost) = durable(dir, |shard| worker.owns(shard))?;
+        let (journal, lost) = durable(&place, |shard| worker.owns(shard))?;
         if !lost.is_empty() {
-            tracing::warn!("files of the shards {lost:?} are lost in `{}`", dir.display());
-            forget(dir, &mut manifest, &lost)?;
+            tracing::warn!("files of the shards {lost:?} are lost in `{}`", place.shown().display());
+            forget(&place, &mut manifest, &lost)?;
         }
-        remove_what_is_not_durable(dir, &manifest, &journal, |shard| worker.owns(shard))?;
+        remove_what_is_not_durable(&place, &manifest, &journal, |shard| worker.owns(shard))?;
         drop(entering);
-        Ok(Joined::Begun(Self::new(dir, manifest, journal, shared), membership))
+        Ok(Joined::Begun(Self::new(place, manifest, journal, shared), membership))
     }
 }
 
@@ -252,30 +268,26 @@ impl Membership {
 
     /// Writes `vocab.parquet` unless another worker has.
     pub fn write_vocab(&self, run: &RunWriter, tokens: impl FnOnce() -> Vec<String>) -> Result<()> {
-        let _writing = lock_wait(&self.dir.join(WORKERS))?;
-        if self.dir.join(VOCAB_FILE).is_file() { Ok(()) } else { run.write_vocab(&tokens()) }
+        let _writing = lock_wait(&self.place.dir().join(WORKERS))?;
+        if self.place.has(VOCAB_FILE)? { Ok(()) } else { run.write_vocab(&tokens()) }
     }
 
     /// A part of the plan, if somebody has counted it.
     pub fn part(&self, index: usize) -> Result<Option<Part>> {
-        let path = self.part_path(index, "json");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        files::read_json(&path).map(Some)
+        self.place.find(&part_file(index, "json"))?.map(|path| files::read_json(&path)).transpose()
     }
 
     /// Whether somebody has counted a part.
-    pub fn has_part(&self, index: usize) -> bool {
-        self.part_path(index, "json").is_file()
+    pub fn has_part(&self, index: usize) -> Result<bool> {
+        Ok(self.place.find(&part_file(index, "json"))?.is_some())
     }
 
     /// Takes a part to count it. `None` if somebody has counted it, or does so at the moment; `wait` lets him finish.
     pub fn claim(&self, index: usize, wait: bool) -> Result<Option<Claim>> {
-        if self.has_part(index) {
+        if self.has_part(index)? {
             return Ok(None);
         }
-        let path = self.part_path(index, "lock");
+        let path = self.place.dir().join(part_file(index, "lock"));
         let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
         if wait {
             // Without locks the part may be counted twice, to the same result.
@@ -283,55 +295,61 @@ impl Membership {
         } else if let Err(std::fs::TryLockError::WouldBlock) = file.file().try_lock() {
             return Ok(None);
         }
-        Ok((!self.has_part(index)).then_some(Claim { _lock: file }))
+        Ok((!self.has_part(index)?).then_some(Claim { _lock: file }))
     }
 
     /// Says how long the sequences of a part are.
     pub fn publish(&self, part: &Part, _claim: Claim) -> Result<()> {
-        files::write_json(&self.part_path(part.index, "json"), part)
-    }
-
-    fn part_path(&self, index: usize, extension: &str) -> PathBuf {
-        self.dir.join(PLAN).join(format!("part-{index:05}.{extension}"))
+        let file = part_file(part.index, "json");
+        self.place.create(&file, &files::json(Path::new(&file), part)?).map(drop)
     }
 
     fn write(&self) -> Result<()> {
-        files::write_json(&self.worker.path(&self.dir, "json"), &self.entry)
+        let file = self.worker.file("json");
+        self.place.write(&file, &files::json(Path::new(&file), &self.entry)?)
     }
+}
+
+/// Within the run.
+fn part_file(index: usize, extension: &str) -> String {
+    format!("{PLAN}/part-{index:05}.{extension}")
 }
 
 /// Checks that every worker has done its part and that no token is lost, and completes the run. What the workers told each
 /// other is removed, so that nothing but the manifest's `command` and times tells it from the run of one process.
-pub fn merge(dir: &Path) -> Result<Manifest> {
-    let begun = Manifest::read(dir)?;
-    let lock = lock(dir)?;
-    let entries = entries(dir)?;
+pub fn merge(place: impl Into<Place>) -> Result<Manifest> {
+    let place = place.into();
+    let path = || place.shown().to_owned();
+    let begun = Manifest::read(&place)?;
+    files::create_dir(place.dir())?;
+    let lock = lock(&place)?;
+    let entries = entries(&place)?;
     if begun.complete {
-        remove_traces(dir)?;
+        remove_traces(&place)?;
         return Ok(begun);
     }
-    let Some(first) = entries.first() else { return Err(Error::NotSpread { path: dir.to_owned() }) };
+    let Some(first) = entries.first() else { return Err(Error::NotSpread { path: path() }) };
     let is_done = |worker: usize| entries.iter().any(|entry| entry.worker == worker && entry.corpus_sha256.is_some());
     let missing: Vec<usize> = (0..first.workers).filter(|&worker| !is_done(worker)).collect();
     if !missing.is_empty() {
-        return Err(Error::MissingWorkers { missing, workers: first.workers, path: dir.to_owned() });
+        return Err(Error::MissingWorkers { missing, workers: first.workers, path: path() });
     }
     if let Some(other) =
         entries.iter().find(|entry| (&entry.planned, &entry.corpus_sha256) != (&first.planned, &first.corpus_sha256))
     {
-        return Err(Error::OtherCorpus { workers: [first.worker, other.worker], path: dir.to_owned() });
+        return Err(Error::OtherCorpus { workers: [first.worker, other.worker], path: path() });
     }
     let (Some(planned), Some(sha256)) = (&first.planned, &first.corpus_sha256) else {
-        return Err(Error::json(&dir.join(WORKERS), "a worker that is done does not say what the corpus makes"));
+        return Err(Error::json(&path().join(WORKERS), "a worker that is done does not say what the corpus makes"));
     };
-    let (journal, _) = durable(dir, |_| true)?;
+    let (journal, _) = durable(&place, |_| true)?;
     let is_durable = |shard: &usize| journal.iter().any(|entry| entry.shard.index == *shard);
     let lost: Vec<usize> = (0..planned.shards).filter(|shard| !is_durable(shard)).collect();
     if !lost.is_empty() {
         let mut missing: Vec<usize> = lost.iter().map(|shard| shard % first.workers).collect();
         missing.sort_unstable();
         missing.dedup();
-        return Err(Error::MissingWorkers { missing, workers: first.workers, path: dir.to_owned() });
+        return Err(Error::MissingWorkers { missing, workers: first.workers, path: path() });
     }
     let mut counts = counted(&journal);
     if counts.documents != planned.documents {
@@ -339,47 +357,53 @@ pub fn merge(dir: &Path) -> Result<Manifest> {
     }
     // What was planned before any network ran is what must have been captured or skipped.
     counts.tokens_expected = planned.tokens_expected;
-    counts.check(dir)?;
-    let merged = RunWriter::new(dir, begun, journal, lock).finish(sha256)?;
-    remove_traces(dir)?;
+    counts.check(place.shown())?;
+    let merged = RunWriter::new(place.clone(), begun, journal, lock).finish(sha256)?;
+    remove_traces(&place)?;
     Ok(merged)
 }
 
 /// How far a run is, whoever records it.
-pub fn status(dir: &Path) -> Result<Status> {
-    let manifest = Manifest::read(dir)?;
+pub fn status(place: impl Into<Place>) -> Result<Status> {
+    let place = place.into();
+    let manifest = Manifest::read(&place)?;
     if manifest.complete {
         let Counts { documents, tokens_expected, .. } = manifest.counts;
         let planned = Some(Planned { shards: manifest.shards.len(), documents, tokens_expected });
         let (shards, counts) = (manifest.shards.len(), manifest.counts);
         return Ok(Status { complete: true, planned, counts, shards, workers: Vec::new() });
     }
-    let (journal, _) = durable(dir, |_| true)?;
-    let entries = entries(dir)?;
+    let (journal, _) = durable(&place, |_| true)?;
+    let entries = entries(&place)?;
     let planned = entries.iter().find_map(|entry| entry.planned.clone());
     let counts = counted(&journal);
     let workers = (0..entries.first().map_or(0, |entry| entry.workers))
         .map(|index| {
             let worker = Worker::new(index, entries[0].workers)?;
             let entry = entries.iter().find(|entry| entry.worker == index);
-            Ok(worker_status(dir, worker, entry, planned.as_ref(), &journal))
+            Ok(worker_status(&place, worker, entry, planned.as_ref(), &journal))
         })
         .collect::<Result<_>>()?;
     Ok(Status { complete: false, planned, counts, shards: journal.len(), workers })
 }
 
 /// Whether a run is recorded by several workers and not merged yet.
-pub(crate) fn is_spread(dir: &Path) -> bool {
-    dir.join(WORKERS).is_dir()
+pub(crate) fn is_spread(place: &Place) -> Result<bool> {
+    if place.is_remote() {
+        Ok(!place.names_in(WORKERS, false)?.is_empty())
+    } else {
+        Ok(place.dir().join(WORKERS).is_dir())
+    }
 }
 
 fn worker_status(
-    dir: &Path,
+    place: &Place,
     worker: Worker,
     entry: Option<&Entry>,
     planned: Option<&Planned>,
     journal: &[JournalEntry],
 ) -> WorkerStatus {
+    let dir = place.dir();
     let own: Vec<&JournalEntry> = journal.iter().filter(|entry| worker.owns(entry.shard.index)).collect();
     let mut shards: Vec<usize> = own.iter().map(|entry| entry.shard.index).collect();
     shards.sort_unstable();
@@ -388,16 +412,19 @@ fn worker_status(
     let lost_nothing = missing.as_ref().is_some_and(Vec::is_empty);
     let state = match entry {
         None => WorkerState::NotStarted,
-        Some(_) if is_locked(&worker.path(dir, "lock")) => WorkerState::Running,
+        Some(_) if is_locked(&dir.join(worker.file("lock"))) => WorkerState::Running,
         Some(entry) if entry.corpus_sha256.is_some() && lost_nothing => WorkerState::Complete,
+        // It may run on another machine.
+        Some(_) if place.is_remote() => WorkerState::Begun,
         Some(_) => WorkerState::Stopped,
     };
     let written = |path: PathBuf| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    let rate = entry.filter(|entry| entry.planned.is_some()).and_then(|_| {
+    // The times of files that were brought from a store tell nothing.
+    let rate = entry.filter(|entry| entry.planned.is_some() && !place.is_remote()).and_then(|_| {
         let shards = own.iter().filter_map(|entry| {
-            Some((written(manifest::journal_path(dir, entry.shard.index))?, entry.counts.tokens_expected))
+            Some((written(dir.join(manifest::journal_file(entry.shard.index)))?, entry.counts.tokens_expected))
         });
-        rate(written(worker.path(dir, "lock"))?, shards)
+        rate(written(dir.join(worker.file("lock")))?, shards)
     });
     WorkerStatus {
         worker,
@@ -431,20 +458,28 @@ fn rate(begin: SystemTime, shards: impl Iterator<Item = (SystemTime, u64)>) -> O
 }
 
 /// The manifest of a run that workers record, checked against what is wanted now; `None` where none is begun.
-fn begun(dir: &Path, wanted: &Manifest) -> Result<Option<Manifest>> {
-    if Manifest::path(dir).is_file() {
-        let found = Manifest::read(dir)?;
-        compare(dir, &found, wanted)?;
-        if !found.complete && !is_spread(dir) {
-            return Err(Error::NotSpread { path: dir.to_owned() });
+fn begun(place: &Place, wanted: &Manifest) -> Result<Option<Manifest>> {
+    let dir = place.dir();
+    place.refresh()?;
+    if place.has(manifest::FILE)? {
+        let found = Manifest::read(place)?;
+        compare(place.shown(), &found, wanted)?;
+        // In a store, the first worker puts the manifest before it puts itself.
+        let is_spread = is_spread(place)? || place.is_remote() && place.names_in("journal", false)?.is_empty();
+        if !found.complete && !is_spread {
+            return Err(Error::NotSpread { path: place.shown().to_owned() });
         }
         return Ok(Some(found));
+    }
+    if place.is_remote() {
+        let is_free = !place.holds_anything()? || is_spread(place)?;
+        return if is_free { Ok(None) } else { Err(Error::NotEmpty { path: place.shown().to_owned() }) };
     }
     if dir.is_dir() {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
             // Another worker makes `workers` before anything else.
-            if !is_spread(dir) && !files::is_temporary(&path) {
+            if !is_spread(place)? && !files::is_temporary(&path) {
                 return Err(Error::NotEmpty { path: dir.to_owned() });
             }
         }
@@ -453,21 +488,28 @@ fn begun(dir: &Path, wanted: &Manifest) -> Result<Option<Manifest>> {
 }
 
 /// The journal entries of some shards, and the numbers of those of which a file is lost or of another length.
-fn durable(dir: &Path, own: impl Fn(usize) -> bool) -> Result<(Vec<JournalEntry>, Vec<usize>)> {
-    let journal = manifest::read_journal_of(dir, own)?;
-    let (durable, lost): (Vec<_>, Vec<_>) = journal.into_iter().partition(|entry| is_there(dir, &entry.shard));
-    Ok((durable, lost.into_iter().map(|entry| entry.shard.index).collect()))
+fn durable(place: &Place, own: impl Fn(usize) -> bool) -> Result<(Vec<JournalEntry>, Vec<usize>)> {
+    let (mut durable, mut lost) = (Vec::new(), Vec::new());
+    for entry in manifest::read_journal_of(place, own)? {
+        if is_there(place, &entry.shard)? { durable.push(entry) } else { lost.push(entry.shard.index) }
+    }
+    Ok((durable, lost))
 }
 
-fn entries(dir: &Path) -> Result<Vec<Entry>> {
-    let folder = dir.join(WORKERS);
-    let names = files::names_in(&folder, false)?;
-    let paths = names.into_iter().map(|name| folder.join(name));
-    let json = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-    json.map(|path| files::read_json(&path)).collect()
+fn entries(place: &Place) -> Result<Vec<Entry>> {
+    let names = place.names_in(WORKERS, false)?;
+    let json = names.iter().filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "json"));
+    json.map(|name| files::read_json(&place.file(&format!("{WORKERS}/{name}"))?)).collect()
 }
 
-fn remove_traces(dir: &Path) -> Result<()> {
+fn remove_traces(place: &Place) -> Result<()> {
+    let dir = place.dir();
+    if place.is_remote() {
+        for folder in [WORKERS, PLAN] {
+            let names = place.names_in(folder, false)?;
+            place.remove(&names.iter().map(|name| format!("{folder}/{name}")).collect::<Vec<_>>())?;
+        }
+    }
     for folder in [WORKERS, PLAN] {
         if dir.join(folder).is_dir() {
             fs::remove_dir_all(dir.join(folder))?;
@@ -477,14 +519,14 @@ fn remove_traces(dir: &Path) -> Result<()> {
 }
 
 /// Locks a run together with other workers, against whoever writes it alone.
-fn lock_shared(dir: &Path) -> Result<Option<fs::File>> {
+fn lock_shared(place: &Place) -> Result<Option<fs::File>> {
     if !cfg!(unix) {
         return Ok(None);
     }
-    let file = fs::File::open(dir)?;
+    let file = fs::File::open(place.dir())?;
     match file.file().try_lock_shared() {
         Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::RunBusy { path: dir.to_owned() }),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::RunBusy { path: place.shown().to_owned() }),
         Err(std::fs::TryLockError::Error(_)) => Ok(None),
     }
 }

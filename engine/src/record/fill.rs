@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use crossbeam_channel::Receiver;
+use data::Place;
 use data::corpus::Corpus;
 use data::manifest::{Counts, JournalEntry, Manifest};
 use data::shard::RunWriter;
@@ -23,7 +24,7 @@ pub(super) struct Recording<'a> {
     pub(super) model: &'a Model,
     pub(super) tokenizer: Option<&'a Tokenizer>,
     pub(super) corpus: &'a Corpus,
-    pub(super) out: &'a Path,
+    pub(super) out: Place,
     pub(super) options: &'a RecordOptions,
     pub(super) context: usize,
     /// Of the run, as it would be begun now.
@@ -64,7 +65,7 @@ impl Recording<'_> {
         progress: &mut dyn FnMut(&RecordProgress) -> ControlFlow<()>,
     ) -> Result<Recorded> {
         let journal = run.as_ref().map(RunWriter::journal).unwrap_or_default();
-        for gap in gaps(&journal, self.out)? {
+        for gap in gaps(&journal, self.out.shown())? {
             let (filled, ended, last) = self.fill(run, gap, progress)?;
             run = filled;
             match (ended, run.take()) {
@@ -90,7 +91,7 @@ impl Recording<'_> {
             counts.add(&entry.counts);
         }
         counts.tokens_expected = tokens;
-        Ok(counts.check(self.out)?)
+        Ok(counts.check(self.out.shown())?)
     }
 
     /// Records the shards of a gap. The run comes back unless a shard was left open.
@@ -118,7 +119,7 @@ impl Recording<'_> {
             }
             let run = match run {
                 Some(run) => run,
-                None => RunWriter::create(self.out, self.manifest.clone())?,
+                None => RunWriter::create(&self.out, self.manifest.clone())?,
             };
             if let Some(tokenizer) = self.tokenizer {
                 let text = |id| tokenizer.token_text(id).unwrap_or_default();

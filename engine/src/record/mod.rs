@@ -15,16 +15,15 @@ mod write;
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use crossbeam_channel::Receiver;
-use data::Dtype;
 use data::corpus::Corpus;
 use data::hook_point::{HookPoint, Part};
 pub use data::manifest::Provenance;
 use data::manifest::{self, Counts, HookPointEntry, Manifest};
 use data::shard::RunWriter;
 use data::tables::{DocumentRow, TokenColumns};
+use data::{Dtype, Place};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::Tensor;
@@ -192,7 +191,7 @@ pub fn routing(config: &Config, options: &RecordOptions) -> Option<manifest::Rou
     Some(manifest::Routing { n_experts: moe.n_experts, top_k: moe.top_k, layers, router_logits: options.router_logits })
 }
 
-/// Records the activations of `corpus` into the run directory `out`.
+/// Records the activations of `corpus` into the run `out`, a directory or a place in an object store.
 ///
 /// With `resume`, goes on with a recording of the same model, corpus and options: every shard that is not durable is
 /// recorded, in the middle as at the end. `progress` is called after every batch; `Break` ends the recording, and
@@ -203,15 +202,15 @@ pub fn record(
     described: manifest::Model,
     tokenizer: Option<&Tokenizer>,
     corpus: &Corpus,
-    out: &Path,
+    out: impl Into<Place>,
     options: &RecordOptions,
     provenance: Provenance,
     resume: bool,
     progress: &mut dyn FnMut(&RecordProgress) -> ControlFlow<()>,
 ) -> Result<Recorded> {
-    let context = context(model, options)?;
+    let (context, out) = (context(model, options)?, out.into());
     let manifest = new_manifest(model, described, tokenizer, corpus, options, context, provenance)?;
-    let run = match resume.then(|| RunWriter::resume(out, &manifest)).transpose() {
+    let run = match resume.then(|| RunWriter::resume(&out, &manifest)).transpose() {
         // It was ended before it had begun.
         Err(data::Error::NotARun { .. }) => None,
         resumed => resumed?,
@@ -229,18 +228,18 @@ pub fn repair(
     described: manifest::Model,
     tokenizer: Option<&Tokenizer>,
     corpus: &Corpus,
-    out: &Path,
+    out: impl Into<Place>,
     options: &RecordOptions,
     broken: &[usize],
     progress: &mut dyn FnMut(&RecordProgress) -> ControlFlow<()>,
 ) -> Result<Recorded> {
-    let context = context(model, options)?;
+    let (context, out) = (context(model, options)?, out.into());
     let manifest = new_manifest(model, described, tokenizer, corpus, options, context, Provenance::default())?;
-    let begun = Manifest::read(out)?;
+    let begun = Manifest::read(&out)?;
     if begun.complete && read::sum_of(corpus, begun.counts.documents)? != begun.corpus.sha256 {
         return Err(Error::CorpusChanged);
     }
-    let run = RunWriter::repair(out, &manifest, broken)?;
+    let run = RunWriter::repair(&out, &manifest, broken)?;
     let recording = Recording { model, tokenizer, corpus, out, options, context, manifest, queues: Queues::default() };
     recording.run(Some(run), progress)
 }

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use crossbeam_channel::{Receiver, Sender};
+use data::Place;
 use data::corpus::Corpus;
 use data::files::hex;
 use data::manifest::{self, Manifest};
@@ -38,7 +38,7 @@ pub enum Shared {
     Complete(Box<Manifest>),
 }
 
-/// Records the shards of one worker into the run directory `out`, which all workers share.
+/// Records the shards of one worker into the run `out`, which all workers share.
 ///
 /// A worker that is called again goes on where it was; the run is complete when
 /// [`merge`](data::shard::workers::merge) has been called.
@@ -48,7 +48,7 @@ pub fn record_share(
     described: manifest::Model,
     tokenizer: Option<&Tokenizer>,
     corpus: &Corpus,
-    out: &Path,
+    out: impl Into<Place>,
     options: &RecordOptions,
     provenance: Provenance,
     worker: Worker,

@@ -1,7 +1,6 @@
 //! What is in this run: model, corpus, hook points, coders, feature tables?
 
-use std::path::Path;
-
+use data::Run;
 use data::metrics::Metrics;
 use fs_err as fs;
 
@@ -197,20 +196,18 @@ fn hooks(source: &Source, problems: &mut Vec<String>) -> Vec<HookRow> {
 }
 
 fn coder(source: &Source, name: &str) -> Result<CoderRow, Failure> {
-    let dir = source.run.sae_dir(name)?;
-    let cfg: serde_json::Value = match fs::read(dir.join("cfg.json")) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
+    let cfg: serde_json::Value = match source.run.sae_file(name, "cfg.json")? {
+        Some(path) => serde_json::from_slice(&fs::read(path)?)
             .map_err(|error| Failure::from_text(&format!("`cfg.json` is not JSON: {error}")))?,
         // A coder that is still in training has only its metrics.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => serde_json::Value::Null,
-        Err(error) => return Err(error.into()),
+        None => serde_json::Value::Null,
     };
     let text = |key: &str| {
         let value = cfg.get(key).or_else(|| cfg.get("metadata").and_then(|m| m.get(key)));
         value.and_then(|v| v.as_str()).map(str::to_owned)
     };
     let number = |key: &str| cfg.get(key).and_then(serde_json::Value::as_u64);
-    let metrics = metrics(&dir)?;
+    let metrics = metrics(&source.run, name)?;
     let last = metrics.as_ref().map(last_row).unwrap_or_default();
     Ok(CoderRow {
         name: name.to_owned(),
@@ -254,8 +251,7 @@ impl Ask for CurvesQuery {
     const NAME: &'static str = "training curves";
 
     fn answer(&self, source: &Source, _: &Cancel) -> Result<Vec<Curve>, Failure> {
-        let dir = source.run.sae_dir(&self.coder)?;
-        let Some(metrics) = metrics(&dir)? else { return Ok(Vec::new()) };
+        let Some(metrics) = metrics(&source.run, &self.coder)? else { return Ok(Vec::new()) };
         let steps: Vec<f64> = match metrics.column("step") {
             Some(steps) => steps.to_vec(),
             None => (0..metrics.n_rows()).map(|row| row as f64).collect(),
@@ -274,9 +270,8 @@ impl Ask for CurvesQuery {
     }
 }
 
-fn metrics(dir: &Path) -> Result<Option<Metrics>, Failure> {
-    let path = dir.join("metrics.parquet");
-    if fs::exists(&path)? { Ok(Some(Metrics::read(&path)?)) } else { Ok(None) }
+fn metrics(run: &Run, coder: &str) -> Result<Option<Metrics>, Failure> {
+    Ok(run.sae_file(coder, "metrics.parquet")?.map(|path| Metrics::read(&path)).transpose()?)
 }
 
 fn last_row(metrics: &Metrics) -> Vec<(String, f64)> {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use data::Place;
 use data::features::{FeatureTable, StatsColumns};
+
+use data::place::Stores;
 
 use super::features::Bits;
 use crate::loader::{Cancel, Failure};
@@ -50,8 +53,8 @@ impl std::fmt::Debug for Source {
 }
 
 impl Source {
-    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        let run = data::Run::open(path)?;
+    pub(crate) fn open(path: &Path, stores: &Stores) -> Result<Self, Failure> {
+        let run = data::Run::open_at(Place::parse(path.as_os_str(), stores)?)?;
         let name = path
             .components()
             .next_back()
