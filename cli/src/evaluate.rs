@@ -15,7 +15,8 @@ use crate::{interrupt, output, progress};
 /// Measures a coder on the activations of a run
 ///
 /// All metrics are measured on the rows as they are stored. `storage_explained_variance` says how much of the variance
-/// of the rows as the model computed them is left in those: 1 unless `record --store-dtype` rounded them.
+/// of the rows as the model computed them is left in those: 1 unless `record --store-dtype` rounded them. A transcoder is
+/// measured on what it speaks of, which the run must hold beside what it reads.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  polariscope evaluate runs/news --sae runs/news/saes/resid-9")]
 pub(crate) struct Evaluate {
@@ -29,6 +30,10 @@ pub(crate) struct Evaluate {
     /// The hook point to measure on [default: the one that the coder was trained on]
     #[arg(long, value_name = "NAME")]
     hook_point: Option<String>,
+
+    /// The hook point that a transcoder speaks of [default: the one that it was trained on]
+    #[arg(long, value_name = "NAME")]
+    hook_point_out: Option<String>,
 
     /// At most so many tokens, drawn by the seed [default: all]
     #[arg(long, value_name = "N")]
@@ -52,10 +57,16 @@ impl Evaluate {
         interrupt::watch();
         let run = Run::open(&self.run)?;
         let sae = Sae::load(&self.sae)?;
-        let name = self.hook_point.as_deref().or_else(|| sae.hook_name()).with_context(|| {
-            format!("`{}` does not say its hook point\nhint: name it with `--hook-point`", self.sae.display())
-        })?;
-        let hook: HookPoint = name.parse()?;
+        let unsaid = |flag: &str| {
+            format!("`{}` does not say its hook point\nhint: name it with `{flag}`", self.sae.display())
+        };
+        let input = self.hook_point.as_deref().or_else(|| sae.hook_name()).with_context(|| unsaid("--hook-point"))?;
+        let input: HookPoint = input.parse()?;
+        let output = match (self.hook_point_out.as_deref(), sae.transcoder) {
+            (Some(name), _) => name.parse()?,
+            (None, false) => input,
+            (None, true) => sae.hook_name_out().with_context(|| unsaid("--hook-point-out"))?.parse()?,
+        };
         let options = EvaluateOptions {
             max_tokens: self.max_tokens,
             seed: self.seed,
@@ -63,7 +74,7 @@ impl Evaluate {
             ..EvaluateOptions::default()
         };
         let bar = progress::tokens(self.max_tokens.unwrap_or(run.n_tokens()).min(run.n_tokens()), "evaluating");
-        let metrics = scope::evaluate(&run, hook, &sae, &options, &mut |tokens| {
+        let metrics = scope::evaluate(&run, [input, output], &sae, &options, &mut |tokens| {
             bar.set_position(tokens);
             interrupt::flow()
         })?;
@@ -71,7 +82,7 @@ impl Evaluate {
         if interrupt::pressed() {
             return Err(Interrupted { resume: None }.into());
         }
-        let storage = Storage::of(&run, hook)?;
+        let storage = Storage::of(&run, output)?;
         if self.json { output::json(&value(&metrics, &storage)) } else { output::text(&table(&metrics, &storage)) }
     }
 }

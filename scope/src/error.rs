@@ -70,7 +70,7 @@ pub enum Error {
 
     /// A coder of a kind that this version does not know.
     #[error(
-        "expected an architecture `topk` or `jumprelu`, found `{found}` in `{}`",
+        "expected an architecture `standard`, `topk`, `abstopk`, `jumprelu`, `gated`, `matching_pursuit`, or a transcoder, found `{found}` in `{}`",
         .path.display()
     )]
     UnknownArchitecture {
@@ -118,15 +118,25 @@ pub enum Error {
 
     /// The coder and the activations do not fit.
     #[error(
-        "expected activations of width {d_in}, for which the coder was made, found {width} at `{hook}`\nhint: name the hook point that the coder was trained on"
+        "expected activations of width {expected}, for which the coder was made, found {width} at `{hook}`\nhint: name the hook point that the coder was trained on"
     )]
     Width {
-        /// The coder's input.
-        d_in: usize,
+        /// The coder's input, or its output.
+        expected: usize,
         /// The width of the recorded vectors.
         width: usize,
         /// The hook point.
         hook: String,
+    },
+
+    /// A transcoder was named where one hook point is read and written.
+    #[error(
+        "expected an autoencoder, found a transcoder, which reads one hook point and speaks of another: `{}`\nhint: its directions can be added: `add blocks.N.hook_mlp_out sae:DIR#FEATURE * 2`",
+        .path.display()
+    )]
+    TwoSites {
+        /// The coder's folder.
+        path: PathBuf,
     },
 
     /// A setting is out of range.

@@ -32,11 +32,14 @@ pub mod splice;
 pub mod train;
 pub mod workers;
 
+mod activation;
 mod batch_topk;
 mod checkpoint;
 mod init;
 mod kernels;
+mod matching_pursuit;
 mod matrix;
+mod normalization;
 mod optimizer;
 mod pretrained;
 mod random;
@@ -48,11 +51,13 @@ mod topk;
 #[cfg(test)]
 mod testing;
 
+pub use activation::Activation;
 pub use encode::{EncodeOptions, EncodeProgress, EncodeSummary, LogitLens, encode};
 pub use error::{Error, Result};
 pub use matrix::Matrix;
 pub use metrics::{Metrics, evaluate};
-pub use sae::{Activation, Sae, SparseCoder};
+pub use normalization::Normalization;
+pub use sae::{Sae, SparseCoder};
 pub use sparse::SparseRows;
 pub use splice::{Coders, Splice};
 pub use train::{Architecture, Session, TrainConfig, TrainProgress, TrainSummary, train};
