@@ -51,7 +51,7 @@ pub enum Error {
 
     /// A file that could run code when it is opened.
     #[error(
-        "expected `sae_weights.safetensors`, found a pickled file, which is never opened here because that can run any code: `{}`\nhint: convert it in Python where you trust it: `safetensors.torch.save_file(torch.load(path, weights_only=True), \"sae_weights.safetensors\")`, and write a `cfg.json` beside it",
+        "expected weights as safetensors or `.npz`, found a pickled file, which is never opened here because that can run any code: `{}`\nhint: convert it in Python where you trust it: `safetensors.torch.save_file(torch.load(path, weights_only=True), \"sae_weights.safetensors\")`, and write a `cfg.json` beside it",
         .path.display()
     )]
     Pickled {
@@ -89,6 +89,38 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
         /// The file.
+        path: PathBuf,
+    },
+
+    /// An `.npz` is damaged, or holds what is not opened here.
+    #[error("not an `.npz` of numbers: {cause}, in `{}`\nhint: copy or download it again", .path.display())]
+    Npz {
+        /// What is wrong with it.
+        cause: String,
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A run has no activations of a coder's widths.
+    #[error(
+        "expected a hook point of width {d_in} to read and one of width {d_out} to speak of, found none in `{}`\nhint: record the hook point that the coder was trained on",
+        .path.display()
+    )]
+    NothingToTest {
+        /// The coder's input.
+        d_in: usize,
+        /// The coder's output.
+        d_out: usize,
+        /// The run.
+        path: PathBuf,
+    },
+
+    /// Nothing here is a coder that can be opened.
+    #[error("{what}: `{}`", .path.display())]
+    NoDictionary {
+        /// What is wrong, beginning with what was expected.
+        what: String,
+        /// The file or folder.
         path: PathBuf,
     },
 

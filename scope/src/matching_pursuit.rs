@@ -18,13 +18,7 @@ pub(crate) struct Stop {
 
 /// Appends what is chosen for the rows of `residual` (`[n, d_in]`, centered): time after time the latent whose decoder row has
 /// the largest positive product with what is left, which then loses that much of it.
-pub(crate) fn encode(
-    mut residual: Vec<f32>,
-    w_dec: &Matrix,
-    stop: Stop,
-    products: &mut Matrix,
-    out: &mut SparseRows,
-) {
+pub(crate) fn encode(mut residual: Vec<f32>, w_dec: &Matrix, stop: Stop, products: &mut Matrix, out: &mut SparseRows) {
     let (d_sae, d_in) = (w_dec.rows(), w_dec.cols());
     let n = residual.len() / d_in;
     let mut acts: Vec<Vec<(f32, u32)>> = vec![Vec::new(); n];

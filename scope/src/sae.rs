@@ -229,7 +229,13 @@ impl Sae {
     }
 
     /// Appends what fires in at most [`BLOCK_ROWS`] rows that are prepared.
-    fn encode_block(&self, centered: &[f32], scratch: &mut BandScratch<'_>, select: &mut Select<'_>, out: &mut SparseRows) {
+    fn encode_block(
+        &self,
+        centered: &[f32],
+        scratch: &mut BandScratch<'_>,
+        select: &mut Select<'_>,
+        out: &mut SparseRows,
+    ) {
         let (d_in, d_sae) = (self.d_in(), self.d_sae());
         let n = centered.len() / d_in;
         let n_bands = d_sae.div_ceil(BAND);
@@ -307,7 +313,8 @@ impl SparseCoder for Sae {
         let no_bias = matches!(self.activation, Activation::MatchingPursuit { .. }) && !self.apply_b_dec_to_input;
         let bias = if no_bias { Cow::Owned(vec![0.0; d_out]) } else { Cow::Borrowed(&self.b_dec) };
         let undo = self.undone();
-        for (((latents, values), row), out) in acts.iter().zip(rows.chunks_exact(d_in)).zip(out.chunks_exact_mut(d_out)) {
+        for (((latents, values), row), out) in acts.iter().zip(rows.chunks_exact(d_in)).zip(out.chunks_exact_mut(d_out))
+        {
             out.copy_from_slice(&bias);
             weighted_sum(latents, values, self.w_dec.as_slice(), out);
             undo.undo(row, out);

@@ -121,9 +121,7 @@ fn activation(
         "standard" => Activation::Relu,
         "topk" => Activation::TopK { k: config.k(d_sae)? },
         "abstopk" => Activation::AbsTopK { k: config.k(d_sae)? },
-        "gated" => {
-            Activation::Gated { b_mag: weights.f32("b_mag", &[d_sae])?, r_mag: weights.f32("r_mag", &[d_sae])? }
-        }
+        "gated" => Activation::Gated { b_mag: weights.f32("b_mag", &[d_sae])?, r_mag: weights.f32("r_mag", &[d_sae])? },
         "matching_pursuit" => config.matching_pursuit(),
         _ if architecture.batch => {
             Activation::JumpRelu { threshold: vec![weights.f32("topk_threshold", &[])?[0]; d_sae] }
@@ -213,6 +211,9 @@ pub(crate) fn save(sae: &Sae, dir: &Path) -> Result<()> {
         }
         _ => {}
     }
+    let mut metadata = sae.metadata.clone();
+    // Without it, SAELens takes the configuration for one from before 6.0, and forgets what stands in it.
+    metadata.entry("sae_lens_version").or_insert_with(|| LAYOUT_VERSION.into());
     tensors::write(&dir.join(WEIGHTS_FILE), &named, None)?;
 
     let mut config = json!({
@@ -223,7 +224,7 @@ pub(crate) fn save(sae: &Sae, dir: &Path) -> Result<()> {
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "normalize_activations": sae.normalization.name(),
         "reshape_activations": if sae.hook_z { "hook_z" } else { "none" },
-        "metadata": sae.metadata,
+        "metadata": metadata,
         "architecture": sae.architecture(),
     });
     if sae.transcoder {
@@ -398,7 +399,9 @@ impl Config {
     fn hook_z(&self) -> bool {
         match self.text("reshape_activations") {
             Some(reshape) => reshape == "hook_z",
-            None => !self.values.contains_key("metadata") && self.text("hook_name").is_some_and(|n| n.contains("hook_z")),
+            None => {
+                !self.values.contains_key("metadata") && self.text("hook_name").is_some_and(|n| n.contains("hook_z"))
+            }
         }
     }
 
@@ -437,7 +440,8 @@ impl Config {
             return metadata.clone();
         }
         let flat = FLAT.iter().filter_map(|&(old, new)| Some((new.to_owned(), self.values.get(old)?.clone())));
-        flat.collect()
+        let version = ("sae_lens_version".to_owned(), LAYOUT_VERSION.into());
+        flat.chain([version]).collect()
     }
 }
 
