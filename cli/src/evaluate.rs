@@ -10,6 +10,7 @@ use scope::{Metrics, Sae};
 use serde_json::json;
 
 use crate::failure::Interrupted;
+use crate::import::{self, selftest, verdict};
 use crate::{interrupt, output, progress};
 
 /// Measures a coder on the activations of a run
@@ -43,6 +44,10 @@ pub(crate) struct Evaluate {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Compare with the coder's label, and try other hook points, scales and biases where it does not fit
+    #[arg(long)]
+    check: bool,
+
     /// Threads to compute with; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -57,9 +62,8 @@ impl Evaluate {
         interrupt::watch();
         let run = Run::open(&self.run)?;
         let sae = Sae::load(&self.sae)?;
-        let unsaid = |flag: &str| {
-            format!("`{}` does not say its hook point\nhint: name it with `{flag}`", self.sae.display())
-        };
+        let unsaid =
+            |flag: &str| format!("`{}` does not say its hook point\nhint: name it with `{flag}`", self.sae.display());
         let input = self.hook_point.as_deref().or_else(|| sae.hook_name()).with_context(|| unsaid("--hook-point"))?;
         let input: HookPoint = input.parse()?;
         let output = match (self.hook_point_out.as_deref(), sae.transcoder) {
@@ -83,7 +87,16 @@ impl Evaluate {
             return Err(Interrupted { resume: None }.into());
         }
         let storage = Storage::of(&run, output)?;
-        if self.json { output::json(&value(&metrics, &storage)) } else { output::text(&table(&metrics, &storage)) }
+        let found = if self.check { Some(selftest(&run, &sae, self.threads)?) } else { None };
+        if self.json {
+            let mut value = value(&metrics, &storage);
+            if let Some(found) = &found {
+                value["check"] = import::value(found, &sae);
+            }
+            return output::json(&value);
+        }
+        output::text(&table(&metrics, &storage))?;
+        found.map_or(Ok(()), |found| output::text(&verdict(&found, &sae)))
     }
 }
 
