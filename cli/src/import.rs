@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use data::Run;
 use scope::selftest::Reading;
@@ -181,9 +181,12 @@ fn from_hub(source: &str) -> Result<PathBuf> {
     let mut hf = Command::new("hf");
     hf.args(["download", &repo, "--include", &format!("{inside}/*"), "--local-dir"]).arg(&dir);
     let by_hand = format!("hf download {repo} --include '{inside}/*' --local-dir DIR, then import DIR/{inside}");
-    let status = hf.stdin(Stdio::null()).stdout(std::io::stderr()).status().with_context(|| {
-        format!("no `{source}` here, and the hub's program `hf` is not to be found\nhint: pip install huggingface_hub; or elsewhere: {by_hand}")
-    })?;
+    let Ok(status) = hf.stdin(Stdio::null()).stdout(std::io::stderr()).status() else {
+        bail!(
+            "no `{source}` here, and the hub's program `hf` is not to be found\n\
+             hint: pip install huggingface_hub; or elsewhere: {by_hand}"
+        );
+    };
     let folder = dir.join(&inside);
     if !status.success() || !folder.is_dir() {
         bail!("the hub gave nothing for `{source}` ({status})\nhint: look at what it says above; elsewhere: {by_hand}");

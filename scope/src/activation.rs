@@ -5,9 +5,10 @@ use std::ops::Range;
 use crate::{batch_topk::jump_relu, kernels::scan_above, sparse::SparseRows, topk::TopK};
 
 /// Which pre-activations become activations.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Activation {
     /// The positive ones.
+    #[default]
     Relu,
     /// The `k` largest positive ones of a row.
     TopK {
@@ -41,12 +42,6 @@ pub enum Activation {
         /// Whether it ends when no latent is new.
         stop_on_duplicate_support: bool,
     },
-}
-
-impl Default for Activation {
-    fn default() -> Self {
-        Self::Relu
-    }
 }
 
 impl Activation {

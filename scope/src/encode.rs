@@ -218,7 +218,7 @@ pub fn encode(
         seed: options.seed,
     };
     // A wide coder is described without its neighbours, and then without a second decoder in memory.
-    let units = (options.neighbours > 0).then(|| unit_rows(sae.w_dec())).unwrap_or_default();
+    let units = if options.neighbours > 0 { unit_rows(sae.w_dec()) } else { Matrix::default() };
     let d_out = sae.d_out();
     let model = model.filter(|model| model.d_model() == d_out && options.logits > 0);
     let mut dead_features = 0;

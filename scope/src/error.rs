@@ -116,10 +116,12 @@ pub enum Error {
     },
 
     /// Nothing here is a coder that can be opened.
-    #[error("{what}: `{}`", .path.display())]
+    #[error("{what}: `{}`{hint}", .path.display())]
     NoDictionary {
         /// What is wrong, beginning with what was expected.
         what: String,
+        /// The next step, on a line of its own, where there is one.
+        hint: &'static str,
         /// The file or folder.
         path: PathBuf,
     },

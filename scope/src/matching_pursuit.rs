@@ -9,7 +9,7 @@ use crate::{
 
 /// When it ends.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Stop {
+pub(crate) struct Ending {
     /// See [`crate::Activation::MatchingPursuit`].
     pub(crate) residual_threshold: f32,
     pub(crate) max_iterations: Option<usize>,
@@ -18,7 +18,13 @@ pub(crate) struct Stop {
 
 /// Appends what is chosen for the rows of `residual` (`[n, d_in]`, centered): time after time the latent whose decoder row has
 /// the largest positive product with what is left, which then loses that much of it.
-pub(crate) fn encode(mut residual: Vec<f32>, w_dec: &Matrix, stop: Stop, products: &mut Matrix, out: &mut SparseRows) {
+pub(crate) fn encode(
+    mut residual: Vec<f32>,
+    w_dec: &Matrix,
+    stop: Ending,
+    products: &mut Matrix,
+    out: &mut SparseRows,
+) {
     let (d_sae, d_in) = (w_dec.rows(), w_dec.cols());
     let n = residual.len() / d_in;
     let mut acts: Vec<Vec<(f32, u32)>> = vec![Vec::new(); n];
@@ -54,7 +60,7 @@ pub(crate) fn encode(mut residual: Vec<f32>, w_dec: &Matrix, stop: Stop, product
 }
 
 /// One choice for one row. Says whether it was the last.
-fn pursue(products: &[f32], residual: &mut [f32], acts: &mut Vec<(f32, u32)>, w_dec: &Matrix, stop: Stop) -> bool {
+fn pursue(products: &[f32], residual: &mut [f32], acts: &mut Vec<(f32, u32)>, w_dec: &Matrix, stop: Ending) -> bool {
     let mut best = (0.0, 0_u32);
     for (&product, latent) in products.iter().zip(0..) {
         if product > best.0 {

@@ -288,7 +288,7 @@ impl SparseCoder for Sae {
         if let Activation::MatchingPursuit { residual_threshold, max_iterations, stop_on_duplicate_support } =
             self.activation
         {
-            let stop = matching_pursuit::Stop { residual_threshold, max_iterations, stop_on_duplicate_support };
+            let stop = matching_pursuit::Ending { residual_threshold, max_iterations, stop_on_duplicate_support };
             for block in rows.chunks(BLOCK_ROWS * d_in) {
                 let residual = self.prepare(block, centered).to_vec();
                 matching_pursuit::encode(residual, &self.w_dec, stop, pre_acts, out);

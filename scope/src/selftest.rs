@@ -120,10 +120,10 @@ impl SelfTest {
         }
         match (best.subtracts_bias, sae.apply_b_dec_to_input) {
             (true, false) => {
-                words.push("`b_dec` is subtracted from its input, and its files say that it is not".into())
+                words.push("`b_dec` is subtracted from its input, and its files say that it is not".into());
             }
             (false, true) => {
-                words.push("`b_dec` is not subtracted from its input, and its files say that it is".into())
+                words.push("`b_dec` is not subtracted from its input, and its files say that it is".into());
             }
             _ => {}
         }

@@ -58,10 +58,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Sae> {
         }
         (None, None) => Activation::Relu,
     };
-    let w_skip = match weights.has("W_skip")? {
-        true => Some(weights.matrix("W_skip", [d_out, d_in])?),
-        false => None,
-    };
+    let w_skip = if weights.has("W_skip")? { Some(weights.matrix("W_skip", [d_out, d_in])?) } else { None };
     let at = |key: &str| layer(path).zip(value(key)).map(|(layer, site)| format!("blocks.{layer}.{site}"));
     Ok(Sae {
         w_enc: weights.matrix("W_enc", [d_sae, d_in])?.transposed(),

@@ -113,9 +113,10 @@ pub(super) fn open_folder(dir: &Path) -> Result<Sae> {
     let weights = TensorFile::open(&path)?;
     let [d_in, d_sae] = two_axes(&weights.shape("w_enc")?, "w_enc", &path)?;
     let [_, d_out] = two_axes(&weights.shape("w_dec")?, "w_dec", &path)?;
-    let w_skip = match weights.has("affine_skip_connection")? {
-        true => Some(weights.matrix("affine_skip_connection", [d_in, d_out])?.transposed()),
-        false => None,
+    let w_skip = if weights.has("affine_skip_connection")? {
+        Some(weights.matrix("affine_skip_connection", [d_in, d_out])?.transposed())
+    } else {
+        None
     };
     let modules = ["hf_hook_point_in", "hf_hook_point_out"].map(|key| config.text(key));
     let hooks = modules.map(|module| module.and_then(of_module));
@@ -154,6 +155,7 @@ pub(super) fn two_axes(shape: &[usize], name: &str, path: &Path) -> Result<[usiz
         [rows, cols] if rows > 0 && cols > 0 => Ok([rows, cols]),
         _ => Err(Error::NoDictionary {
             what: format!("expected `{name}` with two axes, found {shape:?}"),
+            hint: "",
             path: path.into(),
         }),
     }

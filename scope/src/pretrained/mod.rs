@@ -41,7 +41,7 @@ pub fn open(path: &Path, options: &ImportOptions) -> Result<Sae> {
 }
 
 fn open_as_it_is(path: &Path, options: &ImportOptions) -> Result<Sae> {
-    let refused = |what: &str| Err(Error::NoDictionary { what: what.into(), path: path.into() });
+    let refused = |what: &str| Err(Error::NoDictionary { what: what.into(), hint: "", path: path.into() });
     if !path.exists() {
         return refused("no such file or folder");
     }
@@ -60,7 +60,7 @@ fn open_as_it_is(path: &Path, options: &ImportOptions) -> Result<Sae> {
 
 fn open_folder(dir: &Path, options: &ImportOptions) -> Result<Sae> {
     let has = |name: &str| dir.join(name).is_file();
-    let refused = |what: &str| Err(Error::NoDictionary { what: what.into(), path: dir.into() });
+    let refused = |what: &str| Err(Error::NoDictionary { what: what.into(), hint: "", path: dir.into() });
     if has(gemma_scope::NPZ_FILE) {
         gemma_scope::open_npz(&dir.join(gemma_scope::NPZ_FILE))
     } else if has(gemma_scope::WEIGHTS_FILE) {
@@ -72,9 +72,11 @@ fn open_folder(dir: &Path, options: &ImportOptions) -> Result<Sae> {
     } else if has("params_layer_0.safetensors") || has("W_enc_0.safetensors") {
         refused("expected a coder of one layer, found one that reads or writes several, which cannot be opened yet")
     } else if has(circuit_tracer::CONFIG_FILE) {
-        refused(
-            "expected one coder, found a set of one for each layer\nhint: name the file of one, `layer_N.safetensors`",
-        )
+        Err(Error::NoDictionary {
+            what: "expected one coder, found a set of one for each layer".into(),
+            hint: "\nhint: name the file of one, `layer_N.safetensors`",
+            path: dir.into(),
+        })
     } else if has(sae_lens::CONFIG_FILE) {
         sae_lens::load_scaled(dir, options.input_scale)
     } else {

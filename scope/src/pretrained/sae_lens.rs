@@ -63,7 +63,9 @@ pub(crate) fn load_scaled(dir: &Path, scale: Option<f32>) -> Result<Sae> {
             sae.fold_input_scale(scale);
             if let (Activation::JumpRelu { threshold }, true) = (&mut sae.activation, architecture.batch && rescaled) {
                 // It is compared with what is in units of the decoder, whose rows have just become shorter.
-                threshold.iter_mut().for_each(|threshold| *threshold /= scale);
+                for threshold in threshold {
+                    *threshold /= scale;
+                }
             }
         }
         Normalized::Whitened => {

@@ -22,10 +22,7 @@ pub(super) fn open(dir: &Path) -> Result<Sae> {
     let [_, d_out] = two_axes(&weights.shape("W_dec")?, "W_dec", &path)?;
     let flag = |key: &str| config.flag(key).unwrap_or(false);
     let (transcoder, k) = (flag("transcode") || d_in != d_out, config.k(d_sae)?);
-    let w_skip = match weights.has("W_skip")? {
-        true => Some(weights.matrix("W_skip", [d_out, d_in])?),
-        false => None,
-    };
+    let w_skip = if weights.has("W_skip")? { Some(weights.matrix("W_skip", [d_out, d_in])?) } else { None };
     let folder = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     Ok(Sae {
         w_enc: weights.matrix("encoder.weight", [d_sae, d_in])?.transposed(),
