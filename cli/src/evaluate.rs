@@ -8,13 +8,15 @@ use scope::{Metrics, Sae};
 use serde_json::json;
 
 use crate::failure::Interrupted;
+use crate::import::{self, selftest, verdict};
 use crate::location::Location;
 use crate::{interrupt, output, progress};
 
 /// Measures a coder on the activations of a run
 ///
 /// All metrics are measured on the rows as they are stored. `storage_explained_variance` says how much of the variance
-/// of the rows as the model computed them is left in those: 1 unless `record --store-dtype` rounded them.
+/// of the rows as the model computed them is left in those: 1 unless `record --store-dtype` rounded them. A transcoder is
+/// measured on what it speaks of, which the run must hold beside what it reads.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  polariscope evaluate runs/news --sae runs/news/saes/resid-9")]
 pub(crate) struct Evaluate {
@@ -29,6 +31,10 @@ pub(crate) struct Evaluate {
     #[arg(long, value_name = "NAME")]
     hook_point: Option<String>,
 
+    /// The hook point that a transcoder speaks of [default: the one that it was trained on]
+    #[arg(long, value_name = "NAME")]
+    hook_point_out: Option<String>,
+
     /// At most so many tokens, drawn by the seed [default: all]
     #[arg(long, value_name = "N")]
     max_tokens: Option<u64>,
@@ -36,6 +42,10 @@ pub(crate) struct Evaluate {
     /// Which tokens, if not all
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+
+    /// Compare with the coder's label, and try other hook points, scales and biases where it does not fit
+    #[arg(long)]
+    check: bool,
 
     /// Threads to compute with; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -51,10 +61,14 @@ impl Evaluate {
         interrupt::watch();
         let run = self.run.run()?;
         let sae = Sae::load(self.sae.coder()?)?;
-        let name = self.hook_point.as_deref().or_else(|| sae.hook_name()).with_context(|| {
-            format!("`{}` does not say its hook point\nhint: name it with `--hook-point`", self.sae)
-        })?;
-        let hook: HookPoint = name.parse()?;
+        let unsaid = |flag: &str| format!("`{}` does not say its hook point\nhint: name it with `{flag}`", self.sae);
+        let input = self.hook_point.as_deref().or_else(|| sae.hook_name()).with_context(|| unsaid("--hook-point"))?;
+        let input: HookPoint = input.parse()?;
+        let output = match (self.hook_point_out.as_deref(), sae.transcoder) {
+            (Some(name), _) => name.parse()?,
+            (None, false) => input,
+            (None, true) => sae.hook_name_out().with_context(|| unsaid("--hook-point-out"))?.parse()?,
+        };
         let options = EvaluateOptions {
             max_tokens: self.max_tokens,
             seed: self.seed,
@@ -62,7 +76,7 @@ impl Evaluate {
             ..EvaluateOptions::default()
         };
         let bar = progress::tokens(self.max_tokens.unwrap_or(run.n_tokens()).min(run.n_tokens()), "evaluating");
-        let metrics = scope::evaluate(&run, hook, &sae, &options, &mut |tokens| {
+        let metrics = scope::evaluate(&run, [input, output], &sae, &options, &mut |tokens| {
             bar.set_position(tokens);
             interrupt::flow()
         })?;
@@ -70,8 +84,17 @@ impl Evaluate {
         if interrupt::pressed() {
             return Err(Interrupted { resume: None }.into());
         }
-        let storage = Storage::of(&run, hook)?;
-        if self.json { output::json(&value(&metrics, &storage)) } else { output::text(&table(&metrics, &storage)) }
+        let storage = Storage::of(&run, output)?;
+        let found = if self.check { Some(selftest(&run, &sae, self.threads)?) } else { None };
+        if self.json {
+            let mut value = value(&metrics, &storage);
+            if let Some(found) = &found {
+                value["check"] = import::value(found, &sae);
+            }
+            return output::json(&value);
+        }
+        output::text(&table(&metrics, &storage))?;
+        found.map_or(Ok(()), |found| output::text(&verdict(&found, &sae)))
     }
 }
 

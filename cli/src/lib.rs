@@ -10,6 +10,7 @@ mod encode;
 mod evaluate;
 mod export;
 mod fetch;
+mod import;
 mod inspect;
 mod merge;
 mod models;

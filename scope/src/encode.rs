@@ -188,7 +188,7 @@ pub fn encode(
     };
     let width = run.hook_point(hook)?.width;
     if width != sae.d_in() {
-        return Err(Error::Width { d_in: sae.d_in(), width, hook: hook.to_string() });
+        return Err(Error::Width { expected: sae.d_in(), width, hook: hook.to_string() });
     }
     let folder = || sae_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = options.name.clone().unwrap_or_else(folder);
@@ -217,8 +217,10 @@ pub fn encode(
         context: options.context.max(1),
         seed: options.seed,
     };
-    let units = unit_rows(sae.w_dec());
-    let model = model.filter(|model| model.d_model() == width && options.logits > 0);
+    // A wide coder is described without its neighbours, and then without a second decoder in memory.
+    let units = if options.neighbours > 0 { unit_rows(sae.w_dec()) } else { Matrix::default() };
+    let d_out = sae.d_out();
+    let model = model.filter(|model| model.d_model() == d_out && options.logits > 0);
     let mut dead_features = 0;
     for first in (0..sae.d_sae()).step_by(BLOCK_FEATURES) {
         let features = first..(first + BLOCK_FEATURES).min(sae.d_sae());
@@ -234,7 +236,7 @@ pub fn encode(
         }
         let (mut stats, examples): (Vec<_>, Vec<_>) = described.into_iter().map(Describer::finish).unzip();
         let neighbours = nearest(&units, features.clone(), options.neighbours, &workers);
-        let directions = &sae.w_dec().as_slice()[first * width..features.end * width];
+        let directions = &sae.w_dec().as_slice()[first * d_out..features.end * d_out];
         let effects = model.map(|model| model.logit_effects(directions, options.logits)).unwrap_or_default();
         for (i, stats) in stats.iter_mut().enumerate() {
             stats.decoder_norm = norm(sae.w_dec().row(first + i));

@@ -51,7 +51,7 @@ pub enum Error {
 
     /// A file that could run code when it is opened.
     #[error(
-        "expected `sae_weights.safetensors`, found a pickled file, which is never opened here because that can run any code: `{}`\nhint: convert it in Python where you trust it: `safetensors.torch.save_file(torch.load(path, weights_only=True), \"sae_weights.safetensors\")`, and write a `cfg.json` beside it",
+        "expected weights as safetensors or `.npz`, found a pickled file, which is never opened here because that can run any code: `{}`\nhint: convert it in Python where you trust it: `safetensors.torch.save_file(torch.load(path, weights_only=True), \"sae_weights.safetensors\")`, and write a `cfg.json` beside it",
         .path.display()
     )]
     Pickled {
@@ -70,7 +70,7 @@ pub enum Error {
 
     /// A coder of a kind that this version does not know.
     #[error(
-        "expected an architecture `topk` or `jumprelu`, found `{found}` in `{}`",
+        "expected an architecture `standard`, `topk`, `abstopk`, `jumprelu`, `gated`, `matching_pursuit`, or a transcoder, found `{found}` in `{}`",
         .path.display()
     )]
     UnknownArchitecture {
@@ -89,6 +89,40 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
         /// The file.
+        path: PathBuf,
+    },
+
+    /// An `.npz` is damaged, or holds what is not opened here.
+    #[error("not an `.npz` of numbers: {cause}, in `{}`\nhint: copy or download it again", .path.display())]
+    Npz {
+        /// What is wrong with it.
+        cause: String,
+        /// The file.
+        path: PathBuf,
+    },
+
+    /// A run has no activations of a coder's widths.
+    #[error(
+        "expected a hook point of width {d_in} to read and one of width {d_out} to speak of, found none in `{}`\nhint: record the hook point that the coder was trained on",
+        .path.display()
+    )]
+    NothingToTest {
+        /// The coder's input.
+        d_in: usize,
+        /// The coder's output.
+        d_out: usize,
+        /// The run.
+        path: PathBuf,
+    },
+
+    /// Nothing here is a coder that can be opened.
+    #[error("{what}: `{}`{hint}", .path.display())]
+    NoDictionary {
+        /// What is wrong, beginning with what was expected.
+        what: String,
+        /// The next step, on a line of its own, where there is one.
+        hint: &'static str,
+        /// The file or folder.
         path: PathBuf,
     },
 
@@ -118,15 +152,25 @@ pub enum Error {
 
     /// The coder and the activations do not fit.
     #[error(
-        "expected activations of width {d_in}, for which the coder was made, found {width} at `{hook}`\nhint: name the hook point that the coder was trained on"
+        "expected activations of width {expected}, for which the coder was made, found {width} at `{hook}`\nhint: name the hook point that the coder was trained on"
     )]
     Width {
-        /// The coder's input.
-        d_in: usize,
+        /// The coder's input, or its output.
+        expected: usize,
         /// The width of the recorded vectors.
         width: usize,
         /// The hook point.
         hook: String,
+    },
+
+    /// A transcoder was named where one hook point is read and written.
+    #[error(
+        "expected an autoencoder, found a transcoder, which reads one hook point and speaks of another: `{}`\nhint: its directions can be added: `add blocks.N.hook_mlp_out sae:DIR#FEATURE * 2`",
+        .path.display()
+    )]
+    TwoSites {
+        /// The coder's folder.
+        path: PathBuf,
     },
 
     /// A setting is out of range.

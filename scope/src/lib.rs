@@ -16,8 +16,13 @@
 //! # }
 //! ```
 //!
+//! Coders of other tools are opened by [`pretrained::open`], whatever their layout, and [`mod@selftest`] says whether a run holds
+//! what they were made for. [`Sae`] is autoencoder and transcoder alike.
+//!
 //! What holds here:
 //! - A `tch::Tensor` never crosses the border of this crate; rows are slices.
+//! - Weights that lie in a file as ours do stay there: a wide dictionary opens without being read.
+//! - Nothing is unpickled.
 //! - Special tokens and outliers never enter training or statistics.
 //! - The fast path of training gives what the plain one in [`loss`] gives; a test holds them together.
 //! - The same seed gives the same weights, whatever the number of threads, and however often the training was resumed.
@@ -26,19 +31,24 @@ pub mod encode;
 pub mod error;
 pub mod loss;
 pub mod metrics;
+pub mod npz;
+pub mod pretrained;
 pub mod sae;
+pub mod selftest;
 pub mod sparse;
 pub mod splice;
 pub mod train;
 pub mod workers;
 
+mod activation;
 mod batch_topk;
 mod checkpoint;
 mod init;
 mod kernels;
+mod matching_pursuit;
 mod matrix;
+mod normalization;
 mod optimizer;
-mod pretrained;
 mod random;
 mod stats;
 mod step;
@@ -48,11 +58,15 @@ mod topk;
 #[cfg(test)]
 mod testing;
 
+pub use activation::Activation;
 pub use encode::{EncodeOptions, EncodeProgress, EncodeSummary, LogitLens, encode};
 pub use error::{Error, Result};
 pub use matrix::Matrix;
 pub use metrics::{Metrics, evaluate};
-pub use sae::{Activation, Sae, SparseCoder};
+pub use normalization::Normalization;
+pub use pretrained::ImportOptions;
+pub use sae::{Sae, SparseCoder};
+pub use selftest::{SelfTest, selftest};
 pub use sparse::SparseRows;
 pub use splice::{Coders, Splice};
 pub use train::{Architecture, Session, TrainConfig, TrainProgress, TrainSummary, train};

@@ -1,8 +1,9 @@
 //! How are weights and batches laid out in memory, and how do they reach libtorch's matrix product?
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytemuck::{Pod, Zeroable};
+use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
 /// One cache line, which is also what the matrix product wants buffers aligned to.
@@ -16,19 +17,39 @@ struct Line([f32; LANES]);
 /// Numbers in a [`Line`].
 const LANES: usize = 16;
 
-/// A row-major f32 matrix `[rows, cols]`, aligned to 64 bytes.
+/// A row-major f32 matrix `[rows, cols]`: in memory, aligned to 64 bytes, or a part of a mapped file, of which only what is
+/// looked at is read. What is changed is brought into memory first.
 #[derive(Clone, Default)]
 pub struct Matrix {
     rows: usize,
     cols: usize,
-    lines: Vec<Line>,
+    values: Values,
+}
+
+#[derive(Clone)]
+enum Values {
+    Owned(Vec<Line>),
+    Mapped { file: Arc<Mmap>, bytes: Range<usize> },
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Self::Owned(Vec::new())
+    }
 }
 
 impl Matrix {
     /// A matrix of zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
         let lines = (rows * cols).div_ceil(LANES);
-        Self { rows, cols, lines: vec![Line([0.0; LANES]); lines] }
+        Self { rows, cols, values: Values::Owned(vec![Line([0.0; LANES]); lines]) }
+    }
+
+    /// The matrix that stands in a mapped file from byte `start` on, if it lies within the file at a multiple of 4 bytes.
+    pub(crate) fn mapped(rows: usize, cols: usize, file: &Arc<Mmap>, start: usize) -> Option<Self> {
+        let bytes = start..start.checked_add(rows.checked_mul(cols)?.checked_mul(size_of::<f32>())?)?;
+        bytemuck::try_cast_slice::<u8, f32>(file.get(bytes.clone())?).ok()?;
+        Some(Self { rows, cols, values: Values::Mapped { file: Arc::clone(file), bytes } })
     }
 
     /// A matrix with these values, row after row.
@@ -39,6 +60,11 @@ impl Matrix {
         let mut matrix = Self::zeros(rows, cols);
         matrix.as_mut_slice().copy_from_slice(values);
         matrix
+    }
+
+    /// Whether the values stand in a file, and nowhere else.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.values, Values::Mapped { .. })
     }
 
     /// The number of rows.
@@ -53,12 +79,26 @@ impl Matrix {
 
     /// All values, row after row.
     pub fn as_slice(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.rows * self.cols]
+        match &self.values {
+            Values::Owned(lines) => &bytemuck::cast_slice(lines)[..self.rows * self.cols],
+            Values::Mapped { file, bytes } => bytemuck::cast_slice(&file[bytes.clone()]),
+        }
     }
 
     /// All values, row after row, to be changed.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.rows * self.cols]
+        let n = self.rows * self.cols;
+        &mut bytemuck::cast_slice_mut(self.lines())[..n]
+    }
+
+    fn lines(&mut self) -> &mut Vec<Line> {
+        if let Values::Mapped { .. } = self.values {
+            *self = Self::from_slice(self.rows, self.cols, self.as_slice());
+        }
+        match &mut self.values {
+            Values::Owned(lines) => lines,
+            Values::Mapped { .. } => unreachable!("it was brought into memory above"),
+        }
     }
 
     /// Row `index`.
@@ -95,7 +135,8 @@ impl Matrix {
     /// Makes room for `rows` rows; what is in them is unspecified.
     pub(crate) fn resize_rows(&mut self, rows: usize) {
         self.rows = rows;
-        self.lines.resize((rows * self.cols).div_ceil(LANES), Line([0.0; LANES]));
+        let lines = (rows * self.cols).div_ceil(LANES);
+        self.lines().resize(lines, Line([0.0; LANES]));
     }
 }
 
@@ -136,6 +177,23 @@ pub(crate) fn matmul(a: &[f32], b: &[f32], right: Right, out: &mut [f32], [m, k,
     };
     let out = borrow_mut(out, [m, n]);
     // The shapes were checked above, and `out` has its final size, so libtorch writes into it in place.
+    let _ = a.mm_out(&out, &b);
+}
+
+/// `out[m, n] = a[m, k] · b[.., columns]`, where `b` is `[k, width]`, and `n` is the number of columns: of a mapped `b`, only
+/// those columns are read.
+///
+/// # Panics
+/// If the lengths do not fit the shapes.
+pub(crate) fn matmul_by_columns(a: &[f32], b: &[f32], width: usize, columns: Range<usize>, out: &mut [f32]) {
+    assert!(columns.start < columns.end && columns.end <= width, "columns of the right factor");
+    let (k, n) = (b.len() / width, columns.len());
+    assert!(k > 0 && b.len() == k * width && a.len().is_multiple_of(k), "rows of k values on the left");
+    let m = a.len() / k;
+    assert_eq!(out.len(), m * n, "the product is [m, n]");
+    // The last value used is b[k - 1, columns.end - 1], which is within `b`.
+    let b = over(b[columns.start..].as_ptr(), [k, n], [width, 1]);
+    let (a, out) = (borrow(a, [m, k]), borrow_mut(out, [m, n]));
     let _ = a.mm_out(&out, &b);
 }
 
@@ -201,6 +259,16 @@ mod tests {
         let mut out = [0.0; 2];
         matmul_columns(&a, 4, 1..3, &[1.0, 10.0, 100.0], &mut out);
         assert_eq!(out, [1.0 + 50.0 + 900.0, 2.0 + 60.0 + 1000.0]);
+    }
+
+    #[test]
+    fn a_product_with_some_columns_of_the_right_factor() {
+        // [2, 3] times columns 1 and 2 of a [3, 4].
+        let a = [1.0, 10.0, 100.0, 0.0, 1.0, 0.0];
+        let b: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let mut out = [0.0; 4];
+        matmul_by_columns(&a, &b, 4, 1..3, &mut out);
+        assert_eq!(out, [1.0 + 50.0 + 900.0, 2.0 + 60.0 + 1000.0, 5.0, 6.0]);
     }
 
     #[test]

@@ -16,7 +16,8 @@ use crate::{
 /// Bins of [`Metrics::density`]: half a decade each, from 10⁻⁸ to 1.
 pub const DENSITY_BINS: usize = 16;
 
-/// What a coder does to the activations of a hook point. Special tokens are left out.
+/// How a coder reconstructs `x`, the activations that it speaks of: of an autoencoder those that it reads, of a transcoder
+/// those of its second hook point. Special tokens are left out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metrics {
     /// Tokens that were looked at.
@@ -64,17 +65,21 @@ impl Default for EvaluateOptions {
     }
 }
 
-/// Measures a coder on a hook point of a run. `progress` is given the tokens done and breaks off with what was measured so far.
+/// Measures a coder on a run: it reads the first hook point and speaks of the second, which for an autoencoder is the same.
+/// `progress` is given the tokens done and breaks off with what was measured so far.
 pub fn evaluate(
     run: &Run,
-    hook: HookPoint,
+    hooks: [HookPoint; 2],
     coder: &dyn SparseCoder,
     options: &EvaluateOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Metrics> {
-    let width = run.hook_point(hook)?.width;
-    if width != coder.d_in() {
-        return Err(Error::Width { d_in: coder.d_in(), width, hook: hook.to_string() });
+    let [input, output] = hooks;
+    for (hook, expected) in [(input, coder.d_in()), (output, coder.d_out())] {
+        let width = run.hook_point(hook)?.width;
+        if width != expected {
+            return Err(Error::Width { expected, width, hook: hook.to_string() });
+        }
     }
     let workers = Workers::new(options.threads)?;
     let batches = BatchOptions {
@@ -85,18 +90,20 @@ pub fn evaluate(
         skip_special: true,
         max_norm_multiple: options.max_norm_multiple,
     };
-    let mut sums = Sums::new(coder.d_in(), coder.d_sae());
-    for batch in BatchReader::new(run, &[hook], batches)? {
-        let mut rows = batch?.acts.swap_remove(0);
+    let mut sums = Sums::new(coder.d_out(), coder.d_sae());
+    let read = if input == output { vec![input] } else { vec![input, output] };
+    for batch in BatchReader::new(run, &read, batches)? {
+        let batch = batch?;
+        let (rows, targets) = (&batch.acts[0], &batch.acts[read.len() - 1]);
         let left = options.max_tokens.map_or(u64::MAX, |max| max - sums.n.min(max));
-        rows.truncate(usize::try_from(left).map_or(rows.len(), |left| left.saturating_mul(width).min(rows.len())));
-        sums.add_rows(coder, &rows, &workers);
+        let n = usize::try_from(left).map_or(batch.len(), |left| left.min(batch.len()));
+        sums.add_rows(coder, &rows[..n * coder.d_in()], &targets[..n * coder.d_out()], &workers);
         if left == 0 || progress(sums.n).is_break() {
             break;
         }
     }
     if sums.n == 0 {
-        return Err(Error::NoActivations { hook: hook.to_string() });
+        return Err(Error::NoActivations { hook: input.to_string() });
     }
     Ok(sums.metrics())
 }
@@ -118,12 +125,12 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    pub(crate) fn new(d_in: usize, d_sae: usize) -> Self {
+    pub(crate) fn new(d_out: usize, d_sae: usize) -> Self {
         Self {
             n: 0,
             l0: 0.0,
             l1: 0.0,
-            x: vec![0.0; d_in],
+            x: vec![0.0; d_out],
             x_square: 0.0,
             y_square: 0.0,
             x_dot_y: 0.0,
@@ -134,18 +141,20 @@ impl Sums {
         }
     }
 
-    /// Adds rows (`[n, d_in]`); those with a value that is not finite are left out.
-    pub(crate) fn add_rows(&mut self, coder: &dyn SparseCoder, rows: &[f32], workers: &Workers) {
-        let d_in = coder.d_in();
+    /// Adds rows (`[n, d_in]`) with what they should become (`[n, d_out]`); those with a value that is not finite are left
+    /// out.
+    pub(crate) fn add_rows(&mut self, coder: &dyn SparseCoder, rows: &[f32], targets: &[f32], workers: &Workers) {
+        let (d_in, d_out) = (coder.d_in(), coder.d_out());
         let parts: Vec<(Self, SparseRows)> = workers.install(|| {
             rows.par_chunks(BLOCK_ROWS * d_in)
-                .map_init(Scratch::default, |scratch, rows| {
+                .zip(targets.par_chunks(BLOCK_ROWS * d_out))
+                .map_init(Scratch::default, |scratch, (rows, targets)| {
                     let mut acts = SparseRows::new();
                     coder.encode(rows, scratch, &mut acts);
-                    let mut out = vec![0.0; rows.len()];
-                    coder.decode(&acts, &mut out);
-                    let mut part = Self::new(d_in, 0);
-                    for (row, (x, y)) in rows.chunks_exact(d_in).zip(out.chunks_exact(d_in)).enumerate() {
+                    let mut out = vec![0.0; targets.len()];
+                    coder.decode(&acts, rows, &mut out);
+                    let mut part = Self::new(d_out, 0);
+                    for (row, (x, y)) in targets.chunks_exact(d_out).zip(out.chunks_exact(d_out)).enumerate() {
                         part.add_row(x, y, acts.row(row).1);
                     }
                     (part, acts)
@@ -174,7 +183,7 @@ impl Sums {
         }
         self.n += 1;
         self.l0 += acts.len() as f64;
-        self.l1 += acts.iter().map(|&act| f64::from(act)).sum::<f64>();
+        self.l1 += acts.iter().map(|&act| f64::from(act.abs())).sum::<f64>();
         for (sum, &x) in self.x.iter_mut().zip(x) {
             *sum += f64::from(x);
         }
@@ -248,13 +257,13 @@ mod tests {
             b_dec: vec![0.0; 2],
             activation: Activation::JumpRelu { threshold: vec![0.5; 2] },
             apply_b_dec_to_input: true,
-            metadata: serde_json::Map::new(),
+            ..Sae::default()
         }
     }
 
     fn measured(rows: &[f32]) -> Metrics {
         let mut sums = Sums::new(2, 2);
-        sums.add_rows(&axes(), rows, &Workers::new(1).unwrap());
+        sums.add_rows(&axes(), rows, rows, &Workers::new(1).unwrap());
         sums.metrics()
     }
 

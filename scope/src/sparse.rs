@@ -1,6 +1,6 @@
 //! How are the few latents that fire kept, by token and by latent?
 
-/// Feature activations by token: row `i` has the entries `offsets[i]..offsets[i + 1]`, by ascending latent, all above 0.
+/// Feature activations by token: row `i` has the entries `offsets[i]..offsets[i + 1]`, by ascending latent, none of them 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SparseRows {
     offsets: Vec<usize>,

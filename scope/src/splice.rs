@@ -41,8 +41,9 @@ impl Splice {
 
     /// Changes rows that are both read and spoken of, `[n, d_in]`.
     pub fn apply(&self, rows: &mut [f32]) {
-        let acts = self.encode(rows);
-        self.write(&acts, rows);
+        let read = rows.to_vec();
+        let acts = self.encode(&read);
+        self.write(&acts, &read, rows);
     }
 
     /// Reads at the first hook point and writes at the second, which comes later in the pass or is the same. Tokens that are
@@ -54,18 +55,22 @@ impl Splice {
         tokens: &'a Selection,
         hooks: &mut Hooks<'a>,
     ) -> Result<()> {
-        for (point, d_in) in [(input, self.coder.d_in()), (output, self.coder.w_dec().cols())] {
+        let d_in = self.coder.d_in();
+        for (point, expected) in [(input, d_in), (output, self.coder.d_out())] {
             let width = point.shape(model).map_or(0, |shape| shape.iter().product());
-            if width != d_in {
-                return Err(Error::Width { d_in, width, hook: point.to_string() });
+            if width != expected {
+                return Err(Error::Width { expected, width, hook: point.to_string() });
             }
         }
-        let read: Rc<RefCell<SparseRows>> = Rc::default();
-        let acts = Rc::clone(&read);
-        hooks.read(input, move |_, value| *read.borrow_mut() = self.encode(&values(value)));
+        let read: Rc<RefCell<(SparseRows, Vec<f32>)>> = Rc::default();
+        let seen = Rc::clone(&read);
+        hooks.read(input, move |_, value| {
+            let rows = values(value);
+            *read.borrow_mut() = (self.encode(&rows), rows);
+        });
         hooks.add(output, move |place, value| {
             let chosen = tokens.chosen(place);
-            let acts = acts.borrow();
+            let (acts, read) = &*seen.borrow();
             let mut rows = values(value);
             let width = rows.len() / chosen.len().max(1);
             let mut changed = false;
@@ -73,7 +78,7 @@ impl Splice {
                 let mut one = SparseRows::new();
                 let (latents, found) = acts.row(row);
                 one.push_row(found.iter().copied().zip(latents.iter().copied()));
-                self.write(&one, values);
+                self.write(&one, &read[row * d_in..][..d_in], values);
                 changed = true;
             }
             changed.then(|| Tensor::from_slice(&rows).view_as(value).to_device(value.device()))
@@ -87,24 +92,26 @@ impl Splice {
         acts
     }
 
-    /// `rows`: `[n, width]`, as many as `acts` has.
-    fn write(&self, acts: &SparseRows, rows: &mut [f32]) {
+    /// `read`: `[n, d_in]`; `rows`: `[n, d_out]`; as many as `acts` has.
+    fn write(&self, acts: &SparseRows, read: &[f32], rows: &mut [f32]) {
         if !self.keep_error {
-            self.coder.decode(&self.edited(acts), rows);
+            self.coder.decode(&self.edited(acts), read, rows);
             return;
         }
         let width = rows.len() / acts.n_rows().max(1);
         let (mut latents, mut changes) = (Vec::new(), Vec::new());
-        for ((found, values), row) in acts.iter().zip(rows.chunks_exact_mut(width.max(1))) {
+        let read = read.chunks_exact(self.coder.d_in());
+        for (((found, values), read), row) in acts.iter().zip(read).zip(rows.chunks_exact_mut(width.max(1))) {
             latents.clear();
             changes.clear();
+            let scale = self.coder.decoder_scale(read);
             // The biases of both reconstructions cancel, and so does every feature that is not edited.
             for (&latent, &edit) in &self.edits {
                 let was = found.binary_search(&latent).map_or(0.0, |at| values[at]);
                 let change = becomes(edit) - was;
                 if change != 0.0 {
                     latents.push(latent);
-                    changes.push(change);
+                    changes.push(scale * change);
                 }
             }
             weighted_sum(&latents, &changes, self.coder.w_dec().as_slice(), row);
@@ -174,8 +181,11 @@ impl engine::intervention::Coders for Coders {
         keep_error: bool,
     ) -> Result<RowFunction, Box<dyn StdError + Send + Sync>> {
         let sae = self.get(coder)?;
+        if sae.transcoder {
+            return Err(Error::TwoSites { path: coder.into() }.into());
+        }
         if sae.d_in() != width {
-            return Err(Error::Width { d_in: sae.d_in(), width, hook: point.to_string() }.into());
+            return Err(Error::Width { expected: sae.d_in(), width, hook: point.to_string() }.into());
         }
         let splice = Splice::new(sae, edits, keep_error)?;
         Ok(Box::new(move |rows| splice.apply(rows)))

@@ -1,6 +1,6 @@
 //! How are named f32 tensors read from and written to safetensors files, without trusting or half-writing any?
 
-use std::{io::Write, path::Path};
+use std::{io::Write, path::Path, sync::Arc};
 
 use data::{
     files::{self, PendingFile},
@@ -8,16 +8,19 @@ use data::{
 };
 use fs_err as fs;
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    matrix::Matrix,
+};
 
 /// A safetensors file, memory-mapped.
 #[derive(Debug)]
 pub(crate) struct TensorFile<'a> {
     path: &'a Path,
-    bytes: Mmap,
+    bytes: Arc<Mmap>,
 }
 
 impl<'a> TensorFile<'a> {
@@ -27,7 +30,7 @@ impl<'a> TensorFile<'a> {
         #[expect(unsafe_code, reason = "weights of many gigabytes are read once, without a second copy")]
         // SAFETY: the map is only read, and files of coders are replaced by rename, never changed in place.
         let bytes = unsafe { Mmap::map(file.file()) }?;
-        let opened = Self { path, bytes };
+        let opened = Self { path, bytes: Arc::new(bytes) };
         opened.tensors()?;
         Ok(opened)
     }
@@ -45,26 +48,15 @@ impl<'a> TensorFile<'a> {
         Ok(self.tensors()?.tensor(name).is_ok())
     }
 
+    /// Of which shape `name` is.
+    pub(crate) fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.find(&self.tensors()?, name)?.shape().to_vec())
+    }
+
     /// The tensor `name`, which must have this shape, as f32.
     pub(crate) fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let tensors = self.tensors()?;
-        let Ok(tensor) = tensors.tensor(name) else {
-            let mut names = tensors.names();
-            names.sort_unstable();
-            return Err(Error::MissingTensor {
-                name: name.into(),
-                found: format!("{names:?}"),
-                path: self.path.into(),
-            });
-        };
-        if tensor.shape() != shape {
-            return Err(Error::Shape {
-                name: name.into(),
-                expected: shape.into(),
-                found: tensor.shape().into(),
-                path: self.path.into(),
-            });
-        }
+        let tensor = self.find_of_shape(&tensors, name, shape)?;
         let data = tensor.data();
         Ok(match tensor.dtype() {
             Dtype::F32 => values(data, f32::from_le_bytes),
@@ -76,6 +68,36 @@ impl<'a> TensorFile<'a> {
                 return Err(self.damaged(cause));
             }
         })
+    }
+
+    /// The tensor `name` of shape `[rows, cols]`: as it lies in the file where that is possible, without reading it.
+    pub(crate) fn matrix(&self, name: &str, shape @ [rows, cols]: [usize; 2]) -> Result<Matrix> {
+        let tensors = self.tensors()?;
+        let tensor = self.find_of_shape(&tensors, name, &shape)?;
+        if tensor.dtype() == Dtype::F32 {
+            let start = tensor.data().as_ptr().addr() - self.bytes.as_ptr().addr();
+            if let Some(matrix) = Matrix::mapped(rows, cols, &self.bytes, start) {
+                return Ok(matrix);
+            }
+        }
+        Ok(Matrix::from_slice(rows, cols, &self.f32(name, &shape)?))
+    }
+
+    fn find<'t>(&self, tensors: &SafeTensors<'t>, name: &str) -> Result<TensorView<'t>> {
+        tensors.tensor(name).map_err(|_absent| {
+            let mut names = tensors.names();
+            names.sort_unstable();
+            Error::MissingTensor { name: name.into(), found: format!("{names:?}"), path: self.path.into() }
+        })
+    }
+
+    fn find_of_shape<'t>(&self, tensors: &SafeTensors<'t>, name: &str, shape: &[usize]) -> Result<TensorView<'t>> {
+        let tensor = self.find(tensors, name)?;
+        if tensor.shape() == shape {
+            return Ok(tensor);
+        }
+        let (expected, found) = (shape.into(), tensor.shape().into());
+        Err(Error::Shape { name: name.into(), expected, found, path: self.path.into() })
     }
 
     /// The text stored under `key` in the header.

@@ -11,11 +11,19 @@ use crate::{
 pub(crate) struct TopK {
     k: usize,
     found: Vec<(f32, u32)>,
+    /// Whether values are ranked by their distance from 0; then they are copied here without their signs.
+    signed: bool,
+    magnitudes: Vec<f32>,
 }
 
 impl TopK {
     pub(crate) fn new(k: usize) -> Self {
-        Self { k, found: Vec::new() }
+        Self { k, found: Vec::new(), signed: false, magnitudes: Vec::new() }
+    }
+
+    /// Keeps the `k` values that are farthest from 0, with their signs (AbsTopK, arXiv 2510.00404).
+    pub(crate) fn signed(k: usize) -> Self {
+        Self { signed: true, ..Self::new(k) }
     }
 
     /// Appends the row of the entries that are kept of `pre_acts` (`[d_sae]`), by ascending latent.
@@ -32,6 +40,20 @@ impl TopK {
     }
 
     fn find(&mut self, values: &[f32]) {
+        if !self.signed {
+            return self.find_largest(values);
+        }
+        let mut magnitudes = std::mem::take(&mut self.magnitudes);
+        magnitudes.clear();
+        magnitudes.extend(values.iter().map(|value| value.abs()));
+        self.find_largest(&magnitudes);
+        for (value, index) in &mut self.found {
+            *value = values[*index as usize];
+        }
+        self.magnitudes = magnitudes;
+    }
+
+    fn find_largest(&mut self, values: &[f32]) {
         /// How many times `k` candidates are gathered before the floor is raised to the k-th of them.
         const SLACK: usize = 4;
         let limit = self.k.saturating_mul(SLACK).max(64);
@@ -109,6 +131,16 @@ mod tests {
             expected.sort_unstable_by_key(|&(latent, _)| latent);
             check(k, &row, &expected);
         }
+    }
+
+    #[test]
+    fn the_farthest_from_zero_keep_their_signs() {
+        let mut out = SparseRows::new();
+        let mut top = TopK::signed(2);
+        top.select(&[0.5, -3.0, 2.0, f32::NAN, -0.0], &mut out);
+        top.select_among(&[3, 8, 9], &[0.1, -0.3, 0.2], &mut out);
+        assert_eq!(out.row(0), (&[1, 2][..], &[-3.0, 2.0][..]));
+        assert_eq!(out.row(1), (&[8, 9][..], &[-0.3, 0.2][..]));
     }
 
     #[test]

@@ -39,7 +39,10 @@ impl Server {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut python = Command::new("python3");
         python.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]).env("PYTHONPATH", moto);
-        python.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(dir.join("moto.log")).unwrap());
+        python
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(dir.join("moto.log")).unwrap().into_parts().0);
         let server = Self { child: python.spawn().unwrap(), port };
         let is_there = (0..ASKED).any(|_| {
             thread::sleep(PAUSE);

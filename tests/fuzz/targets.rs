@@ -15,7 +15,7 @@ use engine::gemma::model::{Model, Precision};
 use engine::tokenizer::Tokenizer;
 use engine::weights::Weights;
 use fs_err as fs;
-use scope::sae::Sae;
+use scope::{ImportOptions, Sae};
 
 /// Documents of a corpus that are looked at.
 const DOCUMENTS: usize = 64;
@@ -31,7 +31,7 @@ pub(crate) struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub(crate) const TARGETS: [Target; 12] = [
+pub(crate) const TARGETS: [Target; 13] = [
     Target { name: "gguf", prepare: nothing, file: "model.gguf", read: read_gguf, seeds: gguf_seeds },
     Target {
         name: "safetensors",
@@ -67,6 +67,18 @@ pub(crate) const TARGETS: [Target; 12] = [
         file: "cfg.json",
         read: |folder| drop(Sae::load(folder)),
         seeds: || fixtures(&["sae/topk/cfg.json", "sae/jumprelu/cfg.json"]),
+    },
+    Target {
+        name: "npz",
+        prepare: nothing,
+        file: "params.npz",
+        read: |folder| drop(scope::pretrained::open(folder, &ImportOptions::default())),
+        seeds: || {
+            let of = |name: &str, rest: &str| format!("dictionaries/{name}/{rest}/params.npz");
+            let stored = of("gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71");
+            let deflated = of("gemma-scope-9b-it-res", "layer_9/width_16k/average_l0_30");
+            fixtures(&[&stored, &deflated])
+        },
     },
     Target { name: "manifest", prepare: run, file: "manifest.json", read: read_run, seeds: || of_run("manifest.json") },
     Target { name: "journal", prepare: open_run, file: JOURNAL, read: read_run, seeds: || of_run(JOURNAL) },

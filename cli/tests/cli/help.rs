@@ -2,8 +2,8 @@
 
 use crate::support::{end, fails, polariscope, succeeds};
 
-const COMMANDS: [&str; 18] = [
-    "models", "fetch", "inspect", "run", "patch", "record", "shuffle", "status", "merge", "train", "encode",
+const COMMANDS: [&str; 19] = [
+    "models", "fetch", "inspect", "run", "patch", "record", "shuffle", "status", "merge", "train", "import", "encode",
     "evaluate", "routing", "query", "export", "verify", "view", "demo",
 ];
 

@@ -24,7 +24,7 @@ fn sae() -> Sae {
         b_dec,
         activation: Activation::TopK { k: 6 },
         apply_b_dec_to_input: true,
-        metadata: serde_json::Map::new(),
+        ..Sae::default()
     };
     // One feature never fires.
     sae.b_enc[5] = f32::NEG_INFINITY;

@@ -33,7 +33,7 @@ fn coder(activation: Activation) -> Sae {
         b_dec: bias,
         activation,
         apply_b_dec_to_input: true,
-        metadata: serde_json::Map::new(),
+        ..Sae::default()
     }
 }
 
@@ -88,7 +88,7 @@ fn without_the_error_the_reconstruction_stands_in_its_place() {
     let mut acts = SparseRows::new();
     sae.encode(&resid, &mut Scratch::default(), &mut acts);
     let mut expected = vec![0.0; resid.len()];
-    sae.decode(&acts, &mut expected);
+    sae.decode(&acts, &resid, &mut expected);
     let splice = Splice::new(Rc::new(sae), &[], false).unwrap();
     assert!(largest(&spliced(&model, &splice, &Selection::ALL).1, &expected) < 1e-5);
     // Only where it is asked for.
@@ -117,7 +117,7 @@ fn edits_move_the_stream_along_the_decoder() {
     let expected: Vec<f32> = (0..D_MODEL).map(|i| resid[4 * D_MODEL + i] + along(i)).collect();
     assert!(largest(&moved(true), &expected) < 1e-5);
     let mut reconstruction = vec![0.0; resid.len()];
-    sae.decode(&acts, &mut reconstruction);
+    sae.decode(&acts, &resid, &mut reconstruction);
     let expected: Vec<f32> = (0..D_MODEL).map(|i| reconstruction[4 * D_MODEL + i] + along(i)).collect();
     assert!(largest(&moved(false), &expected) < 1e-5);
     let splice = Splice::new(Rc::clone(&sae) as Rc<dyn SparseCoder>, &[], true).unwrap();

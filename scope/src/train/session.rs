@@ -9,13 +9,14 @@ use super::{
     THRESHOLD_RATE, TrainConfig, TrainProgress, WARMUP_FRACTION, WARMUP_STEPS, object,
 };
 use crate::{
+    activation::Activation,
     batch_topk::RunningThreshold,
     checkpoint::State,
     error::{Error, Result},
     init::{self, Estimate},
     loss::AuxK,
     optimizer::{Adam, AdamSettings, Schedule},
-    sae::{Activation, Sae},
+    sae::Sae,
     step::{Input, Outcome, Selector, Step, Weights},
     workers::Workers,
 };
@@ -229,6 +230,7 @@ impl Session {
             activation,
             apply_b_dec_to_input: true,
             metadata,
+            ..Sae::default()
         };
         sae.fold_input_scale(self.scale);
         sae

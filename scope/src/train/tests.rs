@@ -55,7 +55,8 @@ fn training_explains_the_variance_and_keeps_norms() {
             assert!((norm * scale - 1.0).abs() < 1e-5, "a unit row before the scale was folded in");
         }
         assert_eq!(sae.hook_name(), Some("blocks.0.hook_resid_post"));
-        let measured = evaluate(&run, hook(), &sae, &EvaluateOptions::default(), &mut |_| ControlFlow::Continue(()));
+        let measured =
+            evaluate(&run, [hook(); 2], &sae, &EvaluateOptions::default(), &mut |_| ControlFlow::Continue(()));
         let measured = measured.unwrap();
         // Of 80 documents, without special tokens, the outlier and the row that is not finite.
         assert_eq!(measured.n_tokens, 80 * (DOC_TOKENS - 1) - 2);

@@ -65,7 +65,7 @@ impl Bench {
         let manifest =
             new_manifest(&self.model, described, None, corpus, options, context, Provenance::default()).unwrap();
         let (model, tokenizer) = (&self.model, None);
-        let recording = Recording { model, tokenizer, corpus, out: &out, options, context, manifest, queues };
+        let recording = Recording { model, tokenizer, corpus, out: (&out).into(), options, context, manifest, queues };
         match recording.run(None, &mut |_| ControlFlow::Continue(())).unwrap() {
             Recorded::Complete(manifest) => (out, *manifest),
             Recorded::Interrupted(at) => panic!("interrupted at {at:?}"),

@@ -21,30 +21,57 @@ fn check(sae: &Sae, name: &str) {
     let mut acts = SparseRows::new();
     sae.encode(&x, &mut Scratch::default(), &mut acts);
     let dense: Vec<f32> = (0..ROWS).flat_map(|row| acts.dense_row(row, D_SAE)).collect();
-    let mut out = vec![0.0; ROWS * D_IN];
-    sae.decode(&acts, &mut out);
+    let mut out = vec![0.0; ROWS * sae.d_out()];
+    sae.decode(&acts, &x, &mut out);
     let largest =
         |ours: &[f32], theirs: &[f32]| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
     let acts_off = largest(&dense, &expected.f32("acts", &[ROWS, D_SAE]).unwrap());
-    let out_off = largest(&out, &expected.f32("out", &[ROWS, D_IN]).unwrap());
+    let out_off = largest(&out, &expected.f32("out", &[ROWS, sae.d_out()]).unwrap());
     assert!(acts_off <= 1e-5 && out_off <= 1e-5, "{name}: {acts_off} {out_off}");
     assert!(acts.n_entries() >= ROWS, "something fires");
 }
 
+/// The fixtures and the names under which we save them.
+const CODERS: [(&str, &str); 18] = [
+    ("topk", "topk"),
+    ("topk_rescaled", "topk"),
+    ("topk_trained", "topk"),
+    ("topk_flat", "topk"),
+    ("batchtopk", "jumprelu"),
+    ("jumprelu", "jumprelu"),
+    ("jumprelu_bf16", "jumprelu"),
+    ("standard", "standard"),
+    ("gated", "gated"),
+    ("abstopk", "abstopk"),
+    ("matching_pursuit", "matching_pursuit"),
+    ("constant_norm", "standard"),
+    ("layer_norm", "topk"),
+    ("hook_z", "jumprelu"),
+    ("transcoder", "transcoder"),
+    ("skip_transcoder", "skip_transcoder"),
+    ("jumprelu_transcoder", "jumprelu_transcoder"),
+    ("jumprelu_skip_transcoder", "jumprelu_skip_transcoder"),
+];
+
+/// Checkpoints from the middle of a training, with what is not folded yet beside the weights.
+const CHECKPOINTS: [(&str, &str); 4] = [
+    ("topk_checkpoint", "topk"),
+    ("batchtopk_checkpoint", "jumprelu"),
+    ("whitened_topk_checkpoint", "topk"),
+    ("whitened_gated_checkpoint", "gated"),
+];
+
 #[test]
 fn coders_that_saelens_saved_give_what_saelens_computes() {
-    for (name, architecture) in [
-        ("topk", "topk"),
-        ("topk_rescaled", "topk"),
-        ("topk_trained", "topk"),
-        ("topk_flat", "topk"),
-        ("batchtopk", "jumprelu"),
-        ("jumprelu", "jumprelu"),
-        ("jumprelu_bf16", "jumprelu"),
-    ] {
+    for (name, architecture) in CODERS.into_iter().chain(CHECKPOINTS) {
         let sae = Sae::load(fixture(name)).unwrap();
-        assert_eq!((sae.d_in(), sae.d_sae(), sae.architecture()), (D_IN, D_SAE, architecture), "{name}");
-        assert_eq!(sae.hook_name(), Some("blocks.9.hook_resid_post"), "{name}");
+        assert_eq!((sae.d_in(), sae.d_sae(), sae.architecture().as_str()), (D_IN, D_SAE, architecture), "{name}");
+        let (input, output) = match name {
+            "hook_z" => ("blocks.9.attn.hook_z", "blocks.9.attn.hook_z"),
+            _ if architecture.ends_with("transcoder") => ("blocks.9.mlp.hook_in", "blocks.9.hook_mlp_out"),
+            _ => ("blocks.9.hook_resid_post", "blocks.9.hook_resid_post"),
+        };
+        assert_eq!((sae.hook_name(), sae.hook_name_out()), (Some(input), Some(output)), "{name}");
         check(&sae, name);
     }
     let trained = Sae::load(fixture("batchtopk")).unwrap();
@@ -57,7 +84,7 @@ fn coders_that_saelens_saved_give_what_saelens_computes() {
 #[test]
 fn saving_and_loading_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["topk", "batchtopk", "jumprelu"] {
+    for (name, _) in CODERS.into_iter().chain(CHECKPOINTS) {
         let sae = Sae::load(fixture(name)).unwrap();
         let dir = folder.path().join(name);
         sae.save(&dir).unwrap();
@@ -71,6 +98,53 @@ fn saving_and_loading_changes_nothing() {
     }
 }
 
+/// `check_saelens_opens.py` asks SAELens itself; here its own files say which names, shapes and settings it wants.
+#[test]
+fn what_is_saved_has_the_names_that_saelens_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |dir: &Path| {
+        let config = read_object(&dir.join(CONFIG_FILE)).unwrap();
+        let path = dir.join(WEIGHTS_FILE);
+        let bytes = fs::read(&path).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut shapes: Vec<_> =
+            tensors.tensors().into_iter().map(|(name, tensor)| (name, tensor.shape().to_vec())).collect();
+        shapes.sort();
+        (config, shapes)
+    };
+    for (name, _) in CODERS.into_iter().filter(|(name, _)| *name != "topk_flat") {
+        let sae = Sae::load(fixture(name)).unwrap();
+        let dir = folder.path().join(name);
+        sae.save(&dir).unwrap();
+        let ((ours, our_shapes), (mut theirs, their_shapes)) = (read(&dir), read(&fixture(name)));
+        assert_eq!(our_shapes, their_shapes, "{name}");
+        // The rescaling by decoder norms is folded, and weights are written in f32.
+        for (key, value) in [("rescale_acts_by_decoder_norm", json!(false)), ("dtype", json!("float32"))] {
+            if theirs.contains_key(key) {
+                theirs.insert(key.into(), value);
+            }
+        }
+        for (key, value) in &ours {
+            let (a, b) = (value.as_f64(), theirs[key].as_f64());
+            let close = a.zip(b).is_some_and(|(a, b)| (a - b).abs() < 1e-6);
+            assert!(value == &theirs[key] || close, "{name}: `{key}` is {value}, SAELens has {}", theirs[key]);
+        }
+        assert_eq!(ours.len(), theirs.len(), "{name}: {:?} and {:?}", ours.keys(), theirs.keys());
+    }
+}
+
+#[test]
+fn weights_stay_in_their_file() {
+    // Nothing is folded into this one.
+    let sae = Sae::load(fixture("jumprelu")).unwrap();
+    assert!(sae.w_enc.is_mapped() && sae.w_dec.is_mapped());
+    assert!(!Sae::load(fixture("jumprelu_bf16")).unwrap().w_dec.is_mapped());
+    let mut changed = sae.clone();
+    changed.fold_input_scale(2.0);
+    assert_eq!(changed.w_enc.row(3)[5], 2.0 * sae.w_enc.row(3)[5]);
+    assert!(!changed.w_enc.is_mapped() && sae.w_enc.is_mapped());
+}
+
 #[test]
 fn folding_the_scale_keeps_activations_and_scales_reconstructions() {
     const SCALE: f32 = 0.125;
@@ -82,7 +156,7 @@ fn folding_the_scale_keeps_activations_and_scales_reconstructions() {
         let run = |sae: &Sae, x: &[f32]| {
             let (mut acts, mut out) = (SparseRows::new(), vec![0.0; ROWS * D_IN]);
             sae.encode(x, &mut Scratch::default(), &mut acts);
-            sae.decode(&acts, &mut out);
+            sae.decode(&acts, x, &mut out);
             (acts, out)
         };
         let before = run(&sae, &scaled);
@@ -139,8 +213,9 @@ fn a_configuration_that_is_wrong_is_named() {
         "expected `d_sae` as a positive number, found `\"many\"` in `DIR/cfg.json`"
     );
     assert_eq!(
-        refused(|config| config["architecture"] = json!("gated")),
-        "expected an architecture `topk` or `jumprelu`, found `gated` in `DIR/cfg.json`"
+        refused(|config| config["architecture"] = json!("temporal")),
+        "expected an architecture `standard`, `topk`, `abstopk`, `jumprelu`, `gated`, `matching_pursuit`, or a \
+         transcoder, found `temporal` in `DIR/cfg.json`"
     );
     assert_eq!(
         refused(|config| config["architecture"] = json!("jumprelu")),
@@ -150,8 +225,12 @@ fn a_configuration_that_is_wrong_is_named() {
         refused(|config| config["k"] = json!(41)),
         "expected `k` between 0 and `d_sae` = 40, found `41` in `DIR/cfg.json`"
     );
-    let normalized = refused(|config| config["normalize_activations"] = json!("layer_norm"));
-    assert!(normalized.starts_with("expected `normalize_activations` = `none`"), "{normalized}");
+    let normalized = refused(|config| config["normalize_activations"] = json!("by hand"));
+    assert!(normalized.starts_with("expected `normalize_activations` as `none`, "), "{normalized}");
+    let unscaled = refused(|config| config["normalize_activations"] = json!("expected_average_only_in"));
+    assert!(unscaled.contains("in `activation_scaler.json`, found none\nhint: "), "{unscaled}");
+    let unwhitened = refused(|config| config["normalize_activations"] = json!("covariance_whitening"));
+    assert!(unwhitened.starts_with("expected `activation_whitening.safetensors` beside"), "{unwhitened}");
     let array = refused(|config| *config = json!([1]));
     assert_eq!(array, "expected a JSON object, found another value in `DIR/cfg.json`");
 }
