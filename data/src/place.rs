@@ -367,8 +367,8 @@ impl Place {
                 thread::Builder::new().name("send files".to_owned()).spawn_scoped(scope, work)
             };
             let threads = (0..SENDERS.min(relatives.len())).map(spawn).collect::<Result<Vec<_>, _>>()?;
-            let joined = threads.into_iter().map(|thread| thread.join());
-            joined.map(|joined| joined.unwrap_or(Err(Error::Worker { what: "a thread that sends files" }))).collect()
+            let mut joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
+            joined.try_for_each(|sent| sent.unwrap_or(Err(Error::Worker { what: "a thread that sends files" })))
         })
     }
 

@@ -150,7 +150,11 @@ impl Work<'_> {
         let mut lists = Vec::new();
         for folder in tables.chain(coders) {
             let list = format!("{folder}/{}", sums::FILE);
-            if !self.run.place().has(&list)? || !self.check_seal(&list, None)? {
+            let place = self.run.place();
+            // Coders of others have none, and a coder in training not yet.
+            let coder = [format!("{folder}/cfg.json"), format!("{folder}/metrics.parquet")];
+            let ours = folder.starts_with("features/") || (place.has(&coder[0])? && place.has(&coder[1])?);
+            if !(ours || place.has(&list)?) || !self.check_seal(&list, None)? {
                 continue;
             }
             match files::read_json::<Sums>(&self.path(&list)?) {

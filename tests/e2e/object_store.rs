@@ -207,7 +207,7 @@ fn every_command_works_on_a_run_in_a_bucket() {
 
     // Every reader gives what it gives of the folder.
     let local_arg = text(&local);
-    let sql = "SELECT token, count(*) AS n, sum(act[1]) AS x FROM tokens JOIN blocks_3_hook_resid_post USING (token_idx) \
+    let sql = "SELECT token, count(*) AS n, max(act[1]) AS x FROM tokens JOIN blocks_3_hook_resid_post USING (token_idx) \
                GROUP BY token ORDER BY n DESC, token LIMIT 20";
     let both = |remote: &[&str], here: &[&str]| {
         let [remote, here] = [server.run(&at("fresh"), remote), server.run(&reader, here)];

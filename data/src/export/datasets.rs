@@ -54,7 +54,7 @@ pub(super) fn write_tokens(
         writer.write(&table::batch(selection, &step, hooks, &schema, &mut report.saturated)?)?;
         meter.add(step.len() * hooks.len())?;
     }
-    report.bytes = writer.finish(features, selection)?;
+    report.bytes = writer.finish(&features, selection)?;
     Ok(report)
 }
 
@@ -104,7 +104,7 @@ pub(super) fn write_sequences(
         }
         meter.add(step.len() * hooks.len())?;
     }
-    report.bytes = writer.finish(features, selection)?;
+    report.bytes = writer.finish(&features, selection)?;
     Ok(report)
 }
 
@@ -167,7 +167,7 @@ impl FolderWriter {
     }
 
     /// Bytes on disk.
-    fn finish(mut self, features: Map<String, Value>, selection: &Selection<'_>) -> Result<u64> {
+    fn finish(mut self, features: &Map<String, Value>, selection: &Selection<'_>) -> Result<u64> {
         let path = self.folder.path().to_owned();
         self.writer.finish().and_then(|()| self.writer.into_inner()).map_err(|cause| told(&path, cause))?.publish()?;
         let info = json!({ "citation": "", "description": "", "features": features, "homepage": "", "license": "" });

@@ -25,8 +25,8 @@ pub(super) fn write(
     let mut meter = Meter::new(selection, hooks, progress);
     let schema = table::schema(hooks);
     let fault = |cause| write_error(out, cause);
-    let file = NewFile::create(out)?;
-    let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties(hooks))).map_err(fault)?;
+    let mut file = NewFile::create(out)?;
+    let mut writer = ArrowWriter::try_new(&mut file, Arc::clone(&schema), Some(properties(hooks))).map_err(fault)?;
     for step in selection.steps() {
         let step = step?;
         let batch = table::batch(selection, &step, hooks, &schema, &mut report.saturated)?;
@@ -34,7 +34,9 @@ pub(super) fn write(
         writer.write(&batch).and_then(|()| writer.flush()).map_err(fault)?;
         meter.add(step.len() * hooks.len())?;
     }
-    writer.into_inner().map_err(fault)?.publish()?;
+    writer.finish().map_err(fault)?;
+    drop(writer);
+    file.publish()?;
     report.bytes = fs::metadata(out)?.len();
     Ok(report)
 }

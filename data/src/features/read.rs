@@ -81,8 +81,10 @@ impl FeatureTable {
                 path: run.dir().to_owned(),
             });
         }
-        let stats = run.table(&format!("{folder}/stats.parquet"))?;
-        let examples = run.table(&format!("{folder}/examples.parquet"))?;
+        // Not those that the run keeps open: a table of the same name may have taken the place of an older one.
+        let table = |relative: &str| Ok::<_, Error>(Arc::new(TableFile::open(&run.file(relative)?)?));
+        let stats = table(&format!("{folder}/stats.parquet"))?;
+        let examples = table(&format!("{folder}/examples.parquet"))?;
         let info = stats
             .key_value(INFO_KEY)
             .ok_or_else(|| Error::damaged(stats.path(), format!("`{INFO_KEY}` is missing in its metadata")))?;
@@ -97,7 +99,7 @@ impl FeatureTable {
             if index > 0 && !run.place().has(&path)? {
                 break;
             }
-            let table = run.table(&path)?;
+            let table = table(&path)?;
             let range = features_in(&table);
             by_feature.push((table, range));
         }

@@ -50,7 +50,8 @@ struct State {
 /// What a file was when it came or went.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Tag {
-    tag: String,
+    /// The store's own.
+    version: String,
     bytes: u64,
     /// Of the file here, in nanoseconds since 1970.
     modified: u128,
@@ -60,7 +61,7 @@ impl Tag {
     fn of(path: &Path, object: &Object) -> Option<Self> {
         let metadata = path.metadata().ok().filter(|metadata| metadata.is_file() && metadata.len() == object.bytes)?;
         let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
-        Some(Self { tag: object.tag.clone(), bytes: object.bytes, modified })
+        Some(Self { version: object.tag.clone(), bytes: object.bytes, modified })
     }
 }
 

@@ -39,7 +39,7 @@ const BRISK: usize = 4;
 /// The longest pause between two tries.
 const PAUSE: Duration = Duration::from_secs(10);
 /// After so long a request is not tried again.
-const GIVE_UP: Duration = Duration::from_secs(180);
+const GIVE_UP: Duration = Duration::from_mins(3);
 
 /// A file in a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(super) struct Object {
 /// The objects below a prefix.
 #[derive(Debug)]
 pub(super) struct Store {
-    store: Arc<dyn ObjectStore>,
+    client: Arc<dyn ObjectStore>,
     /// The same, less patient.
     brisk: Arc<dyn ObjectStore>,
     prefix: String,
@@ -70,11 +70,11 @@ impl Store {
         Self::new(connected(PATIENT)?, connected(BRISK)?, address)
     }
 
-    fn new(store: Arc<dyn ObjectStore>, brisk: Arc<dyn ObjectStore>, address: &Address) -> Result<Self> {
+    fn new(client: Arc<dyn ObjectStore>, brisk: Arc<dyn ObjectStore>, address: &Address) -> Result<Self> {
         let runtime =
             Builder::new_multi_thread().worker_threads(THREADS).thread_name("object store").enable_all().build()?;
         let (prefix, shown) = (address.prefix.clone(), address.shown.clone());
-        Ok(Self { store, brisk, prefix, shown, hint: address.hint(), runtime })
+        Ok(Self { client, brisk, prefix, shown, hint: address.hint(), runtime })
     }
 
     /// A store of a test.
@@ -118,7 +118,7 @@ impl Store {
                 if_match: Some(object.tag.clone()).filter(|tag| !tag.is_empty()),
                 ..GetOptions::default()
             };
-            let (store, key) = (&self.store, &key);
+            let (store, key) = (&self.client, &key);
             async move { (store.get_opts(key, options).await?.bytes().await).map(|bytes| (range, bytes)) }
         });
         let mut parts = stream::iter(parts).buffered(PARTS);
@@ -140,7 +140,7 @@ impl Store {
     pub(super) fn get(&self, relative: &str) -> Result<Option<(Object, Bytes)>> {
         let key = self.key(relative)?;
         let got = self.runtime.block_on(async {
-            let got = self.store.get(&key).await?;
+            let got = self.client.get(&key).await?;
             let object = Object { bytes: got.meta.size, tag: got.meta.e_tag.clone().unwrap_or_default() };
             Ok((object, got.bytes().await?))
         });
@@ -161,7 +161,7 @@ impl Store {
             return self.replace(relative, bytes.into());
         }
         let sent = self.runtime.block_on(async {
-            let upload = self.store.put_multipart(&key).await?;
+            let upload = self.client.put_multipart(&key).await?;
             let mut writer = WriteMultipart::new_with_chunk_size(upload, PART as usize);
             loop {
                 writer.wait_for_capacity(PARTS).await?;
@@ -186,7 +186,7 @@ impl Store {
     pub(super) fn replace(&self, relative: &str, bytes: Bytes) -> Result<Object> {
         let key = self.key(relative)?;
         let length = bytes.len() as u64;
-        let put = self.failed(self.runtime.block_on(self.store.put(&key, PutPayload::from_bytes(bytes))))?;
+        let put = self.failed(self.runtime.block_on(self.client.put(&key, PutPayload::from_bytes(bytes))))?;
         Ok(Object { bytes: length, tag: put.e_tag.unwrap_or_default() })
     }
 
@@ -195,7 +195,7 @@ impl Store {
         let key = self.key(relative)?;
         let length = bytes.len() as u64;
         let payload = PutPayload::from_bytes(bytes.clone());
-        match self.runtime.block_on(self.store.put_opts(&key, payload, PutMode::Create.into())) {
+        match self.runtime.block_on(self.client.put_opts(&key, payload, PutMode::Create.into())) {
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(None),
             Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => {
                 if self.get(relative)?.is_some() { Ok(None) } else { self.replace(relative, bytes).map(Some) }
@@ -208,7 +208,7 @@ impl Store {
     pub(super) fn remove(&self, files: &[String]) -> Result<()> {
         let keys = files.iter().map(|relative| self.key(relative)).collect::<Result<Vec<_>>>()?;
         for key in keys {
-            match self.runtime.block_on(self.store.delete(&key)) {
+            match self.runtime.block_on(self.client.delete(&key)) {
                 Err(object_store::Error::NotFound { .. }) => {}
                 removed => self.failed(removed)?,
             }

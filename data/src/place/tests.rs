@@ -146,11 +146,11 @@ fn a_run_in_a_store_is_the_one_on_a_disk() {
     let (dir, store) = (tempfile::tempdir().unwrap(), Arc::new(InMemory::new()));
     let [local, writing, reading] = ["local", "writing", "reading"].map(|name| dir.path().join(name));
     testing::run(&local, 8, Dtype::F32, &[100, 100]);
-    let writer = RunWriter::create(&place(&store, &writing), manifest()).unwrap();
+    let writer = RunWriter::create(place(&store, &writing), manifest()).unwrap();
     write(&writer, 0..2);
     writer.finish("0").unwrap();
     assert_same(&store, &local);
-    let again = RunWriter::create(&place(&store, &reading), manifest());
+    let again = RunWriter::create(place(&store, &reading), manifest());
     assert!(matches!(again, Err(Error::RunExists { .. })));
 
     // Another machine brings what it reads, and nothing else.
@@ -171,10 +171,10 @@ fn a_run_in_a_store_is_the_one_on_a_disk() {
         let report = verify(run, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
         report.problems.into_iter().next().map(|problem| problem.to_string()).unwrap()
     };
-    let told = first(&Run::open_at(&place(&store, &reading)).unwrap());
+    let told = first(&Run::open_at(place(&store, &reading)).unwrap());
     assert!(told.contains("bytes") && told.contains(tokens), "{told}");
     wait(store.delete(&key)).unwrap();
-    let run = Run::open_at(&place(&store, &reading)).unwrap();
+    let run = Run::open_at(place(&store, &reading)).unwrap();
     assert!(first(&run).contains("this file is missing"));
     let told = run.tokens(150..151).unwrap_err().to_string();
     assert!(told.contains("a file of the run is missing: `s3://bucket/runs/news/tokens"), "{told}");

@@ -1,6 +1,6 @@
 //! What is in a cell of an answer, as plain data?
 
-use polars::prelude::{AnyValue, DataFrame, Series};
+use polars::prelude::{AnyValue, Column, DataFrame, Series};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use crate::files::hex;
@@ -51,7 +51,7 @@ impl Rows {
 
     /// Every row, cell by cell.
     pub fn cells(&self) -> impl Iterator<Item = Vec<Value>> {
-        let columns: Vec<&Series> = self.frame.columns().iter().map(|column| column.as_materialized_series()).collect();
+        let columns: Vec<&Series> = self.frame.columns().iter().map(Column::as_materialized_series).collect();
         (0..self.len()).map(move |row| {
             // A column of a frame has a value in every row of it.
             columns.iter().map(|column| column.get(row).map_or(Value::Null, |value| Value::of(&value))).collect()

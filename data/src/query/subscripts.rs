@@ -176,5 +176,5 @@ fn as_number(expr: &Expr) -> Option<(Option<Ident>, u64)> {
         Expr::Identifier(_) => None,
         _ => return None,
     };
-    Some((table, n.to_string().parse().ok()?))
+    Some((table, n.parse().ok()?))
 }

@@ -13,7 +13,7 @@ fn collect(run: &Run, sql: &str) -> Result<Vec<Vec<Value>>> {
     let mut answer = ask(run, sql)?;
     let mut rows = Vec::new();
     loop {
-        match answer.next_within(Duration::from_secs(60))? {
+        match answer.next_within(Duration::from_mins(1))? {
             Next::Rows(some) => rows.extend(some.cells()),
             Next::Waiting => panic!("no answer within a minute"),
             Next::End => return Ok(rows),
@@ -64,7 +64,7 @@ fn numbers_are_taken_out_of_vectors_before_a_join() {
     let found = rewritten(&sql);
     assert!(found.contains(narrow) && found.contains("a.act AS x") && found.contains("WHERE act > 0"), "{found}");
     let without = format!(
-        "SELECT t.token, a.act[3] AS x {join} WHERE act[3] > 0 AND ARRAY_SUM(act) > -1e9 ORDER BY x DESC LIMIT 2"
+        "SELECT t.token, a.act[3] AS x {join} WHERE act[3] > 0 AND ARRAY_SUM(act) > -1000000000 ORDER BY x DESC LIMIT 2"
     );
     assert!(!rewritten(&without).contains("AS act"));
     assert_eq!(collect(&run, &sql).unwrap(), collect(&run, &without).unwrap());
@@ -226,7 +226,7 @@ fn answers_become_files() {
         let mut answer = ask(&run, sql).unwrap();
         let mut bytes = Vec::new();
         let mut writer = RowWriter::new(format, &mut bytes, &answer).unwrap();
-        while let Next::Rows(rows) = answer.next_within(Duration::from_secs(60)).unwrap() {
+        while let Next::Rows(rows) = answer.next_within(Duration::from_mins(1)).unwrap() {
             writer.write(&rows).unwrap();
         }
         writer.finish().unwrap();
@@ -261,7 +261,7 @@ fn a_dropped_answer_stops() {
     let dir = tempfile::tempdir().unwrap();
     let run = run(dir.path(), 8, Dtype::F32, &[40_000, 40_000]);
     let mut answer = ask(&run, "SELECT * FROM tokens ORDER BY token_idx").unwrap();
-    let Next::Rows(rows) = answer.next_within(Duration::from_secs(60)).unwrap() else { panic!("no rows") };
+    let Next::Rows(rows) = answer.next_within(Duration::from_mins(1)).unwrap() else { panic!("no rows") };
     assert!(rows.len() <= STRETCH && !rows.is_empty());
     drop(answer);
     // The same tables can be asked again.
