@@ -52,13 +52,15 @@ impl Server {
         server
     }
 
-    /// A plain request; moto asks nobody for a signature.
+    /// A plain request; moto wants a signature for some and compares none.
     fn ask(&self, method: &str, path: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let port = self.port;
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\
+             Authorization: AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, \
+             Signature=0\r\n\r\n"
         )
         .unwrap();
         let mut answer = Vec::new();
