@@ -31,7 +31,7 @@ use crate::manifest::HookPointEntry;
 use crate::store::Run;
 use crate::{Dtype, files};
 
-use select::Selection;
+use select::{Meter, Selection};
 
 /// Bytes of activations that are held at a time; one row of every hook point at least.
 pub const STEP_BYTES: usize = 16 << 20;
@@ -144,6 +144,15 @@ struct Vectors {
     dtype: Dtype,
 }
 
+/// What a format is to write, and what it says of it.
+struct Job<'a> {
+    selection: &'a Selection<'a>,
+    hooks: &'a [Vectors],
+    out: &'a Path,
+    report: ExportReport,
+    meter: Meter<'a>,
+}
+
 impl Vectors {
     const fn row_bytes(&self) -> usize {
         self.entry.width * self.dtype.size()
@@ -179,12 +188,14 @@ pub fn export(run: &Run, options: &ExportOptions, out: &Path, progress: Progress
     files::refuse_existing(out)?;
     let hooks = vectors(run, options)?;
     let selection = Selection::new(run, options.tokens.clone(), options.skip_special, &hooks)?;
+    let (report, meter) = (selection.report(), Meter::new(&selection, &hooks, progress));
+    let job = Job { selection: &selection, hooks: &hooks, out, report, meter };
     match options.format {
-        Format::Parquet => parquet::write(&selection, &hooks, out, progress),
-        Format::Npy => numpy::write(&selection, &hooks, out, progress),
-        Format::Safetensors => safetensors::write(&selection, &hooks, out, progress),
-        Format::Datasets => datasets::write_tokens(&selection, &hooks, out, progress),
-        Format::SaeLens => datasets::write_sequences(&selection, &hooks, options.context.max(1), out, progress),
+        Format::Parquet => parquet::write(job),
+        Format::Npy => numpy::write(job),
+        Format::Safetensors => safetensors::write(job),
+        Format::Datasets => datasets::write_tokens(job),
+        Format::SaeLens => datasets::write_sequences(job, options.context.max(1)),
     }
 }
 

@@ -148,7 +148,7 @@ pub fn selftest(
     threads: usize,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<SelfTest> {
-    let mut trials = Trials { run, sae, threads, progress, tried: 0 };
+    let mut trials = Trials { run, sae: sae.clone(), threads, progress, tried: 0, norms: Vec::new() };
     let label = label(sae);
     let said = [sae.hook_name(), sae.hook_name_out()].map(|name| name?.parse::<HookPoint>().ok());
     let holds = |hook: HookPoint, width: usize| run.hook_point(hook).is_ok_and(|entry| entry.width == width);
@@ -256,10 +256,13 @@ struct Norms {
 
 struct Trials<'a> {
     run: &'a Run,
-    sae: &'a Sae,
+    /// Of which only the bias is treated otherwise from trial to trial.
+    sae: Sae,
     threads: usize,
     progress: &'a mut dyn FnMut(usize) -> ControlFlow<()>,
     tried: usize,
+    /// Of the hook points that were looked at.
+    norms: Vec<(HookPoint, Norms)>,
 }
 
 impl Trials<'_> {
@@ -273,16 +276,18 @@ impl Trials<'_> {
         } else {
             [scale.factor(self.norms(hooks[0])?), scale.factor(self.norms(hooks[1])?)]
         };
-        let mut sae = self.sae.clone();
-        sae.apply_b_dec_to_input = subtracts_bias;
-        let scaled = Scaled { sae, scales };
+        self.sae.apply_b_dec_to_input = subtracts_bias;
+        let scaled = Scaled { sae: &self.sae, scales };
         let options = EvaluateOptions { max_tokens: Some(TOKENS), threads: self.threads, ..EvaluateOptions::default() };
         let metrics = evaluate(self.run, hooks, &scaled, &options, &mut |_| ControlFlow::Continue(()))?;
         Ok(Reading { hooks, scale, factor: scales[0], subtracts_bias, metrics })
     }
 
     /// Of a first batch, special tokens and outliers left out.
-    fn norms(&self, hook: HookPoint) -> Result<Norms> {
+    fn norms(&mut self, hook: HookPoint) -> Result<Norms> {
+        if let Some((_, known)) = self.norms.iter().find(|(known, _)| *known == hook) {
+            return Ok(*known);
+        }
         let options =
             BatchOptions { batch_rows: TOKENS as usize, buffer_rows: TOKENS as usize, ..BatchOptions::default() };
         let width = self.run.hook_point(hook)?.width;
@@ -296,23 +301,27 @@ impl Trials<'_> {
             }
         }
         let norms = Norms { mean: sum / n, root_mean_square: (squares / n).sqrt(), root_width: (width as f64).sqrt() };
-        if norms.mean > 0.0 { Ok(norms) } else { Err(none()) }
+        if norms.mean <= 0.0 || norms.mean.is_nan() {
+            return Err(none());
+        }
+        self.norms.push((hook, norms));
+        Ok(norms)
     }
 }
 
 /// A coder whose input is scaled as it comes and whose output is scaled back: its weights stay where they are.
-struct Scaled {
-    sae: Sae,
+struct Scaled<'a> {
+    sae: &'a Sae,
     scales: [f32; 2],
 }
 
-impl Scaled {
+impl Scaled<'_> {
     fn input(&self, rows: &[f32]) -> Vec<f32> {
         rows.iter().map(|x| self.scales[0] * x).collect()
     }
 }
 
-impl SparseCoder for Scaled {
+impl SparseCoder for Scaled<'_> {
     fn d_in(&self) -> usize {
         self.sae.d_in()
     }

@@ -1,4 +1,4 @@
-//! Which small runs do tests work on?
+//! Which small runs do tests work on, and does a coder compute what a fixture says?
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -9,7 +9,12 @@ use data::{
     tables::DocumentRow,
 };
 
-use crate::random::Random;
+use crate::{
+    random::Random,
+    sae::{Sae, Scratch, SparseCoder},
+    sparse::SparseRows,
+    tensors::TensorFile,
+};
 
 /// Width of the recorded vectors.
 pub(crate) const WIDTH: usize = 16;
@@ -103,4 +108,27 @@ pub(crate) fn shuffled(run: &Run, dir: &Path) -> Run {
     let plan = Shuffle::plan(run, ShuffleOptions { memory: 200_000, ..ShuffleOptions::default() }).unwrap();
     plan.write(dir, Provenance::default(), false, &mut |_| ControlFlow::Continue(())).unwrap();
     Run::open(dir).unwrap()
+}
+
+/// Rows of the fixtures' inputs.
+pub(crate) const EXPECTED_ROWS: usize = 9;
+
+/// Encodes and decodes the inputs of a fixture's `expected.safetensors`, and compares with what stands there.
+#[track_caller]
+pub(crate) fn check_expected(sae: &Sae, folder: &Path, d_sae: usize) {
+    const ROWS: usize = EXPECTED_ROWS;
+    let path = folder.join("expected.safetensors");
+    let expected = TensorFile::open(&path).unwrap();
+    let x = expected.f32("x", &[ROWS, sae.d_in()]).unwrap();
+    let mut acts = SparseRows::new();
+    sae.encode(&x, &mut Scratch::default(), &mut acts);
+    let dense: Vec<f32> = (0..ROWS).flat_map(|row| acts.dense_row(row, d_sae)).collect();
+    let mut out = vec![0.0; ROWS * sae.d_out()];
+    sae.decode(&acts, &x, &mut out);
+    let largest =
+        |ours: &[f32], theirs: &[f32]| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
+    let acts_off = largest(&dense, &expected.f32("acts", &[ROWS, d_sae]).unwrap());
+    let out_off = largest(&out, &expected.f32("out", &[ROWS, sae.d_out()]).unwrap());
+    assert!(acts_off <= 1e-5 && out_off <= 1e-5, "{}: {acts_off} {out_off}", folder.display());
+    assert!(acts.n_entries() >= ROWS, "something fires");
 }

@@ -280,17 +280,17 @@ pub fn train(
     config.check()?;
     let place = out.into();
     let out = place.bring(|_| true)?;
-    let exists = out.join(sae_lens::CONFIG_FILE).exists();
+    if out.join(sae_lens::CONFIG_FILE).exists() {
+        return Err(Error::CoderExists { path: out.into() });
+    }
     let mut training = match checkpoint::latest(out)? {
-        // To go on after the end gives the same coder again: who was interrupted need not know when.
-        Some(path) if config.resume => Training::resume(run, hook, config, &path)?,
-        _ if exists => return Err(Error::CoderExists { path: out.into() }),
-        Some(_) => return Err(Error::TrainingBegun { path: out.into() }),
+        Some(_) if !config.resume => return Err(Error::TrainingBegun { path: out.into() }),
+        Some(path) => {
+            checkpoint::prune(out)?;
+            Training::resume(run, hook, config, &path)?
+        }
         None => Training::begin(run, hook, config)?,
     };
-    if config.resume {
-        checkpoint::prune(out)?;
-    }
     let mut log = training.open_log(out)?;
     let (mut last, mut complete) = (None, true);
     while training.session.step < training.session.steps() {

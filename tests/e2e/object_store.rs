@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fs_err as fs;
 
-use crate::support::{fixture, polariscope, text, token_corpus};
+use crate::support::{fixture, packages, polariscope, text, token_corpus};
 
 const HOOK_POINT: &str = "blocks.3.hook_resid_post";
 
@@ -103,49 +103,19 @@ fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The folder with moto, if Python can import it.
-#[expect(clippy::disallowed_methods, reason = "there is no command line that could say where the cache is")]
-fn moto() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("POLARISCOPE_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("polariscope")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/polariscope")))?;
-    let moto = cache.join("moto");
-    let mut python = Command::new("python3");
-    python.args(["-c", "import moto.server"]).env("PYTHONPATH", &moto);
-    python.output().is_ok_and(|output| output.status.success()).then_some(moto)
-}
-
 /// That two folders hold the same files, but for who made them, when and where.
 #[track_caller]
 fn assert_same(a: &Path, b: &Path) {
-    let names = |dir: &Path| -> Vec<String> {
-        let mut found = Vec::new();
-        let mut folders = vec![dir.to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() { folders.push(path) } else { found.push(text(path.strip_prefix(dir).unwrap())) }
-            }
-        }
-        found.sort();
+    let files = |dir: &Path| {
+        let mut found = tests::soak::files(dir).unwrap();
+        // A store has no folders.
+        found.retain(|name, _| !name.ends_with('/'));
         found
     };
-    assert_eq!(names(a), names(b));
-    for name in names(a) {
-        let [x, y] = [a, b].map(|dir| fs::read(dir.join(&name)).unwrap());
-        if name == "manifest.json" {
-            let plain = |bytes: &[u8]| {
-                let mut value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
-                for field in ["created_at", "command", "self_sha256"] {
-                    value[field] = serde_json::Value::Null;
-                }
-                value
-            };
-            assert_eq!(plain(&x), plain(&y));
-        } else {
-            assert!(x == y, "{name} differs");
-        }
+    let (a, b) = (files(a), files(b));
+    assert!(a.keys().eq(b.keys()), "{:?} {:?}", a.keys(), b.keys());
+    for (name, bytes) in &a {
+        assert!(b[name] == *bytes, "{name} differs");
     }
 }
 
@@ -158,7 +128,7 @@ fn mirror(machine: &Path, name: &str) -> PathBuf {
 
 #[test]
 fn every_command_works_on_a_run_in_a_bucket() {
-    let Some(moto) = moto() else {
+    let Some(moto) = packages("moto", "moto.server") else {
         eprintln!("left out: no Python with moto (`cargo xtask test` brings it)");
         return;
     };

@@ -4,19 +4,19 @@
 //! left out where that is missing.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use data::Run;
 use fs_err as fs;
 
-use crate::support::{fixture, polariscope, text, token_corpus};
+use crate::support::{fixture, packages, polariscope, text, token_corpus};
 
 const HOOK_POINT: &str = "blocks.3.hook_resid_post";
 
 #[test]
 fn the_examples_of_the_documentation_run() {
-    let Some(readers) = readers() else {
+    let Some(readers) = packages("readers", "duckdb, numpy, pandas, polars, pyarrow") else {
         eprintln!(
             "left out: no Python with duckdb, numpy, pandas, polars and pyarrow (`cargo xtask test` brings them)"
         );
@@ -105,19 +105,6 @@ fn examples() -> Vec<Example> {
         }
     }
     examples
-}
-
-/// The folder with the packages, if Python can import them.
-#[expect(clippy::disallowed_methods, reason = "there is no command line that could say where the cache is")]
-fn readers() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("POLARISCOPE_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("polariscope")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/polariscope")))?;
-    let readers = cache.join("readers");
-    let mut python = Command::new("python3");
-    python.args(["-c", "import duckdb, numpy, pandas, polars, pyarrow"]).env("PYTHONPATH", &readers);
-    python.output().is_ok_and(|output| output.status.success()).then_some(readers)
 }
 
 #[track_caller]

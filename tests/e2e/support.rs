@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use fs_err as fs;
 
@@ -34,4 +34,17 @@ pub(crate) fn token_corpus(path: &Path, documents: usize) -> u64 {
     }
     fs::write(path, lines.concat()).expect("a corpus is written");
     tokens
+}
+
+/// The folder of the cache into which `cargo xtask test` puts Python packages, if Python can import them from there.
+#[expect(clippy::disallowed_methods, reason = "there is no command line that could say where the cache is")]
+pub(crate) fn packages(folder: &str, imports: &str) -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = variable("POLARISCOPE_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("polariscope")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache/polariscope")))?;
+    let folder = cache.join(folder);
+    let mut python = Command::new("python3");
+    python.args(["-c", &format!("import {imports}")]).env("PYTHONPATH", &folder);
+    python.output().is_ok_and(|output| output.status.success()).then_some(folder)
 }

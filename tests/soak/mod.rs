@@ -19,6 +19,7 @@ pub use faults::{FaultReport, full_disks};
 pub use fuzz::{FuzzReport, Seeds, fuzz};
 pub use kills::KillReport;
 pub use random::Random;
+pub use work::files;
 use work::{Attempt, Ended, Fault, Work};
 
 /// A command that is disturbed.

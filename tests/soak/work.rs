@@ -122,25 +122,29 @@ impl Work {
         Ok(Attempt { ended, stderr: String::from_utf8_lossy(&output.stderr).into_owned(), calls, struck })
     }
 
-    /// Every file and folder, with its bytes; of the manifest without what [`DIFFERS`].
     pub(super) fn files(&self) -> Result<BTreeMap<String, Vec<u8>>> {
-        let mut found = BTreeMap::new();
-        let mut folders = vec![self.folder.clone()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder)? {
-                let path = entry?.path();
-                let name = path.strip_prefix(&self.folder)?.display().to_string();
-                if path.is_dir() {
-                    found.insert(format!("{name}/"), Vec::new());
-                    folders.push(path);
-                } else {
-                    let bytes = fs::read(&path)?;
-                    found.insert(name, if path.ends_with("manifest.json") { manifest(&bytes)? } else { bytes });
-                }
+        files(&self.folder)
+    }
+}
+
+/// Every file and folder below one, with its bytes; of a manifest without what tells when and how its run was begun.
+pub fn files(below: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![below.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.strip_prefix(below)?.display().to_string();
+            if path.is_dir() {
+                found.insert(format!("{name}/"), Vec::new());
+                folders.push(path);
+            } else {
+                let bytes = fs::read(&path)?;
+                found.insert(name, if path.ends_with("manifest.json") { manifest(&bytes)? } else { bytes });
             }
         }
-        Ok(found)
     }
+    Ok(found)
 }
 
 fn manifest(bytes: &[u8]) -> Result<Vec<u8>> {

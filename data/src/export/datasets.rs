@@ -16,8 +16,8 @@ use fs_err as fs;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::select::{Meter, Selection};
-use super::{ExportReport, Progress, Vectors, table};
+use super::select::Selection;
+use super::{ExportReport, Job, Vectors, table};
 use crate::Dtype;
 use crate::error::{Error, Result};
 use crate::files::{self, BuildFolder, NewFile, hex};
@@ -28,14 +28,8 @@ const DATA_FILE: &str = "data-00000-of-00001.arrow";
 const MATRIX: &str = "datasets.features.features.Array2DExtensionType";
 
 /// A row a token.
-pub(super) fn write_tokens(
-    selection: &Selection<'_>,
-    hooks: &[Vectors],
-    out: &Path,
-    progress: Progress<'_>,
-) -> Result<ExportReport> {
-    let mut report = selection.report();
-    let mut meter = Meter::new(selection, hooks, progress);
+pub(super) fn write_tokens(job: Job<'_>) -> Result<ExportReport> {
+    let Job { selection, hooks, out, mut report, mut meter } = job;
     let schema = table::schema(hooks);
     let value = |dtype: &str| json!({ "dtype": dtype, "_type": "Value" });
     let mut features = Map::new();
@@ -59,20 +53,13 @@ pub(super) fn write_tokens(
 }
 
 /// A row a sequence of `context` tokens, end to end as they are selected: what `CacheActivationsRunner` of SAELens writes.
-pub(super) fn write_sequences(
-    selection: &Selection<'_>,
-    hooks: &[Vectors],
-    context: usize,
-    out: &Path,
-    progress: Progress<'_>,
-) -> Result<ExportReport> {
+pub(super) fn write_sequences(job: Job<'_>, context: usize) -> Result<ExportReport> {
+    let Job { selection, hooks, out, mut report, mut meter } = job;
     if selection.n < context as u64 {
         return Err(Error::NoSequence { context, found: selection.n });
     }
-    let mut report = selection.report();
     report.left_over = selection.n % context as u64;
     report.tokens -= report.left_over;
-    let mut meter = Meter::new(selection, hooks, progress);
 
     let mut features = Map::new();
     let mut fields = Vec::new();

@@ -1,12 +1,11 @@
 //! How does NumPy map activations into memory? A file is a header of text, padded to 64 bytes, and the numbers.
 
 use std::io::Write;
-use std::path::Path;
 
 use fs_err as fs;
 
-use super::select::{Meter, Selection, Step};
-use super::{ExportReport, Progress, Vectors};
+use super::select::{Selection, Step};
+use super::{ExportReport, Job};
 use crate::Dtype;
 use crate::error::Result;
 use crate::files::{BuildFolder, NewFile};
@@ -26,15 +25,9 @@ const COLUMNS: [Column; 4] = [
     }),
 ];
 
-pub(super) fn write(
-    selection: &Selection<'_>,
-    hooks: &[Vectors],
-    out: &Path,
-    progress: Progress<'_>,
-) -> Result<ExportReport> {
+pub(super) fn write(job: Job<'_>) -> Result<ExportReport> {
+    let Job { selection, hooks, out, mut report, mut meter } = job;
     let folder = BuildFolder::create(out)?;
-    let mut report = selection.report();
-    let mut meter = Meter::new(selection, hooks, progress);
     for (name, descr, bytes) in COLUMNS {
         let mut file = NewFile::create(&folder.path().join(format!("{name}.npy")))?;
         file.write_all(&header(descr, &[selection.n]))?;

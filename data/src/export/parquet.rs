@@ -1,6 +1,5 @@
 //! How do activations become one Parquet file with lists of numbers?
 
-use std::path::Path;
 use std::sync::Arc;
 
 use fs_err as fs;
@@ -9,20 +8,13 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use parquet::schema::types::ColumnPath;
 
-use super::select::{Meter, Selection};
-use super::{ExportReport, Progress, Vectors, table};
+use super::{ExportReport, Job, Vectors, table};
 use crate::error::Result;
 use crate::files::NewFile;
 use crate::parquet_io::write_error;
 
-pub(super) fn write(
-    selection: &Selection<'_>,
-    hooks: &[Vectors],
-    out: &Path,
-    progress: Progress<'_>,
-) -> Result<ExportReport> {
-    let mut report = selection.report();
-    let mut meter = Meter::new(selection, hooks, progress);
+pub(super) fn write(job: Job<'_>) -> Result<ExportReport> {
+    let Job { selection, hooks, out, mut report, mut meter } = job;
     let schema = table::schema(hooks);
     let fault = |cause| write_error(out, cause);
     let mut file = NewFile::create(out)?;

@@ -3,12 +3,11 @@
 //! The `safetensors` crate wants every tensor in memory at once; here they are written as they are read.
 
 use std::io::Write;
-use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::select::{Meter, Selection};
-use super::{ExportReport, Progress, Vectors};
+use super::select::Selection;
+use super::{ExportReport, Job, Vectors};
 use crate::Dtype;
 use crate::error::Result;
 use crate::files::NewFile;
@@ -19,14 +18,8 @@ const ALIGN: usize = 64;
 /// The columns that say which token a row is, as I64, which every reader knows.
 const COLUMNS: [&str; 4] = ["token_idx", "doc_id", "pos", "token_id"];
 
-pub(super) fn write(
-    selection: &Selection<'_>,
-    hooks: &[Vectors],
-    out: &Path,
-    progress: Progress<'_>,
-) -> Result<ExportReport> {
-    let mut report = selection.report();
-    let mut meter = Meter::new(selection, hooks, progress);
+pub(super) fn write(job: Job<'_>) -> Result<ExportReport> {
+    let Job { selection, hooks, out, mut report, mut meter } = job;
     let header = header(selection, hooks);
     let mut file = NewFile::create(out)?;
     file.write_all(&(header.len() as u64).to_le_bytes())?;

@@ -55,6 +55,7 @@ pub(super) struct Store {
     client: Arc<dyn ObjectStore>,
     /// The same, less patient.
     brisk: Arc<dyn ObjectStore>,
+    /// Not empty.
     prefix: String,
     shown: String,
     hint: &'static str,
@@ -91,7 +92,6 @@ impl Store {
         for meta in self.failed(self.runtime.block_on(list))? {
             let key = meta.location.as_ref();
             let relative = key.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('/'));
-            let relative = if self.prefix.is_empty() { Some(key) } else { relative };
             // What stands for the folder itself holds nothing.
             let Some(relative) = relative.filter(|relative| !relative.is_empty()) else { continue };
             if !is_within(relative) {
@@ -229,8 +229,7 @@ impl Store {
     }
 
     fn key(&self, relative: &str) -> Result<Key> {
-        let key = if self.prefix.is_empty() { relative.to_owned() } else { format!("{}/{relative}", self.prefix) };
-        self.failed(Key::parse(key).map_err(Into::into))
+        self.failed(Key::parse(format!("{}/{relative}", self.prefix)).map_err(Into::into))
     }
 
     fn failed<T>(&self, result: object_store::Result<T>) -> Result<T> {

@@ -134,15 +134,31 @@ impl Source {
 
     pub(super) fn n_rows(&self, run: &Run) -> Result<u64> {
         let counted = || {
-            let files = self.paths.iter().map(|path| TableFile::open(&inside(run, path)?));
-            files.map(|file| Ok(file?.n_rows() as u64)).sum()
+            let files = self.files(run)?;
+            files.iter().map(|file| Ok(TableFile::open(file)?.n_rows() as u64)).sum()
         };
         self.n_rows.map_or_else(counted, Ok)
     }
 
+    /// Where its files are, none of which may lie outside of the run.
+    fn files(&self, run: &Run) -> Result<Vec<PathBuf>> {
+        let root = fs::canonicalize(run.place().dir())?;
+        let inside = |relative: &String| {
+            // Polars opens files by their names while it answers, so all of them must be here until then.
+            let path = run.place().file_to_keep(relative)?;
+            match fs::canonicalize(&path) {
+                Ok(real) if real.starts_with(&root) => Ok(real),
+                Ok(_elsewhere) => Err(Error::OutsideRun { path }),
+                Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Err(Error::MissingFile { path }),
+                Err(cause) => Err(cause.into()),
+            }
+        };
+        self.paths.iter().map(inside).collect()
+    }
+
     /// How polars reads it.
     pub(super) fn frame(&self, run: &Run) -> Result<LazyFrame> {
-        let paths = self.paths.iter().map(|path| inside(run, path)).collect::<Result<Vec<_>>>()?;
+        let paths = self.files(run)?;
         super::guarded(|| {
             let paths = paths.iter().map(|path| PlRefPath::try_from_path(path)).collect::<PolarsResult<_>>()?;
             let arguments = ScanArgsParquet {
@@ -157,18 +173,6 @@ impl Source {
             })
         })
     }
-}
-
-/// A file of the run, which must not lie elsewhere.
-fn inside(run: &Run, relative: &str) -> Result<PathBuf> {
-    // Polars opens files by their names while it answers, so all of them must be here until then.
-    let path = run.place().file_to_keep(relative)?;
-    let real = match fs::canonicalize(&path) {
-        Ok(real) => real,
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Err(Error::MissingFile { path }),
-        Err(cause) => return Err(cause.into()),
-    };
-    if real.starts_with(fs::canonicalize(run.place().dir())?) { Ok(real) } else { Err(Error::OutsideRun { path }) }
 }
 
 impl Vectors {

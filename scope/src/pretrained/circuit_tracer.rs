@@ -8,7 +8,7 @@ use std::path::Path;
 
 use fs_err as fs;
 
-use super::{about, gemma_scope::two_axes};
+use super::{about, two_axes};
 use crate::{
     activation::Activation,
     error::{Error, Result},

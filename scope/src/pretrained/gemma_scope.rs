@@ -9,10 +9,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{about, of_module, sae_lens::Config};
+use super::{about, of_module, sae_lens::Config, two_axes};
 use crate::{
     activation::Activation,
-    error::{Error, Result},
+    error::Result,
     npz::Npz,
     sae::{Sae, SparseCoder},
     tensors::TensorFile,
@@ -147,18 +147,6 @@ pub(super) fn open_folder(dir: &Path) -> Result<Sae> {
         }
     }
     Ok(sae)
-}
-
-/// The lengths of a matrix.
-pub(super) fn two_axes(shape: &[usize], name: &str, path: &Path) -> Result<[usize; 2]> {
-    match *shape {
-        [rows, cols] if rows > 0 && cols > 0 => Ok([rows, cols]),
-        _ => Err(Error::NoDictionary {
-            what: format!("expected `{name}` with two axes, found {shape:?}"),
-            hint: "",
-            path: path.into(),
-        }),
-    }
 }
 
 #[cfg(test)]

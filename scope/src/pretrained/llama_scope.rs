@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{about, gemma_scope::two_axes, sae_lens::Config};
+use super::{about, sae_lens::Config, two_axes};
 use crate::{activation::Activation, error::Result, sae::Sae, tensors::TensorFile};
 
 pub(super) const CONFIG_FILE: &str = "hyperparams.json";

@@ -104,6 +104,18 @@ fn of_module(name: &str) -> Option<String> {
     Some(format!("blocks.{layer}.{site}"))
 }
 
+/// The lengths of a matrix.
+fn two_axes(shape: &[usize], name: &str, path: &Path) -> Result<[usize; 2]> {
+    match *shape {
+        [rows, cols] if rows > 0 && cols > 0 => Ok([rows, cols]),
+        _ => Err(Error::NoDictionary {
+            what: format!("expected `{name}` with two axes, found {shape:?}"),
+            hint: "",
+            path: path.into(),
+        }),
+    }
+}
+
 /// Metadata of a coder that SAELens did not write; what is not known is left out.
 fn about<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
     let version = ("sae_lens_version", sae_lens::LAYOUT_VERSION.into());

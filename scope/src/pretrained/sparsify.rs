@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::{about, gemma_scope::two_axes, sae_lens::Config};
+use super::{about, sae_lens::Config, two_axes};
 use crate::{activation::Activation, error::Result, sae::Sae, tensors::TensorFile};
 
 pub(super) const WEIGHTS_FILE: &str = "sae.safetensors";

@@ -12,12 +12,11 @@ use super::*;
 use crate::{
     SparseCoder, SparseRows,
     sae::{BAND, Scratch},
-    tensors::TensorFile,
+    testing::check_expected,
 };
 
 /// See `tests/fixtures/make_dictionary_fixtures.py`.
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/dictionaries");
-const ROWS: usize = 9;
 const D_SAE: usize = 37;
 
 fn fixture(name: &str) -> PathBuf {
@@ -26,23 +25,6 @@ fn fixture(name: &str) -> PathBuf {
 
 fn opened(name: &str) -> Sae {
     open(&fixture(name), &ImportOptions::default()).unwrap()
-}
-
-fn check(sae: &Sae, folder: &Path) {
-    let path = folder.join("expected.safetensors");
-    let expected = TensorFile::open(&path).unwrap();
-    let x = expected.f32("x", &[ROWS, sae.d_in()]).unwrap();
-    let mut acts = SparseRows::new();
-    sae.encode(&x, &mut Scratch::default(), &mut acts);
-    let dense: Vec<f32> = (0..ROWS).flat_map(|row| acts.dense_row(row, D_SAE)).collect();
-    let mut out = vec![0.0; ROWS * sae.d_out()];
-    sae.decode(&acts, &x, &mut out);
-    let largest =
-        |ours: &[f32], theirs: &[f32]| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
-    let acts_off = largest(&dense, &expected.f32("acts", &[ROWS, D_SAE]).unwrap());
-    let out_off = largest(&out, &expected.f32("out", &[ROWS, sae.d_out()]).unwrap());
-    assert!(acts_off <= 1e-5 && out_off <= 1e-5, "{}: {acts_off} {out_off}", folder.display());
-    assert!(acts.n_entries() >= ROWS, "something fires");
 }
 
 #[test]
@@ -98,7 +80,7 @@ fn dictionaries_of_other_tools_give_what_their_formulas_give() {
         let sae = opened(name);
         assert_eq!(sae.architecture(), architecture, "{name}");
         assert_eq!([sae.hook_name(), sae.hook_name_out()], hooks, "{name}");
-        check(&sae, &fixture(name));
+        check_expected(&sae, &fixture(name), D_SAE);
         // As ours it is the same.
         let dir = out.path().join(i.to_string());
         sae.save(&dir).unwrap();
@@ -114,7 +96,7 @@ fn dictionaries_of_other_tools_give_what_their_formulas_give() {
             [sae.hook_name(), sae.hook_name_out()],
             [Some("blocks.4.mlp.hook_in"), Some("blocks.4.hook_mlp_out")]
         );
-        check(&sae, &folder);
+        check_expected(&sae, &folder, D_SAE);
     }
 }
 

@@ -1,34 +1,20 @@
 //! Do we compute what SAELens computes, and is what is damaged named?
 
 use super::*;
-use crate::{SparseRows, sae::Scratch};
+use crate::{
+    SparseRows,
+    sae::Scratch,
+    testing::{EXPECTED_ROWS, check_expected},
+};
 
 /// What SAELens computed, see `tests/fixtures/make_sae_fixtures.py`.
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/sae");
 const D_IN: usize = 12;
 const D_SAE: usize = 40;
-const ROWS: usize = 9;
+const ROWS: usize = EXPECTED_ROWS;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(FIXTURES).join(name)
-}
-
-/// Encodes and decodes the fixture's rows, and compares with what SAELens found.
-fn check(sae: &Sae, name: &str) {
-    let path = fixture(name).join("expected.safetensors");
-    let expected = TensorFile::open(&path).unwrap();
-    let x = expected.f32("x", &[ROWS, D_IN]).unwrap();
-    let mut acts = SparseRows::new();
-    sae.encode(&x, &mut Scratch::default(), &mut acts);
-    let dense: Vec<f32> = (0..ROWS).flat_map(|row| acts.dense_row(row, D_SAE)).collect();
-    let mut out = vec![0.0; ROWS * sae.d_out()];
-    sae.decode(&acts, &x, &mut out);
-    let largest =
-        |ours: &[f32], theirs: &[f32]| ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0_f32, f32::max);
-    let acts_off = largest(&dense, &expected.f32("acts", &[ROWS, D_SAE]).unwrap());
-    let out_off = largest(&out, &expected.f32("out", &[ROWS, sae.d_out()]).unwrap());
-    assert!(acts_off <= 1e-5 && out_off <= 1e-5, "{name}: {acts_off} {out_off}");
-    assert!(acts.n_entries() >= ROWS, "something fires");
 }
 
 /// The fixtures and the names under which we save them.
@@ -72,7 +58,7 @@ fn coders_that_saelens_saved_give_what_saelens_computes() {
             _ => ("blocks.9.hook_resid_post", "blocks.9.hook_resid_post"),
         };
         assert_eq!((sae.hook_name(), sae.hook_name_out()), (Some(input), Some(output)), "{name}");
-        check(&sae, name);
+        check_expected(&sae, &fixture(name), D_SAE);
     }
     let trained = Sae::load(fixture("batchtopk")).unwrap();
     assert_eq!(trained.metadata["training_architecture"], "batchtopk");
@@ -90,7 +76,7 @@ fn saving_and_loading_changes_nothing() {
         sae.save(&dir).unwrap();
         let again = Sae::load(&dir).unwrap();
         assert_eq!(sae, again);
-        check(&again, name);
+        check_expected(&again, &fixture(name), D_SAE);
         let mut files: Vec<_> =
             fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         files.sort();
