@@ -32,15 +32,8 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 /// A cargo that finds libtorch: at build time through `LIBTORCH`, at run time through the library path,
 /// which the run path in `.cargo/config.toml` covers only for a target folder inside the checkout.
 pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(cargo_program());
-    command.current_dir(place::root());
+    let mut command = plain_cargo();
     with_libraries(&mut command);
-    // `cargo run` describes this program to it, and build scripts that look at such variables would run again.
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CARGO_PKG_") || name.to_string_lossy().starts_with("CARGO_MANIFEST_") {
-            command.env_remove(name);
-        }
-    }
     // Several checkouts that share a target folder should name libtorch alike, or each would compile
     // torch-sys again: the link's destination is the same for all of them.
     if std::env::var_os("POLARISCOPE_SHARED_TARGET").is_some()
@@ -77,9 +70,17 @@ pub(crate) fn impatient(command: &mut Command) {
     }
 }
 
-/// The cargo that started this program.
-pub(crate) fn cargo_program() -> OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+/// The cargo that started this program, in the checkout.
+pub(crate) fn plain_cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(place::root());
+    // `cargo run` describes this program to it, and build scripts that look at such variables would run again.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name.to_string_lossy().starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 fn prepend(dir: &Path, rest: Option<OsString>) -> OsString {

@@ -1,7 +1,6 @@
 //! Does the house keep its rules: who may use what, what a README must name, what no file may contain?
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use fs_err as fs;
@@ -81,8 +80,8 @@ pub(crate) fn tidy() -> Result<()> {
 }
 
 fn metadata() -> Result<Value> {
-    let mut cargo = Command::new(process::cargo_program());
-    cargo.current_dir(place::root()).args(["metadata", "--format-version", "1", "--no-deps", "--offline"]);
+    let mut cargo = process::plain_cargo();
+    cargo.args(["metadata", "--format-version", "1", "--no-deps", "--offline"]);
     Ok(serde_json::from_str(&process::output(&mut cargo)?)?)
 }
 
