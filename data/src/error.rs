@@ -84,6 +84,11 @@ pub enum Error {
     NotSpread { path: PathBuf },
 
     #[error(
+        "nothing tells how far the workers of this run are, in `{}`\nhint: start each again with its `--shard`: what is durable stays", .path.display()
+    )]
+    LostWorkers { path: PathBuf },
+
+    #[error(
         "several workers record this run: `{}`\nhint: `polariscope status` tells which are missing, `polariscope merge` completes it", .path.display()
     )]
     Spread { path: PathBuf },

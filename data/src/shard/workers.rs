@@ -197,7 +197,9 @@ impl RunWriter {
         {
             return Ok(Joined::Complete(Box::new(found)));
         }
+        // Either of them says that the run is spread, so that it stays so if the other is lost.
         files::create_dir(&dir.join(WORKERS))?;
+        files::create_dir(&dir.join(PLAN))?;
         // Whoever writes the run alone, or merges it, keeps workers out, and they keep it out.
         let shared = lock_shared(&place)?;
         let entering = lock_wait(&dir.join(WORKERS))?;
@@ -229,7 +231,6 @@ impl RunWriter {
             }
         }
         create_folders(dir, &manifest)?;
-        files::create_dir(&dir.join(PLAN))?;
         let known = others.into_iter().find(|entry| entry.worker == worker.index);
         let (planned, corpus_sha256) = known.map_or((None, None), |entry| (entry.planned, entry.corpus_sha256));
         let entry = Entry { worker: worker.index, workers: worker.count, command, planned, corpus_sha256 };
@@ -328,7 +329,10 @@ pub fn merge(place: impl Into<Place>) -> Result<Manifest> {
         remove_traces(&place)?;
         return Ok(begun);
     }
-    let Some(first) = entries.first() else { return Err(Error::NotSpread { path: path() }) };
+    let Some(first) = entries.first() else {
+        let path = path();
+        return Err(if is_spread(&place)? { Error::LostWorkers { path } } else { Error::NotSpread { path } });
+    };
     let is_done = |worker: usize| entries.iter().any(|entry| entry.worker == worker && entry.corpus_sha256.is_some());
     let missing: Vec<usize> = (0..first.workers).filter(|&worker| !is_done(worker)).collect();
     if !missing.is_empty() {
@@ -389,11 +393,14 @@ pub fn status(place: impl Into<Place>) -> Result<Status> {
 
 /// Whether a run is recorded by several workers and not merged yet.
 pub(crate) fn is_spread(place: &Place) -> Result<bool> {
-    if place.is_remote() {
-        Ok(!place.names_in(WORKERS, false)?.is_empty())
-    } else {
-        Ok(place.dir().join(WORKERS).is_dir())
+    for folder in [WORKERS, PLAN] {
+        if place.is_remote() && !place.names_in(folder, false)?.is_empty()
+            || !place.is_remote() && place.dir().join(folder).is_dir()
+        {
+            return Ok(true);
+        }
     }
+    Ok(false)
 }
 
 fn worker_status(
@@ -478,7 +485,7 @@ fn begun(place: &Place, wanted: &Manifest) -> Result<Option<Manifest>> {
     if dir.is_dir() {
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
-            // Another worker makes `workers` before anything else.
+            // Another worker makes these folders before anything else.
             if !is_spread(place)? && !files::is_temporary(&path) {
                 return Err(Error::NotEmpty { path: dir.to_owned() });
             }
@@ -634,6 +641,12 @@ mod tests {
         fs::remove_file(run.join("tokens/shard-00001.parquet")).unwrap();
         assert!(merge(&run).unwrap_err().to_string().contains("missing 1 in"));
         work(&run, "1/2", &[1], Some("sum"));
+        // Without what the workers told each other, it is theirs still: each says it again.
+        fs::remove_dir_all(run.join(WORKERS)).unwrap();
+        assert!(matches!(RunWriter::resume(&run, &manifest()), Err(Error::Spread { .. })));
+        assert!(matches!(merge(&run), Err(Error::LostWorkers { .. })));
+        work(&run, "0/2", &[], Some("sum"));
+        work(&run, "1/2", &[], Some("sum"));
         merge(&run).unwrap();
     }
 
@@ -662,7 +675,7 @@ mod tests {
         fs::create_dir(&foreign).unwrap();
         fs::write(foreign.join("letter.txt"), "mine").unwrap();
         assert!(matches!(join(&foreign, "0/2"), Err(Error::NotEmpty { .. })));
-        assert!(!foreign.join("workers").exists());
+        assert!(!foreign.join(WORKERS).exists());
     }
 
     #[test]
