@@ -62,6 +62,11 @@ pub enum Error {
     )]
     NotEmpty { path: PathBuf },
 
+    #[error(
+        "files of shard {index} have disappeared since they were written, in `{}`\nhint: the same command with `--resume` writes them again", .path.display()
+    )]
+    LostShard { index: usize, path: PathBuf },
+
     #[error("another process is writing `{}`\nhint: wait until it has ended", .path.display())]
     RunBusy { path: PathBuf },
 

@@ -181,6 +181,7 @@ impl NewFile {
     /// Begins a file; one that exists already is an error.
     pub fn create(path: &Path) -> Result<Self> {
         refuse_existing(path)?;
+        create_dir(parent(path))?;
         Ok(Self(BufWriter::with_capacity(WRITE_BUFFER, PendingFile::create(path)?)))
     }
 

@@ -210,6 +210,10 @@ impl RunWriter {
                 ));
             }
             next = shard.tokens().end;
+            // They were durable when the journal said so; somebody may have removed them since.
+            if !is_there(&shared.place, shard)? {
+                return Err(Error::LostShard { index: shard.index, path: shared.place.shown().to_owned() });
+            }
         }
         if shared.place.has(VOCAB_FILE)? {
             merged.files.insert(VOCAB_FILE.to_owned(), sums::entry(&shared.place.file(VOCAB_FILE)?)?);

@@ -193,6 +193,22 @@ fn shards_that_do_not_fit_together_are_refused() {
 }
 
 #[test]
+fn a_run_is_not_complete_without_a_file_that_has_disappeared() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = manifest(&[(RESID, 4, Dtype::F32)]);
+    let run = RunWriter::create(dir.path(), wanted.clone()).unwrap();
+    write_shard(&run, 0, 0..10, 10);
+    write_shard(&run, 1, 10..20, 10);
+    std::fs::remove_dir_all(dir.path().join("acts")).unwrap();
+    assert!(matches!(run.finish("0"), Err(Error::LostShard { index: 0, .. })));
+    assert!(!Run::open(dir.path()).unwrap().manifest().complete);
+    let run = RunWriter::resume(dir.path(), &wanted).unwrap();
+    write_shard(&run, 0, 0..10, 10);
+    write_shard(&run, 1, 10..20, 10);
+    assert!(run.finish("0").unwrap().complete);
+}
+
+#[test]
 fn skipped_tokens_are_counted_and_statistics_leave_special_ones_out() {
     let dir = tempfile::tempdir().unwrap();
     let run = RunWriter::create(dir.path(), manifest(&[(RESID, 2, Dtype::F16)])).unwrap();
