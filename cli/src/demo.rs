@@ -201,7 +201,8 @@ impl Demo {
             resume: true,
             ..TrainConfig::default()
         };
-        let last = train::train(run, HookPoint::block(Site::ResidPost, plan.layer), &config, &sae.into(), invocation)?;
+        let last =
+            train::train(run, &HookPoint::block(Site::ResidPost, plan.layer).into(), &config, &sae.into(), invocation)?;
         output::note(&train::figures(&last));
         Ok(())
     }

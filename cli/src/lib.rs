@@ -22,6 +22,7 @@ mod routing;
 mod run;
 mod shuffle;
 mod status;
+mod sweep;
 mod train;
 mod verify;
 mod view;

@@ -54,6 +54,16 @@ impl Location {
         Ok(self.place()?.bring(|path| !path.contains('/'))?.to_owned())
     }
 
+    /// What lies in it under a name.
+    pub(crate) fn join(&self, name: &str) -> Self {
+        let mut text = self.0.clone();
+        if !text.to_string_lossy().ends_with('/') {
+            text.push("/");
+        }
+        text.push(name);
+        Self(text)
+    }
+
     /// As a path, which may be a URL.
     pub(crate) fn into_path(self) -> PathBuf {
         self.0.into()

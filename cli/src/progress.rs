@@ -1,6 +1,6 @@
 //! What does a long job show while it runs?
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// A bar over bytes with rate and time left; nothing is drawn where standard error is no terminal.
 pub(crate) fn bytes(total: u64, what: &str) -> ProgressBar {
@@ -15,6 +15,20 @@ pub(crate) fn tokens(total: u64, what: &str) -> ProgressBar {
 /// A bar over steps, with room for figures in the message.
 pub(crate) fn steps(total: u64, what: &str) -> ProgressBar {
     bar(total, what, "{msg}  {wide_bar}  {human_pos}/{human_len}  {eta} left")
+}
+
+/// A bar over the steps of many, and a line of figures for each.
+pub(crate) fn steps_of_many(total: u64, what: &str, names: &[&str]) -> (ProgressBar, Vec<ProgressBar>) {
+    let together = MultiProgress::new();
+    let widest = names.iter().map(|name| name.len()).max().unwrap_or(0);
+    let style = ProgressStyle::with_template("{prefix}  {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let line = |name: &&str| {
+        let line = together.add(ProgressBar::new(1).with_style(style.clone()));
+        line.set_prefix(format!("{name:widest$}"));
+        line
+    };
+    let lines = names.iter().map(line).collect();
+    (together.add(steps(total, what)), lines)
 }
 
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {

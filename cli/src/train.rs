@@ -1,75 +1,51 @@
-//! `polariscope train`: a sparse coder on one hook point of a run.
+//! `polariscope train`: a sparse coder on one hook point of a run, or many from one reading.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
 use data::{HookPoint, Place, Run};
-use scope::train::{BATCH, D_SAE, K};
-use scope::{Architecture, Sae, TrainConfig, TrainProgress};
+use indicatif::ProgressBar;
+use scope::{Job, Notice, Sae, TrainConfig, TrainProgress, TrainSummary, Wiring};
 use serde_json::json;
 
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
 use crate::location::Location;
+use crate::sweep::{self, Settings};
 use crate::{interrupt, output, progress};
 
-/// Passes over the run, unless the tokens to train on are given.
-const EPOCHS: u32 = 1;
-
-/// Trains a sparse coder on one hook point of a run
+/// Trains a sparse coder on one hook point of a run, or many from one reading
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  polariscope train runs/news --hook-point blocks.9.hook_resid_post --d-sae 4096 --k 32 \
-                        --epochs 10 --out runs/news/saes/resid-9"
+    after_help = "Examples:\n  polariscope train runs/news --hook-point blocks.9.hook_resid_post --d-sae 4096 --k 32 \
+                        --epochs 10 --out runs/news/saes/resid-9\n  \
+                        polariscope train runs/news --hook-point blocks.9.mlp.hook_in --hook-point-out \
+                        blocks.9.hook_mlp_out --skip --out runs/news/saes/mlp-9\n  \
+                        polariscope train runs/news --sweep sweep.toml --out runs/news/saes\n\n\
+                  A sweep file has the same settings with `_` for `-`, and lists where one coder is wanted for each value:\n  \
+                        epochs = 10\n  \
+                        [[coders]]\n  \
+                        hook_point = \"blocks.9.hook_resid_post\"\n  \
+                        architecture = [\"topk\", \"jumprelu\"]\n  \
+                        k = [16, 32, 64]"
 )]
 pub(crate) struct Train {
     /// The run: a folder, or its URL in an object store
     run: Location,
 
-    /// The hook point to train on
-    #[arg(long, value_name = "NAME")]
-    hook_point: String,
-
-    /// The folder to write the coder to, or its URL; `RUN/saes/NAME` is where the other commands look
+    /// The folder to write the coder to, or its URL; `RUN/saes/NAME` is where the other commands look. Of a sweep, the folder
+    /// in which each coder gets its own
     #[arg(long, value_name = "SAE")]
     out: Location,
 
-    /// How latents are chosen: `topk` for each token, or `batchtopk` for each batch
-    #[arg(long, value_name = "NAME", default_value_t = Architecture::default(), value_parser = architecture)]
-    architecture: Architecture,
+    /// A TOML file with the settings of many coders, which are trained from one reading of the run
+    #[arg(long, value_name = "FILE", conflicts_with = "Settings", required_unless_present = "hook_point")]
+    sweep: Option<PathBuf>,
 
-    /// Latents
-    #[arg(long, value_name = "N", default_value_t = D_SAE)]
-    d_sae: usize,
-
-    /// Latents that fire for a token, in the mean
-    #[arg(long, value_name = "N", default_value_t = K)]
-    k: usize,
-
-    /// Learning rate [default: 2e-4 at 16,384 latents, falling with the square root of their number]
-    #[arg(long, value_name = "RATE")]
-    lr: Option<f64>,
-
-    /// Tokens in a batch
-    #[arg(long, value_name = "N", default_value_t = BATCH)]
-    batch_tokens: usize,
-
-    /// Tokens to train on; more than the run has are read again in another order
-    #[arg(long, value_name = "N", conflicts_with_all = ["steps", "epochs"])]
-    tokens: Option<u64>,
-
-    /// Batches to train on
-    #[arg(long, value_name = "N", conflicts_with = "epochs")]
-    steps: Option<u64>,
-
-    /// Passes over the run, where neither tokens nor steps are given
-    #[arg(long, value_name = "N", default_value_t = EPOCHS)]
-    epochs: u32,
-
-    /// Weight of the second chance that dead latents get; 0 turns it off
-    #[arg(long, value_name = "ALPHA", default_value_t = scope::train::AUX_WEIGHT)]
-    aux_weight: f64,
+    #[command(flatten)]
+    settings: Settings,
 
     /// Steps between checkpoints: the most that an interruption can cost
     #[arg(long, value_name = "N", default_value_t = scope::train::CHECKPOINT_EVERY)]
@@ -79,98 +55,181 @@ pub(crate) struct Train {
     #[arg(long)]
     resume: bool,
 
-    /// Seed of the first weights and of the order of tokens
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-
     /// Threads to compute with; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 
-    /// Print the last figures as one JSON object on standard output
+    /// Print the last figures as one JSON object on standard output, one a line for each coder of a sweep
     #[arg(long)]
     json: bool,
-}
-
-fn architecture(name: &str) -> Result<Architecture, String> {
-    name.parse().map_err(|err: scope::Error| err.to_string())
 }
 
 impl Train {
     pub(crate) fn run(self, invocation: &Invocation) -> Result<()> {
         let run = self.run.run()?;
-        let hook = self.hook_point.parse()?;
-        if self.resume && Sae::load(self.out.coder()?).is_ok_and(|sae| sae.hook_name() == Some(&self.hook_point)) {
+        let config = |config: TrainConfig| TrainConfig {
+            threads: self.threads,
+            checkpoint_every: self.checkpoint_every,
+            resume: self.resume,
+            ..config
+        };
+        if let Some(file) = &self.sweep {
+            let jobs = sweep::read(file)?;
+            let jobs = jobs.into_iter().map(|(name, wiring, settings)| {
+                let out = self.out.join(&name).place()?;
+                Ok((name, Job { wiring, config: config(settings), out }))
+            });
+            return self.sweep(&run, &jobs.collect::<Result<Vec<_>>>()?, invocation);
+        }
+        let (wiring, settings) = self.settings.coder()?;
+        let hook = wiring.inputs()[0].to_string();
+        if self.resume && Sae::load(self.out.coder()?).is_ok_and(|sae| sae.hook_name() == Some(&hook)) {
             // It was ended when it had just come to its end.
             if self.json {
                 return output::json(&json!({ "sae": self.out.to_string() }));
             }
             return output::text(&format!("nothing is left to train: the coder in `{}` is whole", self.out));
         }
-        let config = TrainConfig {
-            architecture: self.architecture,
-            d_sae: self.d_sae,
-            k: self.k,
-            lr: self.lr,
-            batch: self.batch_tokens,
-            tokens: self.tokens.or_else(|| self.steps.map(|steps| steps.saturating_mul(self.batch_tokens as u64))),
-            epochs: self.epochs,
-            seed: self.seed,
-            threads: self.threads,
-            aux_weight: self.aux_weight,
-            checkpoint_every: self.checkpoint_every,
-            resume: self.resume,
-            ..TrainConfig::default()
-        };
-        let last = train(&run, hook, &config, &self.out.place()?, invocation)?;
+        let last = train(&run, &wiring, &config(settings), &self.out.place()?, invocation)?;
         if self.json {
-            return output::json(&json!({
-                "sae": self.out.to_string(), "step": last.step, "tokens": last.tokens, "loss": last.loss,
-                "explained_variance": last.explained_variance, "l0": last.l0, "dead": last.dead, "lr": last.lr,
-                "threshold": last.threshold,
-            }));
+            return output::json(&last_figures(&self.out.to_string(), &last));
         }
         output::text(&format!("{}\ncoder in `{}`", figures(&last), self.out))
     }
+
+    fn sweep(&self, run: &Run, jobs: &[(String, Job)], invocation: &Invocation) -> Result<()> {
+        interrupt::watch();
+        let (names, jobs): (Vec<&str>, Vec<Job>) = jobs.iter().map(|(name, job)| (name.as_str(), job.clone())).unzip();
+        for (name, job) in names.iter().zip(&jobs) {
+            output::note(&format!("{name}: {}", about(run, &job.wiring, &job.config)?));
+        }
+        mixing(run, &jobs[0].config);
+        let steps = jobs.iter().map(|job| steps(run, &job.config)).max().unwrap_or(0);
+        let (bar, lines) = progress::steps_of_many(steps, &format!("training {} coders", jobs.len()), &names);
+        let started = Instant::now();
+        let mut first = None;
+        let mut told = vec![Vec::new(); jobs.len()];
+        let summaries = scope::sweep(run, &jobs, &mut |all| {
+            for ((at, line), (name, told)) in all.iter().zip(&lines).zip(names.iter().zip(&mut told)) {
+                let Some(at) = at else { continue };
+                line.set_message(figures(at));
+                tell(&bar, name, at, told);
+            }
+            if let Some(at) = all.iter().flatten().max_by_key(|at| at.step) {
+                let before = *first.get_or_insert_with(|| at.tokens.saturating_sub(jobs[0].config.batch as u64));
+                let rate = (at.tokens - before) as f64 / started.elapsed().as_secs_f64();
+                bar.set_position(at.step);
+                bar.set_message(format!("{} tokens/s for {} coders", output::count(rate as u64), jobs.len()));
+            }
+            interrupt::flow()
+        })?;
+        bar.finish_and_clear();
+        for line in &lines {
+            line.finish_and_clear();
+        }
+        let (mut stopped, mut failed) = (false, None);
+        for ((name, job), summary) in names.iter().zip(&jobs).zip(summaries) {
+            let place = job.out.shown().display();
+            match summary {
+                Ok(summary) if !summary.complete => stopped = true,
+                Ok(TrainSummary { last: Some(last), .. }) if self.json => {
+                    output::json(&last_figures(&place.to_string(), &last))?;
+                }
+                Ok(TrainSummary { last: Some(last), .. }) => output::text(&format!("{name}: {}", figures(&last)))?,
+                Ok(_) => output::text(&format!("{name}: whole since before"))?,
+                Err(error) => {
+                    output::note(&format!("{name} was not trained: {error}"));
+                    failed = Some(error);
+                }
+            }
+        }
+        if stopped {
+            return Err(Interrupted { resume: Some(invocation.resumed()) }.into());
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
 }
 
-/// Trains with a live line of figures, and gives back the last ones.
-pub(crate) fn train(
-    run: &Run,
-    hook: HookPoint,
-    config: &TrainConfig,
-    out: &Place,
-    invocation: &Invocation,
-) -> Result<TrainProgress> {
-    interrupt::watch();
-    let width = run.hook_point(hook)?.width;
-    let tokens = config.tokens.unwrap_or_else(|| run.n_tokens().saturating_mul(u64::from(config.epochs)));
-    let bytes = 4 * (2 * width * config.d_sae + width + config.d_sae) as u64;
-    output::note(&format!(
-        "training {} with {} latents, k {}, on `{hook}`: about {} tokens of {} recorded, {} on disk",
+fn last_figures(place: &str, last: &TrainProgress) -> serde_json::Value {
+    json!({
+        "sae": place, "step": last.step, "tokens": last.tokens, "loss": last.loss,
+        "sparsity_loss": last.sparsity_loss, "explained_variance": last.explained_variance, "l0": last.l0,
+        "dead": last.dead, "lr": last.lr, "threshold": last.threshold,
+    })
+}
+
+/// Steps that a training will take, about.
+fn steps(run: &Run, config: &TrainConfig) -> u64 {
+    tokens(run, config).div_ceil(config.batch.max(1) as u64)
+}
+
+fn tokens(run: &Run, config: &TrainConfig) -> u64 {
+    config.tokens.unwrap_or_else(|| run.n_tokens().saturating_mul(u64::from(config.epochs)))
+}
+
+/// What will be trained, and what it costs.
+fn about(run: &Run, wiring: &Wiring, config: &TrainConfig) -> Result<String> {
+    let width =
+        |hooks: Vec<HookPoint>| hooks.into_iter().map(|hook| Ok(run.hook_point(hook)?.width)).sum::<Result<usize>>();
+    let [d_in, d_out] = [width(wiring.inputs())?, width(wiring.outputs())?];
+    let bytes = 4 * ((d_in + d_out) * config.d_sae + d_out + config.d_sae) as u64;
+    let on = match wiring {
+        Wiring::Autoencoder(hook) => format!("on `{hook}`"),
+        Wiring::Transcoder { input, output, .. } => format!("from `{input}` to `{output}`"),
+    };
+    let k = if config.architecture.has_k(config.sparsity_loss) { format!(", k {}", config.k) } else { String::new() };
+    Ok(format!(
+        "training {} with {} latents{k}, {on}: about {} tokens of {} recorded, {} on disk",
         config.architecture,
         output::count(config.d_sae as u64),
-        config.k,
-        output::count(tokens),
+        output::count(tokens(run, config)),
         output::count(run.n_tokens()),
         output::size(bytes)
-    ));
+    ))
+}
+
+fn mixing(run: &Run, config: &TrainConfig) {
     if run.shuffled().is_none() && run.n_tokens() > config.buffer as u64 {
         output::note(&format!(
             "rows are mixed {} at a time; `polariscope shuffle` gives a run that is mixed as a whole",
             output::count(config.buffer as u64)
         ));
     }
-    let bar = progress::steps(tokens.div_ceil(config.batch.max(1) as u64), "training");
+}
+
+/// Says once of each trouble that there is some.
+fn tell(bar: &ProgressBar, name: &str, at: &TrainProgress, told: &mut Vec<Notice>) {
+    for notice in &at.notices {
+        if !told.iter().any(|known| known.is_like(notice)) {
+            bar.suspend(|| output::note(&format!("{name}, step {}: {notice}", at.step)));
+            told.push(*notice);
+        }
+    }
+}
+
+/// Trains with a live line of figures, and gives back the last ones.
+pub(crate) fn train(
+    run: &Run,
+    wiring: &Wiring,
+    config: &TrainConfig,
+    out: &Place,
+    invocation: &Invocation,
+) -> Result<TrainProgress> {
+    interrupt::watch();
+    output::note(&about(run, wiring, config)?);
+    mixing(run, config);
+    let bar = progress::steps(steps(run, config), "training");
     let started = Instant::now();
     let mut first = None;
-    let summary = scope::train(run, hook, config, out, &mut |at| {
+    let mut told = Vec::new();
+    let summary = scope::train(run, wiring.clone(), config, out, &mut |at| {
         // A resumed training has tokens behind it that were not trained on now.
         let before = *first.get_or_insert_with(|| at.tokens.saturating_sub(config.batch as u64));
         let rate = (at.tokens - before) as f64 / started.elapsed().as_secs_f64();
         bar.set_length(at.steps);
         bar.set_position(at.step);
         bar.set_message(format!("{}  {} tokens/s", figures(at), output::count(rate as u64)));
+        tell(&bar, "training", at, &mut told);
         interrupt::flow()
     })?;
     bar.finish_and_clear();

@@ -3,9 +3,17 @@
 //! In training, the `B·k` largest positive pre-activations of a batch of `B` rows are kept, wherever they are. Afterwards a
 //! row is encoded alone, with a threshold that is the running estimate of the smallest value kept: a JumpReLU.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{kernels::scan_above, sparse::SparseRows};
+use crate::{
+    kernels::scan_above,
+    rule::{Gradients, Kept, Row, Rule, SelectScratch, Terms},
+    sparse::SparseRows,
+    step::Weights,
+    topk::through,
+};
 
 /// How far below the last batch's smallest kept value the next batch's candidates begin.
 ///
@@ -18,7 +26,7 @@ const CANDIDATE_MARGIN: f32 = 0.8;
 /// while a block is in the cache (all values above a floor that is surely low enough, guessed from the batch before), and the
 /// choice among them is exact.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct BatchTopK {
+struct BatchTopK {
     k: usize,
     floor: Option<f32>,
     bits: Vec<u32>,
@@ -26,7 +34,7 @@ pub(crate) struct BatchTopK {
 
 /// What [`BatchTopK::choose`] found.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Choice {
+enum Choice {
     /// The candidates now hold what is kept; the smallest kept value, if anything is.
     Kept(Option<f32>),
     /// The floor was too high: gather again, above 0.
@@ -34,18 +42,13 @@ pub(crate) enum Choice {
 }
 
 impl BatchTopK {
-    pub(crate) fn new(k: usize) -> Self {
+    fn new(k: usize) -> Self {
         Self { k, ..Self::default() }
     }
 
-    /// What candidates must be above; `None` before the first batch: call [`BatchTopK::guess`].
-    pub(crate) fn floor(&self) -> Option<f32> {
-        self.floor
-    }
-
     /// Guesses the floor from the pre-activations of a few rows, so that about twice too many are candidates.
-    pub(crate) fn guess(&mut self, pre_acts: &[f32], n_rows: usize) {
-        let mut positive: Vec<f32> = pre_acts.iter().copied().filter(|&z| z > 0.0).collect();
+    fn guess(&mut self, pre_acts: impl Iterator<Item = f32>, n_rows: usize) {
+        let mut positive: Vec<f32> = pre_acts.filter(|&z| z > 0.0).collect();
         let rank = 2 * self.k * n_rows;
         self.floor = Some(if rank > 0 && rank < positive.len() {
             *positive.select_nth_unstable_by(rank, |a, b| b.total_cmp(a)).1
@@ -54,22 +57,17 @@ impl BatchTopK {
         });
     }
 
-    /// Appends the row of candidates of `pre_acts`.
-    pub(crate) fn candidates(floor: f32, pre_acts: &[f32], found: &mut Vec<(f32, u32)>, out: &mut SparseRows) {
-        found.clear();
-        scan_above(pre_acts, 0, floor, usize::MAX, found);
-        out.push_row(found.iter().copied());
-    }
-
-    /// Leaves in `blocks`, which hold the candidates of the whole batch in order, the `k` times rows largest. Of equal values
-    /// the earlier row is kept, then the lower latent.
-    pub(crate) fn choose(&mut self, floor: f32, blocks: &mut [&mut SparseRows]) -> Choice {
+    /// Leaves in `blocks`, which hold the candidates of the whole batch in order, the `k` times rows largest of the latents
+    /// of `scope`, and all of others. Of equal values the earlier row is kept, then the lower latent.
+    fn choose(&mut self, floor: f32, scope: &Range<usize>, blocks: &mut [&mut SparseRows]) -> Choice {
         let n_rows: usize = blocks.iter().map(|block| block.n_rows()).sum();
         let target = self.k * n_rows;
+        let is_ours = |latent: u32| scope.contains(&(latent as usize));
         // All are positive, and positive floats are ordered as their bits are.
         self.bits.clear();
         for block in &*blocks {
-            self.bits.extend(block.values().iter().map(|value| value.to_bits()));
+            let entries = block.latents().iter().zip(block.values());
+            self.bits.extend(entries.filter(|(latent, _)| is_ours(**latent)).map(|(_, value)| value.to_bits()));
         }
         if self.bits.len() <= target || target == 0 {
             if self.bits.len() < target && floor > 0.0 {
@@ -77,7 +75,7 @@ impl BatchTopK {
             }
             if target == 0 {
                 for block in blocks {
-                    block.retain(|_, _, _| false);
+                    block.retain(|_, latent, _| !is_ours(latent));
                 }
                 return Choice::Kept(None);
             }
@@ -88,18 +86,79 @@ impl BatchTopK {
         let (above, &mut last, _) = self.bits.select_nth_unstable_by(target - 1, |a, b| b.cmp(a));
         let mut equal_left = target - above.iter().filter(|&&bits| bits > last).count();
         for block in blocks {
-            block.retain(|_, _, value| {
+            block.retain(|_, latent, value| {
                 let bits = value.to_bits();
-                if bits == last && equal_left > 0 {
+                if is_ours(latent) && bits == last && equal_left > 0 {
                     equal_left -= 1;
                     return true;
                 }
-                bits > last
+                !is_ours(latent) || bits > last
             });
         }
         let smallest = f32::from_bits(last);
         self.floor = Some(smallest * CANDIDATE_MARGIN);
         Choice::Kept(Some(smallest))
+    }
+}
+
+/// The rule of `batchtopk` coders: the `k` times rows largest of a batch, of all latents or of each group.
+pub(crate) struct BatchTopKRule {
+    scopes: Vec<(Range<usize>, BatchTopK)>,
+    /// Whether every positive value is a candidate, because floors were too high.
+    all: bool,
+}
+
+impl BatchTopKRule {
+    pub(crate) fn new(k: usize, scopes: Vec<Range<usize>>) -> Self {
+        Self { scopes: scopes.into_iter().map(|scope| (scope, BatchTopK::new(k))).collect(), all: false }
+    }
+
+    fn floor(&self, choice: &BatchTopK) -> f32 {
+        if self.all { 0.0 } else { choice.floor.unwrap_or(0.0) }
+    }
+}
+
+impl Rule for BatchTopKRule {
+    fn wants_a_look(&self) -> bool {
+        self.scopes.iter().any(|(_, choice)| choice.floor.is_none())
+    }
+
+    fn look(&mut self, pre_acts: &[f32], n_rows: usize) {
+        let d_sae = self.scopes.last().map_or(0, |(scope, _)| scope.end);
+        for (scope, choice) in &mut self.scopes {
+            let rows = pre_acts.chunks_exact(d_sae.max(1));
+            choice.guess(rows.flat_map(|row| row[scope.clone()].iter().copied()), n_rows);
+        }
+    }
+
+    fn select(&self, pre_acts: &[f32], _weights: &Weights, scratch: &mut SelectScratch, out: &mut Kept) {
+        let found = &mut scratch.found;
+        found.clear();
+        for (scope, choice) in &self.scopes {
+            let first = found.len();
+            scan_above(&pre_acts[scope.clone()], 0, self.floor(choice), usize::MAX, found);
+            for (_, latent) in &mut found[first..] {
+                *latent += scope.start as u32;
+            }
+        }
+        out.rows.push_row(found.iter().copied());
+    }
+
+    fn settle(&mut self, blocks: &mut [&mut Kept]) -> bool {
+        let all = std::mem::take(&mut self.all);
+        for (scope, choice) in &mut self.scopes {
+            let floor = if all { 0.0 } else { choice.floor.unwrap_or(0.0) };
+            let mut rows: Vec<_> = blocks.iter_mut().map(|block| &mut block.rows).collect();
+            if choice.choose(floor, scope, &mut rows) == Choice::TooFew {
+                self.all = true;
+                return false;
+            }
+        }
+        true
+    }
+
+    fn differentiate(&self, terms: &Terms<'_>, row: &Row<'_>, out: &mut Gradients<'_>) -> f64 {
+        through(terms, row, out)
     }
 }
 
@@ -163,7 +222,9 @@ mod tests {
         for rows in rows.chunks(2) {
             let mut block = SparseRows::new();
             for row in rows {
-                BatchTopK::candidates(floor, row, &mut Vec::new(), &mut block);
+                let mut found = Vec::new();
+                scan_above(row, 0, floor, usize::MAX, &mut found);
+                block.push_row(found.into_iter());
             }
             blocks.push(block);
         }
@@ -173,7 +234,7 @@ mod tests {
     fn check(k: usize, floor: f32, rows: &[&[f32]], expected: Choice, dense: &[&[f32]]) {
         let mut blocks = batch(rows, floor);
         let mut choice = BatchTopK::new(k);
-        let found = choice.choose(floor, &mut blocks.iter_mut().collect::<Vec<_>>());
+        let found = choice.choose(floor, &(0..9), &mut blocks.iter_mut().collect::<Vec<_>>());
         assert_eq!(found, expected);
         if expected == Choice::TooFew {
             return;
@@ -220,8 +281,8 @@ mod tests {
     fn the_guess_is_below_the_choice() {
         let values: Vec<f32> = (0..4000).map(|i| ((i * 7907) % 4001) as f32 - 1000.0).collect();
         let mut choice = BatchTopK::new(10);
-        choice.guess(&values, 4);
-        let floor = choice.floor().unwrap();
+        choice.guess(values.iter().copied(), 4);
+        let floor = choice.floor.unwrap();
         let above = values.iter().filter(|&&value| value > floor).count();
         assert_eq!(above, 2 * 10 * 4);
     }

@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use crate::{
     batch_topk::RunningThreshold,
     error::{Error, Result},
+    layout::Layout,
     matrix::Matrix,
     optimizer::Adam,
     step::{Outcome, Weights},
@@ -30,25 +31,9 @@ pub(crate) const FOLDER: &str = "checkpoints";
 /// The key in the header under which the state stands.
 const KEY: &str = "polariscope.training";
 /// The version of this layout.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// How many checkpoints are kept: the last, and one before it.
 const KEPT: usize = 2;
-
-/// Names of the tensors of [`Weights`], after the prefix that says which.
-const TENSORS: [&str; 12] = [
-    "encoder",
-    "decoder",
-    "b_enc",
-    "b_dec",
-    "m.encoder",
-    "m.decoder",
-    "m.b_enc",
-    "m.b_dec",
-    "v.encoder",
-    "v.decoder",
-    "v.b_enc",
-    "v.b_dec",
-];
 
 /// Everything beside the tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,7 +49,8 @@ pub(crate) struct State {
     pub(crate) not_finite: u64,
     /// Where in the shards the reader is.
     pub(crate) cursor: data::Cursor,
-    pub(crate) scale: f32,
+    /// What each site that is read is multiplied with, and each that is written.
+    pub(crate) scales: [Vec<f32>; 2],
     pub(crate) threshold: RunningThreshold,
     /// The last batches, of which progress tells the mean.
     pub(crate) window: VecDeque<Outcome>,
@@ -74,25 +60,68 @@ pub(crate) struct State {
 
 /// Writes a checkpoint, and removes all but the last few.
 pub(crate) fn save(dir: &Path, state: &State, weights: &Weights, adam: &Adam) -> Result<()> {
-    let folder = dir.join(FOLDER);
-    files::create_dir(&folder)?;
-    let (d_in, d_sae) = (weights.d_in(), weights.d_sae());
+    files::create_dir(&dir.join(FOLDER))?;
     let mut named = Vec::new();
-    for (part, weights) in [weights, &adam.m, &adam.v].into_iter().enumerate() {
-        let values: [(&[f32], Vec<usize>); 4] = [
-            (weights.encoder.as_slice(), vec![d_sae, d_in]),
-            (weights.decoder.as_slice(), vec![d_sae, d_in]),
-            (&weights.b_enc, vec![d_sae]),
-            (&weights.b_dec, vec![d_in]),
-        ];
-        for (i, (values, shape)) in values.into_iter().enumerate() {
-            named.push(Named { name: TENSORS[4 * part + i], shape, values });
+    for (prefix, weights) in [("", weights), ("m.", &adam.m), ("v.", &adam.v)] {
+        for (name, shape, values) in tensors(weights) {
+            named.push(Named { name: format!("{prefix}{name}").into(), shape, values });
         }
     }
     let text = serde_json::to_string(state).expect("states are JSON: no maps with other keys than strings");
-    let path = folder.join(format!("step-{:09}.safetensors", state.step));
-    tensors::write(&path, &named, Some((KEY, text)))?;
+    tensors::write(&path(dir, state.step), &named, Some((KEY, text)))?;
     prune(dir)
+}
+
+/// The name, the shape and the values of every tensor.
+fn tensors(weights: &Weights) -> Vec<(String, Vec<usize>, &[f32])> {
+    let mut all = Vec::new();
+    let matrix = |matrix: &Matrix| vec![matrix.rows(), matrix.cols()];
+    for (at, group) in weights.groups.iter().enumerate() {
+        all.push((format!("groups.{at}.encoder"), matrix(&group.encoder), group.encoder.as_slice()));
+        all.push((format!("groups.{at}.decoder"), matrix(&group.decoder), group.decoder.as_slice()));
+        all.push((format!("groups.{at}.b_enc"), vec![group.b_enc.len()], &group.b_enc));
+        for (which, own) in group.own.iter().enumerate() {
+            all.push((format!("groups.{at}.own.{which}"), vec![own.len()], own));
+        }
+    }
+    for (at, skip) in weights.skips.iter().enumerate() {
+        all.push((format!("skips.{at}"), matrix(skip), skip.as_slice()));
+    }
+    all.push(("b_dec".to_owned(), vec![weights.b_dec.len()], &weights.b_dec));
+    all
+}
+
+/// The same to be filled, in the same order.
+fn tensors_mut(weights: &mut Weights) -> Vec<&mut [f32]> {
+    let mut all: Vec<&mut [f32]> = Vec::new();
+    for group in &mut weights.groups {
+        all.push(group.encoder.as_mut_slice());
+        all.push(group.decoder.as_mut_slice());
+        all.push(&mut group.b_enc);
+        all.extend(group.own.iter_mut().map(|own| &mut own[..]));
+    }
+    all.extend(weights.skips.iter_mut().map(Matrix::as_mut_slice));
+    all.push(&mut weights.b_dec);
+    all
+}
+
+/// Where the checkpoint of a step is.
+pub(crate) fn path(dir: &Path, step: u64) -> PathBuf {
+    dir.join(FOLDER).join(format!("step-{step:09}.safetensors"))
+}
+
+/// The steps of which there is a checkpoint, ascending.
+pub(crate) fn steps(dir: &Path) -> Result<Vec<u64>> {
+    let step = |path: PathBuf| path.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok();
+    Ok(list(dir)?.into_iter().filter_map(step).collect())
+}
+
+/// Removes the checkpoints of later steps, which other coders of the same sweep do not have.
+pub(crate) fn forget_after(dir: &Path, step: u64) -> Result<()> {
+    for later in steps(dir)?.into_iter().filter(|&known| known > step) {
+        fs::remove_file(path(dir, later))?;
+    }
+    Ok(())
 }
 
 /// Removes all but the last few checkpoints, as [`save`] does unless it is killed before.
@@ -110,11 +139,12 @@ pub(crate) fn latest(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(list(dir)?.pop())
 }
 
-/// Reads a checkpoint of a training with these settings, of a coder with these sizes.
+/// Reads a checkpoint of a training with these settings, of weights of this layout; `own` as in [`Weights::zeros`].
 pub(crate) fn load(
     path: &Path,
     settings: &Map<String, Value>,
-    [d_in, d_sae]: [usize; 2],
+    layout: &Layout,
+    own: usize,
 ) -> Result<(State, Weights, Adam)> {
     if sums::check(path)? != Seal::Whole {
         return Err(Error::BadCheckpoint { path: path.into() });
@@ -122,26 +152,25 @@ pub(crate) fn load(
     let file = TensorFile::open(path)?;
     let damaged = |cause: String| Error::Weights { cause, path: path.into() };
     let text = file.text(KEY)?.ok_or_else(|| damaged(format!("expected `{KEY}` in the header, found none")))?;
-    let state: State = serde_json::from_str(&text).map_err(|cause| damaged(cause.to_string()))?;
-    if state.version != VERSION {
-        return Err(damaged(format!("expected version {VERSION}, found version {}", state.version)));
+    let version = serde_json::from_str::<Value>(&text).ok().and_then(|state| state.get("version")?.as_u64());
+    if let Some(version) = version.filter(|&version| version != u64::from(VERSION)) {
+        return Err(damaged(format!("expected version {VERSION}, found version {version}")));
     }
+    let state: State = serde_json::from_str(&text).map_err(|cause| damaged(cause.to_string()))?;
     state.check(settings, path)?;
+    let d_sae = layout.d_sae();
     if state.silent.len() != d_sae {
         return Err(damaged(format!("expected {d_sae} counters, found {}", state.silent.len())));
     }
-    let read = |part: usize| -> Result<Weights> {
-        let matrix = |i: usize| -> Result<Matrix> {
-            Ok(Matrix::from_slice(d_sae, d_in, &file.f32(TENSORS[4 * part + i], &[d_sae, d_in])?))
-        };
-        Ok(Weights {
-            encoder: matrix(0)?,
-            decoder: matrix(1)?,
-            b_enc: file.f32(TENSORS[4 * part + 2], &[d_sae])?,
-            b_dec: file.f32(TENSORS[4 * part + 3], &[d_in])?,
-        })
+    let read = |prefix: &str| -> Result<Weights> {
+        let mut weights = Weights::zeros(layout, own);
+        let shapes: Vec<_> = tensors(&weights).into_iter().map(|(name, shape, _)| (name, shape)).collect();
+        for ((name, shape), values) in shapes.iter().zip(tensors_mut(&mut weights)) {
+            values.copy_from_slice(&file.f32(&format!("{prefix}{name}"), shape)?);
+        }
+        Ok(weights)
     };
-    let (weights, m, v) = (read(0)?, read(1)?, read(2)?);
+    let (weights, m, v) = (read("")?, read("m.")?, read("v.")?);
     let steps = state.step;
     Ok((state, weights, Adam { m, v, steps }))
 }

@@ -2,8 +2,9 @@
 
 use crate::{
     error::Result,
-    kernels::{center, dot, scale, weighted_sum},
-    matrix::{Matrix, Right, matmul},
+    kernels::{add, center, dot, scale},
+    layout::Layout,
+    matrix::{Matrix, Right, matmul_between},
     optimizer::make_unit,
     random::Random,
     sparse::SparseRows,
@@ -23,97 +24,195 @@ const ENCODER_ROWS: usize = 512;
 const WEISZFELD_ITERATIONS: usize = 100;
 const WEISZFELD_TOLERANCE: f64 = 1e-5;
 
-/// What was measured before the first step.
+/// How many times the wanted number of latents fire before thresholds have learned anything, where there are thresholds …
+const START_L0: usize = 8;
+/// … but not more than this part of all latents. (Gemma Scope begins with a threshold near 0, where half of all latents fire,
+/// which costs the sparse products all that they save.)
+const START_FRACTION: f64 = 0.25;
+/// How long the first reconstructions of a coder are that does not write what it reads, beside what they should be: its
+/// encoder knows nothing of its decoder.
+const UNTIED_NORM: f64 = 0.5;
+
+/// What was measured at one hook point before the first step.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Estimate {
-    /// `√d_in / mean‖x‖`: SAELens's `expected_average_only_in`.
+    /// `√width / mean‖x‖`: SAELens's `expected_average_only_in`.
     pub(crate) scale: f32,
     /// The rows' geometric median, scaled: the first `b_dec`.
     pub(crate) center: Vec<f32>,
-    /// A few of the rows, as they came: `[n, d_in]`.
+    /// A few of the rows, as they came: `[n, width]`.
     pub(crate) rows: Vec<f32>,
 }
 
-/// Reads a sample of rows (`[n, width]` each); `None` if there are none. Rows with a value that is not finite are passed over.
+/// Measures a sample of rows at each of some hook points of these widths; `None` if there are none. Rows with a value that is
+/// not finite at any of them are passed over.
 pub(crate) fn estimate(
-    batches: impl Iterator<Item = Result<Vec<f32>>>,
-    width: usize,
+    batches: impl Iterator<Item = Result<Vec<Vec<f32>>>>,
+    widths: &[usize],
     normalize: bool,
-) -> Result<Option<Estimate>> {
-    let mut norms = 0.0_f64;
+) -> Result<Option<Vec<Estimate>>> {
+    let mut norms = vec![0.0_f64; widths.len()];
+    let mut samples: Vec<Vec<f32>> = vec![Vec::new(); widths.len()];
     let mut n = 0_usize;
-    let mut sample: Vec<f32> = Vec::new();
-    for rows in batches {
-        for row in rows?.chunks_exact(width) {
-            let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-            if !norm.is_finite() {
+    for batch in batches {
+        let batch = batch?;
+        let n_rows = batch.first().map_or(0, |rows| rows.len() / widths[0]);
+        for row in 0..n_rows {
+            let row = |site: usize| &batch[site][row * widths[site]..][..widths[site]];
+            let norm = |x: &[f32]| x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+            let of_row: Vec<f64> = (0..widths.len()).map(|site| norm(row(site))).collect();
+            if !of_row.iter().all(|norm| norm.is_finite()) {
                 continue;
             }
-            norms += norm;
             n += 1;
-            if n <= BIAS_ROWS {
-                sample.extend_from_slice(row);
+            for (site, (total, norm)) in norms.iter_mut().zip(of_row).enumerate() {
+                *total += norm;
+                if n <= BIAS_ROWS {
+                    samples[site].extend_from_slice(row(site));
+                }
             }
         }
         if n >= SCALE_TOKENS {
             break;
         }
     }
-    if norms == 0.0 {
+    if norms.iter().all(|&norm| norm == 0.0) {
         return Ok(None);
     }
-    let scale = if normalize { (width as f64).sqrt() / (norms / n as f64) } else { 1.0 };
-    let center = geometric_median(&sample, width).into_iter().map(|x| (x * scale) as f32).collect();
-    sample.truncate(ENCODER_ROWS * width);
-    Ok(Some(Estimate { scale: scale as f32, center, rows: sample }))
+    let of_site = |((mut rows, norms), &width): ((Vec<f32>, f64), &usize)| {
+        let scale = if normalize && norms > 0.0 { (width as f64).sqrt() / (norms / n as f64) } else { 1.0 };
+        let center = geometric_median(&rows, width).into_iter().map(|x| (x * scale) as f32).collect();
+        rows.truncate(ENCODER_ROWS * width);
+        Estimate { scale: scale as f32, center, rows }
+    };
+    Ok(Some(samples.into_iter().zip(norms).zip(widths).map(of_site).collect()))
 }
 
-/// The first weights: decoder rows in random directions with norm 1; the encoder its transpose, times the factor with which
-/// the `k` largest activations of each row reconstruct the sample best.
-pub(crate) fn weights(estimate: &Estimate, d_sae: usize, k: usize, seed: u64, workers: &Workers) -> Weights {
-    let mut weights = Weights::zeros(estimate.center.len(), d_sae);
+/// What an architecture's own numbers begin with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Start {
+    /// A threshold above which about [`START_L0`] times the wanted number of latents fire.
+    pub(crate) threshold: f32,
+}
+
+/// The estimates of the sites that a coder reads, and of those that it writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample<'a> {
+    pub(crate) inputs: &'a [&'a Estimate],
+    pub(crate) outputs: &'a [&'a Estimate],
+    /// Whether they are the same sites.
+    pub(crate) tied: bool,
+}
+
+impl Sample<'_> {
+    fn n_rows(&self) -> usize {
+        self.inputs.first().map_or(0, |site| site.rows.len() / site.center.len())
+    }
+
+    /// A row of some sites, scaled, less `center` if that is wanted.
+    fn row(sites: &[&Estimate], row: usize, centered: bool) -> Vec<f32> {
+        let mut out = Vec::new();
+        for site in sites {
+            let (width, first) = (site.center.len(), out.len());
+            let zeros = vec![0.0; if centered { 0 } else { width }];
+            out.resize(first + width, 0.0);
+            let bias = if centered { &site.center } else { &zeros };
+            center(&site.rows[row * width..][..width], site.scale, bias, &mut out[first..]);
+        }
+        out
+    }
+}
+
+/// The first weights: decoder rows in random directions with norm 1. Where a coder writes what it reads, the encoder is its
+/// transpose, otherwise random too; times the factor with which the `k` largest activations of each row reconstruct the sample
+/// best. `b_dec` is the geometric median, and where that is not subtracted from the input, `b_enc` makes the mean
+/// pre-activation 0.
+pub(crate) fn weights(
+    layout: &Layout,
+    own: usize,
+    sample: Sample<'_>,
+    k: usize,
+    seed: u64,
+    workers: &Workers,
+) -> (Weights, Start) {
+    let mut weights = Weights::zeros(layout, own);
     let mut random = Random::new(seed);
-    for latent in 0..d_sae {
-        let row = weights.decoder.row_mut(latent);
-        row.fill_with(|| random.normal() as f32);
-        make_unit(row);
+    for group in &mut weights.groups {
+        for latent in 0..group.decoder.rows() {
+            let row = group.decoder.row_mut(latent);
+            row.fill_with(|| random.normal() as f32);
+            make_unit(row);
+        }
     }
-    weights.encoder = weights.decoder.clone();
-    weights.b_dec.clone_from(&estimate.center);
+    for group in &mut weights.groups {
+        for latent in 0..group.encoder.rows() {
+            if sample.tied {
+                let n = group.encoder.cols();
+                group.encoder.row_mut(latent).copy_from_slice(&group.decoder.row(latent)[..n]);
+            } else {
+                let row = group.encoder.row_mut(latent);
+                row.fill_with(|| random.normal() as f32);
+                make_unit(row);
+            }
+        }
+    }
+    weights.b_dec = sample.outputs.iter().flat_map(|site| &site.center).copied().collect();
     // In the pool, so that the product does not depend on how many threads libtorch has outside.
-    let factor = workers.install(|| best_factor(estimate, &weights, k));
-    for latent in 0..d_sae {
-        scale(weights.encoder.row_mut(latent), factor);
-    }
-    weights
+    let start = workers.install(|| scale_encoder(layout, sample, &mut weights, k));
+    (weights, start)
 }
 
-/// `Σ⟨x − b_dec, y⟩ / Σ‖y‖²` over the sample, where `y` is what the activations reconstruct of `x − b_dec`.
-fn best_factor(estimate: &Estimate, weights: &Weights, k: usize) -> f32 {
-    let (d_in, d_sae) = (weights.d_in(), weights.d_sae());
-    let n = estimate.rows.len() / d_in;
-    let mut centered = Matrix::from_slice(n, d_in, &estimate.rows);
+/// `Σ⟨y − b_dec, ŷ⟩ / Σ‖ŷ‖²` over the sample, where `ŷ` is what the activations write, is what the encoder is multiplied with.
+fn scale_encoder(layout: &Layout, sample: Sample<'_>, weights: &mut Weights, k: usize) -> Start {
+    let (n, d_sae) = (sample.n_rows(), layout.d_sae());
+    let mut inputs = Matrix::zeros(n, layout.d_in());
     for row in 0..n {
-        let x = &estimate.rows[row * d_in..][..d_in];
-        center(x, estimate.scale, &weights.b_dec, centered.row_mut(row));
+        inputs.row_mut(row).copy_from_slice(&Sample::row(sample.inputs, row, layout.is_autoencoder));
     }
     let mut pre_acts = Matrix::zeros(n, d_sae);
-    let (left, right) = (centered.as_slice(), weights.encoder.as_slice());
-    matmul(left, right, Right::Transposed, pre_acts.as_mut_slice(), [n, d_in, d_sae]);
+    for group in weights.groups.iter_mut().filter(|group| !group.layout.latents.is_empty()) {
+        let (reads, latents) = (group.layout.reads.clone(), group.layout.latents.clone());
+        let out = (pre_acts.as_mut_slice(), d_sae, latents.clone());
+        let left = (inputs.as_slice(), layout.d_in(), reads);
+        matmul_between(left, group.encoder.as_slice(), Right::Transposed, out);
+        if !layout.is_autoencoder {
+            for row in 0..n {
+                for (bias, z) in group.b_enc.iter_mut().zip(&pre_acts.row(row)[latents.clone()]) {
+                    *bias -= z / n as f32;
+                }
+            }
+            for row in 0..n {
+                add(&group.b_enc, &mut pre_acts.row_mut(row)[latents.clone()]);
+            }
+        }
+    }
     let mut acts = SparseRows::new();
     let mut top_k = TopK::new(k);
-    let (mut with_input, mut with_itself) = (0.0_f64, 0.0_f64);
-    let mut y = vec![0.0; d_in];
+    let mut of_group = Vec::new();
+    let (mut with_target, mut with_itself, mut targets) = (0.0_f64, 0.0_f64, 0.0_f64);
     for row in 0..n {
         top_k.select(pre_acts.row(row), &mut acts);
         let (latents, values) = acts.row(row);
-        y.fill(0.0);
-        weighted_sum(latents, values, weights.decoder.as_slice(), &mut y);
-        with_input += f64::from(dot(centered.row(row), &y));
+        let mut y = vec![0.0; layout.d_out()];
+        weights.decode(latents, values, &mut of_group, &mut y);
+        let target = Sample::row(sample.outputs, row, true);
+        with_target += f64::from(dot(&target, &y));
         with_itself += f64::from(dot(&y, &y));
+        targets += f64::from(dot(&target, &target));
     }
-    let factor = (with_input / with_itself) as f32;
-    if factor.is_finite() && factor > 0.0 { factor } else { 1.0 }
+    let best = if sample.tied { with_target / with_itself } else { UNTIED_NORM * (targets / with_itself).sqrt() };
+    let factor = if best.is_finite() && best > 0.0 { best as f32 } else { 1.0 };
+    for group in &mut weights.groups {
+        scale(group.encoder.as_mut_slice(), factor);
+        scale(&mut group.b_enc, factor);
+    }
+    scale(pre_acts.as_mut_slice(), factor);
+    let most = (START_FRACTION * d_sae as f64) as usize;
+    let rank = n * k.saturating_mul(START_L0).min(most.max(1));
+    let mut positive: Vec<f32> = pre_acts.as_slice().iter().copied().filter(|&z| z > 0.0).collect();
+    let threshold =
+        if rank < positive.len() { *positive.select_nth_unstable_by(rank, |a, b| b.total_cmp(a)).1 } else { 0.0 };
+    Start { threshold }
 }
 
 /// The point with the smallest mean distance from the rows (Weiszfeld): unlike the mean, it is not moved by a few large rows.
@@ -168,22 +267,43 @@ mod tests {
     fn first_weights_are_tied_unit_rows_of_the_seed() {
         let workers = Workers::new(1).unwrap();
         let rows = structured_rows(100, 5, 8, 1);
-        let sample = std::iter::once(Ok(rows.clone()));
-        let estimate = estimate(sample, 5, true).unwrap().unwrap();
+        let sample = std::iter::once(Ok(vec![rows.clone()]));
+        let estimate = estimate(sample, &[5], true).unwrap().unwrap().swap_remove(0);
         let norms: f32 = rows.chunks_exact(5).map(crate::sae::norm).sum();
         assert!((estimate.scale * norms / 100.0 - 5.0_f32.sqrt()).abs() < 1e-5, "the mean norm is √d_in");
-        let first = weights(&estimate, 7, 3, 3, &workers);
-        let factor = first.encoder.row(0)[0] / first.decoder.row(0)[0];
+        let layout = Layout::autoencoder(5, 7);
+        let sample = Sample { inputs: &[&estimate], outputs: &[&estimate], tied: true };
+        let first = |seed| weights(&layout, 0, sample, 3, seed, &workers);
+        let (group, start) = (&first(3).0.groups[0], first(3).1);
+        let factor = group.encoder.row(0)[0] / group.decoder.row(0)[0];
         for latent in 0..7 {
-            assert!((crate::sae::norm(first.decoder.row(latent)) - 1.0).abs() < 1e-6);
-            for (encoder, decoder) in first.encoder.row(latent).iter().zip(first.decoder.row(latent)) {
+            assert!((crate::sae::norm(group.decoder.row(latent)) - 1.0).abs() < 1e-6);
+            for (encoder, decoder) in group.encoder.row(latent).iter().zip(group.decoder.row(latent)) {
                 assert!((encoder - factor * decoder).abs() < 1e-6);
             }
         }
         // The best factor for one direction alone is 1; for several that are not orthogonal it is less.
         assert!(factor > 0.1 && factor < 1.1, "{factor}");
-        assert!((best_factor(&estimate, &first, 3) - 1.0).abs() < 1e-4, "nothing is left to gain");
-        assert_eq!(first, weights(&estimate, 7, 3, 3, &workers));
-        assert_ne!(first, weights(&estimate, 7, 3, 4, &workers));
+        assert!(start.threshold > 0.0);
+        assert_eq!(first(3), first(3));
+        assert_ne!(first(3).0, first(4).0);
+    }
+
+    #[test]
+    fn a_coder_between_sites_begins_without_a_mean_and_with_half_the_norm() {
+        let workers = Workers::new(1).unwrap();
+        let (x, y) = (structured_rows(200, 5, 8, 1), structured_rows(200, 6, 8, 2));
+        let sites = estimate(std::iter::once(Ok(vec![x, y])), &[5, 6], true).unwrap().unwrap();
+        let layout = Layout::transcoder([5, 6], 20, true);
+        let sample = Sample { inputs: &[&sites[0]], outputs: &[&sites[1]], tied: false };
+        let (weights, _) = weights(&layout, 0, sample, 3, 1, &workers);
+        let group = &weights.groups[0];
+        let mean = |latent: usize| {
+            let z = |row| dot(&Sample::row(sample.inputs, row, false), group.encoder.row(latent)) + group.b_enc[latent];
+            (0..200).map(z).sum::<f32>() / 200.0
+        };
+        assert!((0..20).all(|latent| mean(latent).abs() < 1e-4));
+        assert_eq!((weights.b_dec.len(), weights.skips[0].rows(), weights.skips[0].cols()), (6, 6, 5));
+        assert!(weights.skips[0].as_slice().iter().all(|&x| x == 0.0));
     }
 }

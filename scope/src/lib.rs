@@ -29,7 +29,6 @@
 
 pub mod encode;
 pub mod error;
-pub mod loss;
 pub mod metrics;
 pub mod npz;
 pub mod pretrained;
@@ -43,13 +42,19 @@ pub mod workers;
 mod activation;
 mod batch_topk;
 mod checkpoint;
+mod gated;
 mod init;
+mod jump_relu;
 mod kernels;
+mod l1;
+mod layout;
+mod loss;
 mod matching_pursuit;
 mod matrix;
 mod normalization;
 mod optimizer;
 mod random;
+mod rule;
 mod stats;
 mod step;
 mod tensors;
@@ -69,5 +74,7 @@ pub use sae::{Sae, SparseCoder};
 pub use selftest::{SelfTest, selftest};
 pub use sparse::SparseRows;
 pub use splice::{Coders, Splice};
-pub use train::{Architecture, Session, TrainConfig, TrainProgress, TrainSummary, train};
+pub use train::{
+    Architecture, Job, Notice, Session, SparsityLoss, TrainConfig, TrainProgress, TrainSummary, Wiring, sweep, train,
+};
 pub use workers::Workers;

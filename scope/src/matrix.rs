@@ -197,6 +197,31 @@ pub(crate) fn matmul_by_columns(a: &[f32], b: &[f32], width: usize, columns: Ran
     let _ = a.mm_out(&out, &b);
 }
 
+/// `out[.., columns] = a[.., columns] · b`, where `a` and `out` are rows of so many values with the columns that are meant,
+/// and `b` is `[k, n]`, or `[n, k]` if it is transposed.
+///
+/// # Panics
+/// If the lengths do not fit the shapes.
+pub(crate) fn matmul_between(
+    (a, a_width, a_columns): (&[f32], usize, Range<usize>),
+    b: &[f32],
+    right: Right,
+    (out, out_width, out_columns): (&mut [f32], usize, Range<usize>),
+) {
+    let (m, k, n) = (a.len() / a_width, a_columns.len(), out_columns.len());
+    assert!(k > 0 && a_columns.end <= a_width && a.len() == m * a_width, "columns of the left factor");
+    assert!(n > 0 && out_columns.end <= out_width && out.len() == m * out_width, "columns of the product");
+    assert_eq!(b.len(), k * n, "the right factor has k * n values");
+    let b = match right {
+        Right::Plain => borrow(b, [k, n]),
+        Right::Transposed => borrow(b, [n, k]).tr(),
+    };
+    // The last value used of each is in its last row, in the last of its columns.
+    let a = over(a[a_columns.start..].as_ptr(), [m, k], [a_width, 1]);
+    let out = over(out[out_columns.start..].as_mut_ptr(), [m, n], [out_width, 1]);
+    let _ = a.mm_out(&out, &b);
+}
+
 /// `out[m, n] = a[.., columns]ᵀ · b`, where `a` is `[k, width]`, `b` is `[k, n]`, and `m` is the number of columns.
 ///
 /// # Panics
@@ -269,6 +294,15 @@ mod tests {
         let mut out = [0.0; 4];
         matmul_by_columns(&a, &b, 4, 1..3, &mut out);
         assert_eq!(out, [1.0 + 50.0 + 900.0, 2.0 + 60.0 + 1000.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn a_product_between_columns() {
+        // Columns 1 and 2 of a [2, 3], into columns 1 and 2 of a [2, 4].
+        let a = [9.0, 1.0, 10.0, 9.0, 2.0, 20.0];
+        let mut out = [7.0; 8];
+        matmul_between((&a, 3, 1..3), &[1.0, 0.0, 1.0, 1.0], Right::Transposed, (&mut out, 4, 1..3));
+        assert_eq!(out, [7.0, 1.0, 11.0, 7.0, 7.0, 2.0, 22.0, 7.0]);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use crate::{
     kernels::{AdamStep, adam, dot, scale},
-    step::{Step, Weights},
+    layout::Layout,
+    step::{Group, Step, Weights},
     workers::Workers,
 };
 
@@ -34,18 +35,20 @@ pub(crate) struct Adam {
 }
 
 impl Adam {
-    pub(crate) fn new(d_in: usize, d_sae: usize) -> Self {
-        Self { m: Weights::zeros(d_in, d_sae), v: Weights::zeros(d_in, d_sae), steps: 0 }
+    /// For weights of this layout; `own` as in [`Weights::zeros`].
+    pub(crate) fn new(layout: &Layout, own: usize) -> Self {
+        Self { m: Weights::zeros(layout, own), v: Weights::zeros(layout, own), steps: 0 }
     }
 
-    /// Moves `weights` by the gradients of `step`, and makes the decoder's rows unit vectors again.
+    /// Moves `weights` by the gradients of `step`, and makes the decoder's rows unit vectors again. What the architecture
+    /// learns beside weights and biases moves `own_rate` times as fast.
     pub(crate) fn step(
         &mut self,
         workers: &Workers,
         weights: &mut Weights,
         step: &Step,
         gradient_norm: f64,
-        lr: f64,
+        [lr, own_rate]: [f64; 2],
         settings: AdamSettings,
     ) {
         self.steps += 1;
@@ -58,41 +61,62 @@ impl Adam {
             root_scale: (1.0 / (1.0 - settings.beta2.powi(t)).sqrt()) as f32,
             gradient_scale: (settings.max_gradient_norm / (gradient_norm + 1e-6)).min(1.0) as f32,
         };
-        let d_in = weights.d_in();
-        let zero = vec![0.0; d_in];
-        let block = BLOCK_LATENTS * d_in;
         let (_, touched) = step.fired();
         let gradients = &step.gradients;
+        let of_groups = weights.groups.iter_mut().zip(&gradients.groups);
+        for ((group, gradients), (m, v)) in of_groups.zip(self.m.groups.iter_mut().zip(&mut self.v.groups)) {
+            let touched = &touched[group.layout.latents.clone()];
+            workers.install(|| move_latents(group, gradients, [m, v], touched, constants));
+            let own = AdamStep { rate: constants.rate * own_rate as f32, ..constants };
+            for (((values, m), v), gradient) in group.own.iter_mut().zip(&mut m.own).zip(&mut v.own).zip(&gradients.own)
+            {
+                adam(values, m, v, gradient, own);
+            }
+            adam(&mut group.b_enc, &mut m.b_enc, &mut v.b_enc, &gradients.b_enc, constants);
+        }
         let (m, v) = (&mut self.m, &mut self.v);
-        workers.install(|| {
-            let rows = weights.encoder.as_mut_slice().par_chunks_mut(block);
-            rows.zip(m.encoder.as_mut_slice().par_chunks_mut(block))
-                .zip(v.encoder.as_mut_slice().par_chunks_mut(block))
-                .zip(weights.decoder.as_mut_slice().par_chunks_mut(block))
-                .zip(m.decoder.as_mut_slice().par_chunks_mut(block))
-                .zip(v.decoder.as_mut_slice().par_chunks_mut(block))
-                .enumerate()
-                .for_each(|(block, (((((encoder, m_enc), v_enc), decoder), m_dec), v_dec))| {
-                    for i in 0..encoder.len() / d_in {
-                        let latent = block * BLOCK_LATENTS + i;
-                        let row = i * d_in..(i + 1) * d_in;
-                        let (enc, dec) = if touched[latent] {
-                            (gradients.encoder.row(latent), gradients.decoder.row(latent))
-                        } else {
-                            (&zero[..], &zero[..])
-                        };
-                        let (m, v) = (&mut m_enc[row.clone()], &mut v_enc[row.clone()]);
-                        adam(&mut encoder[row.clone()], m, v, enc, constants);
-                        let (m, v) = (&mut m_dec[row.clone()], &mut v_dec[row.clone()]);
-                        let decoder = &mut decoder[row];
-                        adam(decoder, m, v, dec, constants);
-                        make_unit(decoder);
-                    }
-                });
-        });
-        adam(&mut weights.b_enc, &mut m.b_enc, &mut v.b_enc, &gradients.b_enc, constants);
+        for (((skip, m), v), gradient) in
+            weights.skips.iter_mut().zip(&mut m.skips).zip(&mut v.skips).zip(&gradients.skips)
+        {
+            adam(skip.as_mut_slice(), m.as_mut_slice(), v.as_mut_slice(), gradient.as_slice(), constants);
+        }
         adam(&mut weights.b_dec, &mut m.b_dec, &mut v.b_dec, &gradients.b_dec, constants);
     }
+}
+
+/// The rows of the encoder and of the decoder.
+fn move_latents(group: &mut Group, gradients: &Group, [m, v]: [&mut Group; 2], touched: &[bool], constants: AdamStep) {
+    let (d_in, d_out) = (group.encoder.cols(), group.decoder.cols());
+    let zero = vec![0.0; d_in.max(d_out)];
+    let [of_encoder, of_decoder] = [d_in, d_out].map(|width| BLOCK_LATENTS * width);
+    group
+        .encoder
+        .as_mut_slice()
+        .par_chunks_mut(of_encoder)
+        .zip(m.encoder.as_mut_slice().par_chunks_mut(of_encoder))
+        .zip(v.encoder.as_mut_slice().par_chunks_mut(of_encoder))
+        .zip(group.decoder.as_mut_slice().par_chunks_mut(of_decoder))
+        .zip(m.decoder.as_mut_slice().par_chunks_mut(of_decoder))
+        .zip(v.decoder.as_mut_slice().par_chunks_mut(of_decoder))
+        .enumerate()
+        .for_each(|(block, (((((encoder, m_enc), v_enc), decoder), m_dec), v_dec))| {
+            for i in 0..encoder.len() / d_in {
+                let latent = block * BLOCK_LATENTS + i;
+                let (enc, dec) = if touched[latent] {
+                    (gradients.encoder.row(latent), gradients.decoder.row(latent))
+                } else {
+                    (&zero[..d_in], &zero[..d_out])
+                };
+                let row = i * d_in..(i + 1) * d_in;
+                let (m, v) = (&mut m_enc[row.clone()], &mut v_enc[row.clone()]);
+                adam(&mut encoder[row], m, v, enc, constants);
+                let row = i * d_out..(i + 1) * d_out;
+                let (m, v) = (&mut m_dec[row.clone()], &mut v_dec[row.clone()]);
+                let decoder = &mut decoder[row];
+                adam(decoder, m, v, dec, constants);
+                make_unit(decoder);
+            }
+        });
 }
 
 /// Scales a row to norm 1, unless it is zero.

@@ -1,5 +1,7 @@
 //! How are the few latents that fire kept, by token and by latent?
 
+use crate::matrix::Matrix;
+
 /// Feature activations by token: row `i` has the entries `offsets[i]..offsets[i + 1]`, by ascending latent, none of them 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SparseRows {
@@ -111,11 +113,11 @@ pub(crate) struct ByLatent {
 
 impl ByLatent {
     /// Regroups the entries of consecutive blocks of rows. Beside each block are the gradients of its pre-activations, entry by
-    /// entry. Activations and gradients are multiplied by `factor`.
+    /// entry. Activations and gradients are multiplied by `factors`.
     pub(crate) fn fill<'a>(
         &mut self,
         d_sae: usize,
-        factor: f32,
+        [factor, of_gradients]: [f32; 2],
         blocks: impl Iterator<Item = (&'a SparseRows, &'a [f32])> + Clone,
     ) {
         self.starts.clear();
@@ -141,7 +143,7 @@ impl ByLatent {
                     let slot = &mut self.starts[latent as usize];
                     self.rows[*slot] = first_row + row as u32;
                     self.values[*slot] = factor * value;
-                    self.gradients[*slot] = factor * gradient;
+                    self.gradients[*slot] = of_gradients * gradient;
                     *slot += 1;
                 }
             }
@@ -159,6 +161,32 @@ impl ByLatent {
         }
         let range = self.starts[index]..self.starts[index + 1];
         (&self.rows[range.clone()], &self.values[range.clone()], &self.gradients[range])
+    }
+
+    /// Writes the activations and the gradients of some latents into memory for `[n_rows, latents]` (matrices of one column),
+    /// with 0 where there is no entry.
+    pub(crate) fn scatter(
+        &self,
+        latents: std::ops::Range<usize>,
+        n_rows: usize,
+        values: &mut Matrix,
+        gradients: &mut Matrix,
+    ) {
+        for out in [&mut *values, &mut *gradients] {
+            out.resize_rows(n_rows * latents.len());
+        }
+        let (values, gradients) = (values.as_mut_slice(), gradients.as_mut_slice());
+        values.fill(0.0);
+        gradients.fill(0.0);
+        let width = latents.len();
+        for (column, latent) in latents.enumerate() {
+            let (rows, of_rows, their_gradients) = self.latent(latent);
+            for ((&row, value), gradient) in rows.iter().zip(of_rows).zip(their_gradients) {
+                let at = row as usize * width + column;
+                values[at] = *value;
+                gradients[at] = *gradient;
+            }
+        }
     }
 
     /// Forgets all entries.
@@ -185,11 +213,15 @@ mod tests {
         let b = rows(&[&[(4.0, 0), (5.0, 2)]]);
         let mut by_latent = ByLatent::default();
         let (ga, gb) = ([0.1, 0.2, 0.3], [0.4, 0.5]);
-        by_latent.fill(5, 1.0, [(&a, &ga[..]), (&b, &gb[..])].into_iter());
+        by_latent.fill(5, [1.0, 1.0], [(&a, &ga[..]), (&b, &gb[..])].into_iter());
         assert_eq!(by_latent.latent(0), (&[3][..], &[4.0][..], &[0.4][..]));
         assert_eq!(by_latent.latent(1).0.len(), 0);
         assert_eq!(by_latent.latent(2), (&[0, 2, 3][..], &[1.0, 3.0, 5.0][..], &[0.1, 0.3, 0.5][..]));
         assert_eq!(by_latent.latent(4).0.len(), 0);
+        let (mut values, mut gradients) = (Matrix::from_slice(3, 1, &[9.0; 3]), Matrix::zeros(0, 1));
+        by_latent.scatter(2..4, 4, &mut values, &mut gradients);
+        assert_eq!(values.as_slice(), [1.0, 2.0, 0.0, 0.0, 3.0, 0.0, 5.0, 0.0]);
+        assert_eq!(gradients.as_slice()[..2], [0.1, 0.2]);
     }
 
     #[test]

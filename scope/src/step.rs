@@ -1,150 +1,55 @@
 //! What does one training step compute, touching only the latents that fire?
 //!
-//! The same as [`crate::loss`], to rounding: `2·d_in·d_sae` operations a token for the encoder product, and `8·d_in·k` for
+//! The same as [`crate::loss`], to rounding: `2·d_in·d_sae` operations a token for the encoder product, and `8·d·k` for
 //! everything else. Rows come in blocks; a block's pre-activations live in one thread's cache from the product to the choice of
 //! what fires. Then entries are regrouped by latent, so that each thread owns latents and no two write the same gradient.
 //! Sums are in an order that does not depend on the number of threads.
+//!
+//! Where so many latents fire that going entry by entry would be slower (an L1 coder's first steps), blocks of rows and of
+//! latents are multiplied densely instead: [`DENSE`].
 
 mod auxk;
+mod block;
+mod gradients;
+mod outcome;
+mod weights;
 
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
+use self::{auxk::Dense, block::Block};
+pub(crate) use self::{
+    outcome::Outcome,
+    weights::{Group, Weights},
+};
 use crate::{
-    batch_topk::{BatchTopK, Choice},
-    kernels::{add, center, dot, dots, moments, weighted_sum},
-    loss::{AuxK, Selection},
-    matrix::{Matrix, Right, matmul},
+    kernels::{add, center},
+    layout::Layout,
+    loss::AuxK,
+    matrix::{Matrix, Right, matmul_between},
+    rule::{Rule, SelectScratch},
     sae::BLOCK_ROWS,
-    sparse::{ByLatent, SparseRows},
+    sparse::ByLatent,
     topk::TopK,
     workers::Workers,
 };
 
-use self::auxk::{Dense, DenseBlock};
-
 /// Rows of which the pre-activations show where the first batch's candidates begin.
-const GUESS_ROWS: usize = 64;
+const LOOK_ROWS: usize = 64;
 /// Latents that one thread takes at a time.
 const BLOCK_LATENTS: usize = 32;
-
-/// The weights of a sparse autoencoder in training, f32.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Weights {
-    /// `[d_sae, d_in]`: transposed, so that a latent is a row.
-    pub(crate) encoder: Matrix,
-    /// `[d_sae, d_in]`.
-    pub(crate) decoder: Matrix,
-    /// `[d_sae]`.
-    pub(crate) b_enc: Vec<f32>,
-    /// `[d_in]`.
-    pub(crate) b_dec: Vec<f32>,
-}
-
-impl Weights {
-    /// All zero: gradients or moments before the first step.
-    pub(crate) fn zeros(d_in: usize, d_sae: usize) -> Self {
-        Self {
-            encoder: Matrix::zeros(d_sae, d_in),
-            decoder: Matrix::zeros(d_sae, d_in),
-            b_enc: vec![0.0; d_sae],
-            b_dec: vec![0.0; d_in],
-        }
-    }
-
-    pub(crate) fn d_in(&self) -> usize {
-        self.encoder.cols()
-    }
-
-    pub(crate) fn d_sae(&self) -> usize {
-        self.encoder.rows()
-    }
-}
-
-/// What a step found out.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Bits", into = "Bits")]
-pub(crate) struct Outcome {
-    pub(crate) loss: f64,
-    pub(crate) aux_loss: f64,
-    pub(crate) n_rows: usize,
-    /// Entries kept.
-    pub(crate) n_kept: usize,
-    /// The smallest kept activation, if anything was kept.
-    pub(crate) smallest: Option<f32>,
-    /// Σx `[d_in]`, of the scaled rows.
-    pub(crate) sum: Vec<f64>,
-    /// Σ‖x‖².
-    pub(crate) sum_square: f64,
-    /// Σ‖x − x̂‖².
-    pub(crate) sum_square_error: f64,
-    /// L2 norm of all gradients, after the decoder's parallel part was removed.
-    pub(crate) gradient_norm: f64,
-}
-
-/// An [`Outcome`] in a checkpoint: decimal digits do not always come back as the same number.
-#[derive(Serialize, Deserialize)]
-struct Bits {
-    rows: [usize; 2],
-    smallest: Option<u32>,
-    sum: Vec<u64>,
-    others: [u64; 5],
-}
-
-impl From<Outcome> for Bits {
-    fn from(x: Outcome) -> Self {
-        Self {
-            rows: [x.n_rows, x.n_kept],
-            smallest: x.smallest.map(f32::to_bits),
-            sum: x.sum.into_iter().map(f64::to_bits).collect(),
-            others: [x.loss, x.aux_loss, x.sum_square, x.sum_square_error, x.gradient_norm].map(f64::to_bits),
-        }
-    }
-}
-
-impl From<Bits> for Outcome {
-    fn from(bits: Bits) -> Self {
-        let [n_rows, n_kept] = bits.rows;
-        let [loss, aux_loss, sum_square, sum_square_error, gradient_norm] = bits.others.map(f64::from_bits);
-        Self {
-            loss,
-            aux_loss,
-            n_rows,
-            n_kept,
-            smallest: bits.smallest.map(f32::from_bits),
-            sum: bits.sum.into_iter().map(f64::from_bits).collect(),
-            sum_square,
-            sum_square_error,
-            gradient_norm,
-        }
-    }
-}
-
-/// The choice of what fires, with what it remembers between batches. (What it remembers changes how fast it is, not what it
-/// chooses.)
-pub(crate) enum Selector {
-    TopK(TopK),
-    BatchTopK(BatchTopK),
-}
-
-impl Selector {
-    pub(crate) fn new(selection: Selection) -> Self {
-        match selection {
-            Selection::TopK { k } => Self::TopK(TopK::new(k)),
-            Selection::BatchTopK { k } => Self::BatchTopK(BatchTopK::new(k)),
-        }
-    }
-}
+/// The part of a block's latents that fires from which its products are dense.
+const DENSE: f64 = 0.15;
 
 /// Memory and results of steps on batches of similar size.
 pub(crate) struct Step {
-    /// `x − b_dec`, `[B, d_in]`.
-    centered: Matrix,
-    /// `x̂ − x`, `[B, d_in]`.
-    residual: Matrix,
-    /// `Ê − E`, `[B, d_in]`.
+    layout: Layout,
+    /// What is encoded, scaled, without `b_dec` if that is subtracted: `[B, d_in]`.
+    inputs: Matrix,
+    /// `ŷ − y` of each level and all later ones together, `[B, d_out]`; the last is that of the whole coder.
+    residuals: Vec<Matrix>,
+    /// `Ê − E`, `[B, d_out]`.
     aux_residual: Matrix,
     blocks: Vec<Block>,
     threads: Vec<Mutex<Thread>>,
@@ -154,69 +59,82 @@ pub(crate) struct Step {
     dense: Option<Dense>,
     /// Gradients of the last step; rows of latents that did not fire are stale, see [`Step::fired`].
     pub(crate) gradients: Weights,
+    /// For each latent, the sum of the gradients of what the encoder's product gives.
+    sum_dz: Vec<f32>,
     /// Squared norm of each latent's gradient.
     squares: Vec<f64>,
     /// How many rows of the last batch each latent fired in.
     fired: Vec<u32>,
     /// Whether each latent has a gradient.
     touched: Vec<bool>,
-}
-
-/// What one block of rows leaves for the rest of the step.
-#[derive(Default)]
-struct Block {
-    kept: SparseRows,
-    aux: SparseRows,
-    /// Gradients of the kept pre-activations, up to the factor of the batch.
-    dz: Vec<f32>,
-    aux_dz: Vec<f32>,
-    sum: Vec<f64>,
-    sum_square: f64,
-    sum_residual: Vec<f64>,
-    sum_square_residual: f64,
-    sum_square_aux: f64,
+    /// See [`crate::rule::Terms::norms`].
+    norms: Vec<f32>,
 }
 
 /// What one thread uses again and again.
 struct Thread {
     /// `[BLOCK_ROWS, d_sae]`.
     pre_acts: Matrix,
-    found: Vec<(f32, u32)>,
+    select: SelectScratch,
+    aux: TopK,
     dead_pre_acts: Vec<f32>,
+    rows: Vec<u32>,
+    /// Memory of any size: one column, aligned as products want it. For a block, `[BLOCK_ROWS, d_out]`.
+    through: Matrix,
+    gate: Vec<f32>,
+    /// … and `[B, BLOCK_LATENTS]` twice.
+    columns: [Matrix; 2],
 }
 
 /// One batch and how to treat it.
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
     /// `[B, d_in]`, as recorded.
-    pub(crate) rows: &'a [f32],
-    /// What they are multiplied with.
-    pub(crate) scale: f32,
+    pub(crate) x: &'a [f32],
+    /// What is to be written, `[B, d_out]`; of an autoencoder, `x`.
+    pub(crate) y: &'a [f32],
+    /// What each site that is read is multiplied with, and each that is written.
+    pub(crate) scales: [&'a [f32]; 2],
+    /// Where the coder is cut into smaller ones that reconstruct alone (Matryoshka); the last is `d_sae`.
+    pub(crate) levels: &'a [usize],
+    /// λ.
+    pub(crate) sparsity: f64,
+    /// The dead latents, ascending.
+    pub(crate) dead: &'a [u32],
     pub(crate) aux: Option<AuxK<'a>>,
 }
 
 impl Step {
-    pub(crate) fn new(d_in: usize, d_sae: usize, workers: &Workers) -> Self {
+    pub(crate) fn new(layout: &Layout, own: usize, workers: &Workers) -> Self {
+        let d_sae = layout.d_sae();
         let thread = || {
             Mutex::new(Thread {
                 pre_acts: Matrix::zeros(BLOCK_ROWS, d_sae),
-                found: Vec::new(),
+                select: SelectScratch::default(),
+                aux: TopK::default(),
                 dead_pre_acts: Vec::new(),
+                rows: Vec::new(),
+                through: Matrix::zeros(0, 1),
+                gate: vec![0.0; layout.d_out()],
+                columns: [Matrix::zeros(0, 1), Matrix::zeros(0, 1)],
             })
         };
         Self {
-            centered: Matrix::zeros(0, d_in),
-            residual: Matrix::zeros(0, d_in),
-            aux_residual: Matrix::zeros(0, d_in),
+            inputs: Matrix::zeros(0, layout.d_in()),
+            residuals: vec![Matrix::zeros(0, layout.d_out())],
+            aux_residual: Matrix::zeros(0, layout.d_out()),
             blocks: Vec::new(),
             threads: (0..workers.threads()).map(|_| thread()).collect(),
             by_latent: ByLatent::default(),
             aux_by_latent: ByLatent::default(),
             dense: None,
-            gradients: Weights::zeros(d_in, d_sae),
+            gradients: Weights::zeros(layout, own),
+            sum_dz: vec![0.0; d_sae],
             squares: vec![0.0; d_sae],
             fired: vec![0; d_sae],
             touched: vec![false; d_sae],
+            norms: Vec::new(),
+            layout: layout.clone(),
         }
     }
 
@@ -230,163 +148,158 @@ impl Step {
         &mut self,
         workers: &Workers,
         weights: &Weights,
-        selector: &mut Selector,
+        rule: &mut dyn Rule,
         input: Input<'_>,
     ) -> Outcome {
-        let n = input.rows.len() / weights.d_in();
-        for matrix in [&mut self.centered, &mut self.residual] {
-            matrix.resize_rows(n);
+        let n = input.x.len() / self.layout.d_in();
+        let levels = input.levels.len().max(1);
+        self.inputs.resize_rows(n);
+        self.residuals.resize_with(levels, || Matrix::zeros(0, self.layout.d_out()));
+        for residual in &mut self.residuals {
+            residual.resize_rows(n);
         }
         self.blocks.resize_with(n.div_ceil(BLOCK_ROWS), Block::default);
         let aux = input.aux.filter(|aux| !aux.dead.is_empty() && aux.k > 0);
         workers.install(|| {
-            let smallest = self.choose(weights, selector, input, aux);
-            self.dense =
-                aux.filter(|aux| Dense::suits(aux.dead.len(), aux.k)).map(|aux| Dense::new(aux.dead, weights, n));
-            self.reconstruct(weights, aux.is_some());
-            let mut outcome = self.totals(n, weights.d_in());
-            outcome.smallest = smallest;
+            self.choose(weights, rule, input, aux);
+            self.count_what_fires();
+            self.dense = aux
+                .filter(|aux| weights.groups.len() == 1 && Dense::suits(aux.dead.len(), aux.k))
+                .map(|aux| Dense::new(aux.dead, &weights.groups[0], n));
+            self.reconstruct(weights, rule, input, aux.is_some());
+            let mut outcome = self.totals(n);
             let aux_factor = aux.map(|aux| self.aux_factor(&mut outcome, aux));
-            self.differentiate(weights, &mut outcome, aux_factor);
+            self.differentiate(weights, rule, input, &mut outcome, aux_factor);
             outcome
         })
     }
 
-    /// Encodes, and leaves in each block what fires. Returns the smallest kept activation.
-    fn choose(
-        &mut self,
-        weights: &Weights,
-        selector: &mut Selector,
-        input: Input<'_>,
-        aux: Option<AuxK<'_>>,
-    ) -> Option<f32> {
-        match selector {
-            Selector::TopK(top_k) => {
-                let top_k = &*top_k;
-                self.encode(weights, input, aux, || {
-                    let mut top_k = top_k.clone();
-                    move |pre_acts: &[f32], _: &mut Vec<(f32, u32)>, out: &mut SparseRows| {
-                        top_k.select(pre_acts, out);
-                    }
-                });
-                let values = self.blocks.iter().flat_map(|block| block.kept.values());
-                values.copied().min_by(f32::total_cmp)
-            }
-            Selector::BatchTopK(batch_top_k) => {
-                let mut floor = batch_top_k.floor().unwrap_or_else(|| {
-                    let n = (input.rows.len() / weights.d_in()).min(GUESS_ROWS);
-                    self.pre_acts_of_first_rows(weights, input, n, |pre_acts| {
-                        batch_top_k.guess(pre_acts, n);
-                    });
-                    batch_top_k.floor().unwrap_or(0.0)
-                });
-                loop {
-                    self.encode(weights, input, aux, || {
-                        move |pre_acts: &[f32], found: &mut Vec<(f32, u32)>, out: &mut SparseRows| {
-                            BatchTopK::candidates(floor, pre_acts, found, out);
-                        }
-                    });
-                    let mut kept: Vec<_> = self.blocks.iter_mut().map(|block| &mut block.kept).collect();
-                    match batch_top_k.choose(floor, &mut kept) {
-                        Choice::Kept(smallest) => return smallest,
-                        Choice::TooFew => floor = 0.0,
-                    }
-                }
+    /// Encodes, and leaves in each block what may have a gradient.
+    fn choose(&mut self, weights: &Weights, rule: &mut dyn Rule, input: Input<'_>, aux: Option<AuxK<'_>>) {
+        rule.prepare(weights);
+        if rule.wants_a_look() {
+            let n = (input.x.len() / self.layout.d_in()).min(LOOK_ROWS);
+            let mut thread = this_thread(&self.threads);
+            let width = n * self.layout.d_in();
+            let rows = &mut self.inputs.as_mut_slice()[..width];
+            scale_inputs(&self.layout, weights, &input.x[..width], input.scales[0], rows);
+            rule.look(encode(&self.layout, weights, rows, &mut thread.pre_acts), n);
+        }
+        loop {
+            self.select(weights, rule, input, aux);
+            let mut blocks: Vec<_> = self.blocks.iter_mut().map(|block| &mut block.kept).collect();
+            if rule.settle(&mut blocks) {
+                return;
             }
         }
     }
 
-    fn encode<S>(&mut self, weights: &Weights, input: Input<'_>, aux: Option<AuxK<'_>>, select: impl Fn() -> S + Sync)
-    where
-        S: FnMut(&[f32], &mut Vec<(f32, u32)>, &mut SparseRows),
-    {
-        let (d_in, d_sae, threads) = (weights.d_in(), weights.d_sae(), &self.threads);
+    fn select(&mut self, weights: &Weights, rule: &dyn Rule, input: Input<'_>, aux: Option<AuxK<'_>>) {
+        let (layout, threads) = (&self.layout, &self.threads);
+        let width = layout.d_in();
         self.blocks
             .par_iter_mut()
-            .zip(self.centered.as_mut_slice().par_chunks_mut(BLOCK_ROWS * d_in))
-            .zip(input.rows.par_chunks(BLOCK_ROWS * d_in))
-            .for_each(|((block, centered), rows)| {
+            .zip(self.inputs.as_mut_slice().par_chunks_mut(BLOCK_ROWS * width))
+            .zip(input.x.par_chunks(BLOCK_ROWS * width))
+            .for_each(|((block, rows), x)| {
                 let mut thread = this_thread(threads);
-                let Thread { pre_acts, found, dead_pre_acts } = &mut *thread;
-                block.clear(d_in);
-                for (x, centered) in rows.chunks_exact(d_in).zip(centered.chunks_exact_mut(d_in)) {
-                    center(x, input.scale, &weights.b_dec, centered);
-                }
-                let pre_acts = product(weights, centered, pre_acts);
-                let mut select = select();
-                let mut aux_top_k = TopK::new(aux.map_or(0, |aux| aux.k));
-                for pre_acts in pre_acts.chunks_exact_mut(d_sae) {
-                    add(&weights.b_enc, pre_acts);
-                    select(pre_acts, found, &mut block.kept);
+                let Thread { pre_acts, select, aux: aux_top_k, dead_pre_acts, .. } = &mut *thread;
+                block.clear();
+                scale_inputs(layout, weights, x, input.scales[0], rows);
+                for pre_acts in encode(layout, weights, rows, pre_acts).chunks_exact(layout.d_sae()) {
+                    rule.select(pre_acts, weights, select, &mut block.kept);
                     if let Some(aux) = aux {
                         dead_pre_acts.clear();
                         dead_pre_acts.extend(aux.dead.iter().map(|&latent| pre_acts[latent as usize]));
-                        aux_top_k.select_among(aux.dead, dead_pre_acts, &mut block.aux);
+                        aux_top_k.with(aux.k).select_among(aux.dead, dead_pre_acts, &mut block.aux);
                     }
                 }
             });
     }
 
-    fn pre_acts_of_first_rows(&mut self, weights: &Weights, input: Input<'_>, n: usize, mut look: impl FnMut(&[f32])) {
-        let d_in = weights.d_in();
-        let centered = &mut self.centered.as_mut_slice()[..n * d_in];
-        for (x, centered) in input.rows.chunks_exact(d_in).zip(centered.chunks_exact_mut(d_in)) {
-            center(x, input.scale, &weights.b_dec, centered);
+    fn count_what_fires(&mut self) {
+        self.fired.fill(0);
+        for block in &self.blocks {
+            for (&latent, &act) in block.kept.rows.latents().iter().zip(block.kept.rows.values()) {
+                self.fired[latent as usize] += u32::from(act > 0.0);
+            }
         }
-        let mut thread = this_thread(&self.threads);
-        let pre_acts = product(weights, centered, &mut thread.pre_acts);
-        for pre_acts in pre_acts.chunks_exact_mut(weights.d_sae()) {
-            add(&weights.b_enc, pre_acts);
-        }
-        look(pre_acts);
     }
 
-    /// Residuals, and the gradients of the kept pre-activations up to the batch's factor.
-    fn reconstruct(&mut self, weights: &Weights, aux: bool) {
-        let d_in = weights.d_in();
-        let decoder = weights.decoder.as_slice();
-        if aux {
-            self.aux_residual.resize_rows(self.residual.rows());
-        }
+    /// Residuals, and what each activation does to them.
+    fn reconstruct(&mut self, weights: &Weights, rule: &dyn Rule, input: Input<'_>, aux: bool) {
+        let (layout, threads) = (&self.layout, &self.threads);
+        let (d_in, d_out) = (layout.d_in(), layout.d_out());
         let n = self.blocks.len();
+        if aux {
+            self.aux_residual.resize_rows(self.inputs.rows());
+        }
         let aux_rows = if aux { self.aux_residual.as_mut_slice() } else { &mut [] };
-        let aux_chunks = one_each(n, aux_rows.chunks_mut(BLOCK_ROWS * d_in));
+        let aux_chunks = one_each(n, aux_rows.chunks_mut(BLOCK_ROWS * d_out));
         let dense = one_each(n, self.dense.as_mut().map(Dense::blocks).unwrap_or_default());
+        // Of each block, its rows of every level.
+        let mut residuals: Vec<Vec<&mut [f32]>> = (0..n).map(|_| Vec::new()).collect();
+        for matrix in &mut self.residuals {
+            for (rows, of_block) in matrix.as_mut_slice().chunks_mut(BLOCK_ROWS * d_out).zip(&mut residuals) {
+                of_block.push(rows);
+            }
+        }
+        let context = block::Context { layout, weights, input, gates: rule.has_gates() };
         self.blocks
             .par_iter_mut()
-            .zip(self.centered.as_slice().par_chunks(BLOCK_ROWS * d_in))
-            .zip(self.residual.as_mut_slice().par_chunks_mut(BLOCK_ROWS * d_in))
+            .zip(self.inputs.as_slice().par_chunks(BLOCK_ROWS * d_in))
+            .zip(input.y.par_chunks(BLOCK_ROWS * d_out))
+            .zip(residuals)
             .zip(aux_chunks)
             .zip(dense)
-            .for_each(|((((block, centered), residual), aux), dense)| {
-                block.reconstruct(d_in, decoder, &weights.b_dec, centered, residual);
-                if let Some(missing) = aux {
-                    block.reconstruct_aux(d_in, decoder, residual, missing, dense);
+            .for_each(|(((((block, inputs), y), mut residuals), aux), dense)| {
+                let mut thread = this_thread(threads);
+                block.reconstruct(&context, [inputs, y], &mut residuals, &mut thread);
+                if let (Some(missing), Some(residual)) = (aux, residuals.last()) {
+                    block.reconstruct_aux(weights, residual, missing, dense, &mut thread.rows);
                 }
             });
     }
 
     /// Sums over blocks, in order.
-    fn totals(&self, n_rows: usize, d_in: usize) -> Outcome {
-        let mut outcome = Outcome { n_rows, sum: vec![0.0; d_in], ..Outcome::default() };
+    fn totals(&self, n_rows: usize) -> Outcome {
+        let sites = self.layout.outputs.len();
+        let mut outcome = Outcome {
+            n_rows,
+            n_kept: self.fired.iter().map(|&n| n as usize).sum(),
+            sum: vec![0.0; self.layout.d_out()],
+            sum_square: vec![0.0; sites],
+            sum_square_error: vec![0.0; sites],
+            ..Outcome::default()
+        };
+        let (mut of_levels, mut of_gates) = (0.0, 0.0);
         for block in &self.blocks {
-            outcome.n_kept += block.kept.n_entries();
-            outcome.sum_square += block.sum_square;
-            outcome.sum_square_error += block.sum_square_residual;
-            for (total, sum) in outcome.sum.iter_mut().zip(&block.sum) {
-                *total += sum;
+            let pairs = [
+                (&mut outcome.sum, &block.sum),
+                (&mut outcome.sum_square, &block.sum_square),
+                (&mut outcome.sum_square_error, &block.sum_square_error),
+            ];
+            for (totals, parts) in pairs {
+                for (total, part) in totals.iter_mut().zip(parts) {
+                    *total += part;
+                }
             }
+            of_levels += block.sum_square_levels;
+            of_gates += block.sum_square_gates;
+            let positive = block.kept.rows.values().iter().copied().filter(|&act| act > 0.0);
+            outcome.smallest = positive.chain(outcome.smallest).min_by(f32::total_cmp);
         }
-        let variance = variance(n_rows, &outcome.sum, outcome.sum_square);
-        outcome.loss = outcome.sum_square_error / (n_rows as f64 * variance);
+        let all = n_rows as f64 * variance(n_rows, &outcome.sum, outcome.sum_square.iter().sum());
+        outcome.loss = of_levels / (self.residuals.len() as f64 * all);
+        outcome.sparsity_loss = of_gates / all;
         outcome
     }
 
     /// The factor of AuxK's gradients; its loss goes into `outcome`.
     fn aux_factor(&self, outcome: &mut Outcome, aux: AuxK<'_>) -> f64 {
         let n = outcome.n_rows as f64;
-        let sum = self.sum_residual(outcome.sum.len());
-        let variance = variance(outcome.n_rows, &sum, outcome.sum_square_error);
+        let sum = self.sum_over_blocks(|block| &block.sum_residual);
+        let variance = variance(outcome.n_rows, &sum, outcome.sum_square_error.iter().sum());
         let scale = aux.scaled_weight() / variance;
         let missing: f64 = self.blocks.iter().map(|block| block.sum_square_aux).sum();
         // A perfect reconstruction leaves nothing to learn from, and NaN must not reach the weights.
@@ -397,191 +310,55 @@ impl Step {
         2.0 * scale / n
     }
 
-    fn sum_residual(&self, d_in: usize) -> Vec<f64> {
-        let mut sum = vec![0.0; d_in];
+    fn sum_over_blocks(&self, part: impl Fn(&Block) -> &[f64]) -> Vec<f64> {
+        let mut sum = vec![0.0; self.layout.d_out()];
         for block in &self.blocks {
-            for (total, part) in sum.iter_mut().zip(&block.sum_residual) {
+            for (total, part) in sum.iter_mut().zip(part(block)) {
                 *total += part;
             }
         }
         sum
     }
+}
 
-    fn differentiate(&mut self, weights: &Weights, outcome: &mut Outcome, aux_factor: Option<f64>) {
-        let (d_in, d_sae) = (weights.d_in(), weights.d_sae());
-        let n = outcome.n_rows as f64;
-        let factor = 2.0 / (n * variance(outcome.n_rows, &outcome.sum, outcome.sum_square));
-        self.by_latent.fill(d_sae, factor as f32, self.blocks.iter().map(|block| (&block.kept, &block.dz[..])));
-        match aux_factor {
-            Some(factor) => {
-                let blocks = self.blocks.iter().map(|block| (&block.aux, &block.aux_dz[..]));
-                self.aux_by_latent.fill(d_sae, factor as f32, blocks);
-            }
-            None => self.aux_by_latent.clear(),
-        }
-        if let Some(dense) = &mut self.dense {
-            dense.differentiate(self.centered.as_slice(), self.aux_residual.as_slice());
-        }
-        let dense = self.dense.as_ref();
-        let dense_factor = [aux_factor.unwrap_or(0.0) as f32];
-        let (by_latent, aux_by_latent) = (&self.by_latent, &self.aux_by_latent);
-        let (centered, residual) = (self.centered.as_slice(), self.residual.as_slice());
-        let aux_residual = self.aux_residual.as_slice();
-        let gradients = &mut self.gradients;
-        let block = BLOCK_LATENTS * d_in;
-        gradients
-            .encoder
-            .as_mut_slice()
-            .par_chunks_mut(block)
-            .zip(gradients.decoder.as_mut_slice().par_chunks_mut(block))
-            .zip(gradients.b_enc.par_chunks_mut(BLOCK_LATENTS))
-            .zip(self.squares.par_chunks_mut(BLOCK_LATENTS))
-            .zip(self.fired.par_chunks_mut(BLOCK_LATENTS))
-            .zip(self.touched.par_chunks_mut(BLOCK_LATENTS))
-            .enumerate()
-            .for_each(|(block, (((((encoder, decoder), b_enc), squares), fired), touched))| {
-                let rows = encoder.chunks_exact_mut(d_in).zip(decoder.chunks_exact_mut(d_in));
-                for (i, (encoder, decoder)) in rows.enumerate() {
-                    let latent = block * BLOCK_LATENTS + i;
-                    let (rows, values, dz) = by_latent.latent(latent);
-                    let (aux_rows, aux_values, aux_dz) = aux_by_latent.latent(latent);
-                    fired[i] = rows.len() as u32;
-                    touched[i] = !(rows.is_empty() && aux_rows.is_empty());
-                    if !touched[i] {
-                        (b_enc[i], squares[i]) = (0.0, 0.0);
-                        continue;
-                    }
-                    decoder.fill(0.0);
-                    encoder.fill(0.0);
-                    weighted_sum(rows, values, residual, decoder);
-                    weighted_sum(rows, dz, centered, encoder);
-                    if let Some((d_encoder, d_decoder)) = dense.and_then(|dense| dense.gradients(latent)) {
-                        weighted_sum(&[0], &dense_factor, d_decoder, decoder);
-                        weighted_sum(&[0], &dense_factor, d_encoder, encoder);
-                    } else {
-                        weighted_sum(aux_rows, aux_values, aux_residual, decoder);
-                        weighted_sum(aux_rows, aux_dz, centered, encoder);
-                    }
-                    remove_parallel(weights.decoder.row(latent), decoder);
-                    let sum: f64 = dz.iter().chain(aux_dz).map(|&dz| f64::from(dz)).sum();
-                    b_enc[i] = sum as f32;
-                    let square = f64::from(dot(encoder, encoder)) + f64::from(dot(decoder, decoder));
-                    squares[i] = square + sum * sum;
-                }
-            });
-        self.differentiate_b_dec(weights, factor);
-        let b_dec: f64 = self.gradients.b_dec.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
-        outcome.gradient_norm = (self.squares.iter().sum::<f64>() + b_dec).sqrt();
-    }
-
-    /// `db_dec = ΣG − w_enc·ΣdZ`.
-    fn differentiate_b_dec(&mut self, weights: &Weights, factor: f64) {
-        /// Latents in a partial sum.
-        const PART: usize = 256;
-        let d_in = weights.d_in();
-        let latents: Vec<u32> = (0..weights.d_sae() as u32).collect();
-        let through_input: Vec<Vec<f32>> = latents
-            .par_chunks(PART)
-            .zip(self.gradients.b_enc.par_chunks(PART))
-            .map(|(latents, dz)| {
-                let mut sum = vec![0.0; d_in];
-                weighted_sum(latents, dz, weights.encoder.as_slice(), &mut sum);
-                sum
-            })
-            .collect();
-        let mut sum: Vec<f64> = self.sum_residual(d_in).iter().map(|residual| factor * residual).collect();
-        for part in through_input {
-            for (sum, part) in sum.iter_mut().zip(part) {
-                *sum -= f64::from(part);
-            }
-        }
-        for (gradient, sum) in self.gradients.b_dec.iter_mut().zip(sum) {
-            *gradient = sum as f32;
+/// `scale·x`, without `b_dec` if that is subtracted.
+fn scale_inputs(layout: &Layout, weights: &Weights, x: &[f32], scales: &[f32], out: &mut [f32]) {
+    let width = layout.d_in();
+    let zeros = if layout.is_autoencoder { Vec::new() } else { vec![0.0; width] };
+    let bias = if layout.is_autoencoder { &weights.b_dec } else { &zeros };
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        for (site, &scale) in layout.inputs.iter().zip(scales) {
+            center(&x[site.clone()], scale, &bias[site.clone()], &mut out[site.clone()]);
         }
     }
 }
 
-impl Block {
-    fn clear(&mut self, d_in: usize) {
-        self.kept.clear();
-        self.aux.clear();
-        for sums in [&mut self.sum, &mut self.sum_residual] {
-            sums.clear();
-            sums.resize(d_in, 0.0);
+/// Pre-activations of rows that are scaled, `[n, d_sae]`.
+fn encode<'a>(layout: &Layout, weights: &Weights, rows: &[f32], pre_acts: &'a mut Matrix) -> &'a [f32] {
+    let (d_in, d_sae) = (layout.d_in(), layout.d_sae());
+    let n = rows.len() / d_in;
+    let pre_acts = &mut pre_acts.as_mut_slice()[..n * d_sae];
+    for group in &weights.groups {
+        let (reads, latents) = (&group.layout.reads, &group.layout.latents);
+        if latents.is_empty() {
+            continue;
         }
-        (self.sum_square, self.sum_square_residual, self.sum_square_aux) = (0.0, 0.0, 0.0);
-    }
-
-    fn reconstruct(&mut self, d_in: usize, decoder: &[f32], b_dec: &[f32], centered: &[f32], residual: &mut [f32]) {
-        self.dz.resize(self.kept.n_entries(), 0.0);
-        let mut dz = &mut self.dz[..];
-        let rows = centered.chunks_exact(d_in).zip(residual.chunks_exact_mut(d_in));
-        for ((latents, values), (centered, residual)) in self.kept.iter().zip(rows) {
-            // The scaled input again, for its moments; `residual` is overwritten next.
-            for ((x, centered), bias) in residual.iter_mut().zip(centered).zip(b_dec) {
-                *x = centered + bias;
-            }
-            self.sum_square += moments(residual, &mut self.sum);
-            // x̂ − x = Σ f·d + b_dec − x.
-            for (residual, centered) in residual.iter_mut().zip(centered) {
-                *residual = -centered;
-            }
-            weighted_sum(latents, values, decoder, residual);
-            self.sum_square_residual += moments(residual, &mut self.sum_residual);
-            let (row, rest) = std::mem::take(&mut dz).split_at_mut(latents.len());
-            dots(residual, latents, decoder, row);
-            dz = rest;
+        matmul_between(
+            (rows, d_in, reads.clone()),
+            group.encoder.as_slice(),
+            Right::Transposed,
+            (&mut *pre_acts, d_sae, latents.clone()),
+        );
+        for row in pre_acts.chunks_exact_mut(d_sae) {
+            add(&group.b_enc, &mut row[latents.clone()]);
         }
     }
-
-    /// `Ê − E = Ê + R` into `missing`, and the gradients of what fires.
-    fn reconstruct_aux(
-        &mut self,
-        d_in: usize,
-        decoder: &[f32],
-        residual: &[f32],
-        missing: &mut [f32],
-        dense: Option<DenseBlock<'_>>,
-    ) {
-        self.aux_dz.resize(self.aux.n_entries(), 0.0);
-        if let Some(dense) = dense {
-            dense.reconstruct(&self.aux, residual, missing, &mut self.aux_dz);
-            self.sum_square_aux = missing.chunks_exact(d_in).map(|row| f64::from(dot(row, row))).sum();
-            return;
-        }
-        let mut dz = &mut self.aux_dz[..];
-        let rows = residual.chunks_exact(d_in).zip(missing.chunks_exact_mut(d_in));
-        for ((latents, values), (residual, missing)) in self.aux.iter().zip(rows) {
-            missing.copy_from_slice(residual);
-            weighted_sum(latents, values, decoder, missing);
-            self.sum_square_aux += f64::from(dot(missing, missing));
-            let (row, rest) = std::mem::take(&mut dz).split_at_mut(latents.len());
-            dots(missing, latents, decoder, row);
-            dz = rest;
-        }
-    }
+    pre_acts
 }
 
 /// The items as `n` options: the first ones are there, the rest, perhaps all, are not.
 fn one_each<T>(n: usize, items: impl IntoIterator<Item = T>) -> Vec<Option<T>> {
     items.into_iter().map(Some).chain(std::iter::repeat_with(|| None)).take(n).collect()
-}
-
-/// Removes from a gradient what would only change the norm of its row, which the step takes away again.
-fn remove_parallel(row: &[f32], gradient: &mut [f32]) {
-    let along = dot(row, gradient) / dot(row, row).max(f32::MIN_POSITIVE);
-    for (gradient, row) in gradient.iter_mut().zip(row) {
-        *gradient -= along * row;
-    }
-}
-
-/// `(x − b_dec)·w_enc`, `[rows, d_sae]`.
-fn product<'a>(weights: &Weights, centered: &[f32], pre_acts: &'a mut Matrix) -> &'a mut [f32] {
-    let (d_in, d_sae) = (weights.d_in(), weights.d_sae());
-    let n = centered.len() / d_in;
-    let pre_acts = &mut pre_acts.as_mut_slice()[..n * d_sae];
-    matmul(centered, weights.encoder.as_slice(), Right::Transposed, pre_acts, [n, d_in, d_sae]);
-    pre_acts
 }
 
 /// `(Σ‖x‖² − ‖Σx‖²/n)/n`; 1 where there is no variance, so that a batch of one row or of equal rows has a finite loss.

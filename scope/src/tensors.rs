@@ -1,6 +1,6 @@
 //! How are named f32 tensors read from and written to safetensors files, without trusting or half-writing any?
 
-use std::{io::Write, path::Path, sync::Arc};
+use std::{borrow::Cow, io::Write, path::Path, sync::Arc};
 
 use data::{
     files::{self, PendingFile},
@@ -113,7 +113,7 @@ fn values<const N: usize>(data: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32
 
 /// A tensor to be written.
 pub(crate) struct Named<'a> {
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'a, str>,
     pub(crate) shape: Vec<usize>,
     pub(crate) values: &'a [f32],
 }
@@ -130,8 +130,10 @@ pub(crate) fn write(path: &Path, tensors: &[Named<'_>], text: Option<(&str, Stri
     let mut offset = 0;
     for tensor in tensors {
         let end = offset + size_of_val(tensor.values);
-        header
-            .insert(tensor.name.into(), json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [offset, end]}));
+        header.insert(
+            tensor.name.clone().into_owned(),
+            json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [offset, end]}),
+        );
         offset = end;
     }
     let mut header = Value::Object(header).to_string().into_bytes();

@@ -1,13 +1,17 @@
 //! Which latents does TopK keep? (Gao et al., arXiv 2406.04093)
 
+use std::ops::Range;
+
 use crate::{
     kernels::{by_value, scan_above},
+    rule::{Gradients, Kept, Row, Rule, SelectScratch, Terms},
     sparse::SparseRows,
+    step::Weights,
 };
 
 /// Keeps the `k` largest positive pre-activations of each row: ReLU, then the k largest, as in OpenAI's code, sparsify and
 /// SAELens. Of equal values the lower latent is kept; NaN is never kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct TopK {
     k: usize,
     found: Vec<(f32, u32)>,
@@ -24,6 +28,12 @@ impl TopK {
     /// Keeps the `k` values that are farthest from 0, with their signs (AbsTopK, arXiv 2510.00404).
     pub(crate) fn signed(k: usize) -> Self {
         Self { signed: true, ..Self::new(k) }
+    }
+
+    /// The same that keeps another number of values from now on.
+    pub(crate) fn with(&mut self, k: usize) -> &mut Self {
+        self.k = k;
+        self
     }
 
     /// Appends the row of the entries that are kept of `pre_acts` (`[d_sae]`), by ascending latent.
@@ -75,6 +85,44 @@ impl TopK {
         }
         self.found.sort_unstable_by_key(|&(_, latent)| latent);
     }
+}
+
+/// The rule of `topk` coders: the `k` largest of each row, of all latents or of each group.
+pub(crate) struct TopKRule {
+    k: usize,
+    scopes: Vec<Range<usize>>,
+}
+
+impl TopKRule {
+    pub(crate) fn new(k: usize, scopes: Vec<Range<usize>>) -> Self {
+        Self { k, scopes }
+    }
+}
+
+impl Rule for TopKRule {
+    fn select(&self, pre_acts: &[f32], _weights: &Weights, scratch: &mut SelectScratch, out: &mut Kept) {
+        let SelectScratch { found, top_k } = scratch;
+        let top_k = top_k.with(self.k);
+        found.clear();
+        for scope in &self.scopes {
+            top_k.find(&pre_acts[scope.clone()]);
+            found.extend(top_k.found.iter().map(|&(value, latent)| (value, latent + scope.start as u32)));
+        }
+        out.rows.push_row(found.iter().copied());
+    }
+
+    fn differentiate(&self, terms: &Terms<'_>, row: &Row<'_>, out: &mut Gradients<'_>) -> f64 {
+        through(terms, row, out)
+    }
+}
+
+/// The gradients where nothing is charged: what fires is changed as the reconstruction wants it.
+pub(crate) fn through(terms: &Terms<'_>, row: &Row<'_>, out: &mut Gradients<'_>) -> f64 {
+    let factor = terms.factor as f32;
+    for (dz, d_act) in out.dz.iter_mut().zip(row.d_act) {
+        *dz = factor * d_act;
+    }
+    0.0
 }
 
 #[cfg(test)]

@@ -1,233 +1,36 @@
-//! How is a coder trained from the shards of a run?
+//! How are coders trained from the shards of a run? Any number of them from one reading.
 
+mod config;
+mod notice;
 mod session;
 
-use std::{ops::ControlFlow, path::Path};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
-use data::{BatchOptions, BatchReader, HookPoint, Place, Run, files, metrics::Metrics, sums};
-use serde::{Deserialize, Serialize};
+use data::{BatchReader, HookPoint, Place, Run, files, metrics::Metrics, sums};
 use serde_json::{Map, Value, json};
 
 use crate::{
     checkpoint::{self, State},
     error::{Error, Result},
-    init,
-    loss::Selection,
+    init::{self, Estimate},
     pretrained::sae_lens,
 };
 
+use config::setting;
+pub use config::*;
+pub use notice::Notice;
 use session::Plan;
 pub use session::Session;
 
-/// Tokens in a batch (SAELens's and GDM's 4,096).
-pub const BATCH: usize = 4096;
-/// Latents (the width of the quick loop, `reference/sae.md` §4.12).
-pub const D_SAE: usize = 4096;
-/// Latents that fire for a token, in the mean (OpenAI's, SAEBench's range is 20–200).
-pub const K: usize = 32;
-/// The learning rate at [`LR_WIDTH`] latents; it falls with the square root of the width (dictionary_learning, sparsify).
-pub const LR: f64 = 2e-4;
-/// See [`LR`].
-pub const LR_WIDTH: f64 = (1 << 14) as f64;
-/// Steps over which the learning rate rises (dictionary_learning, OpenMOSS).
-pub const WARMUP_STEPS: u64 = 1000;
-/// … but not more than this part of the training, which is short on small corpora.
-pub const WARMUP_FRACTION: f64 = 0.05;
-/// The last part of the training, over which the learning rate falls to 0 (dictionary_learning: from 80 % on).
-pub const DECAY_FRACTION: f64 = 0.2;
-/// Adam's decay rates and ε (SAELens, torch).
-pub const BETAS: (f64, f64) = (0.9, 0.999);
-/// See [`BETAS`].
-pub const EPSILON: f64 = 1e-8;
-/// The norm to which larger gradients are scaled down (SAELens, dictionary_learning).
-pub const MAX_GRADIENT_NORM: f64 = 1.0;
-/// α, the weight of AuxK (OpenAI).
-pub const AUX_WEIGHT: f64 = 1.0 / 32.0;
-/// Tokens without firing after which a latent is dead (OpenAI).
-pub const DEAD_WINDOW: u64 = 10_000_000;
-/// … but not more than this part of the training, so that a short one revives them too.
-pub const DEAD_WINDOW_FRACTION: f64 = 0.1;
-/// How far the threshold's estimate moves with each batch (SAELens).
-pub const THRESHOLD_RATE: f64 = 0.01;
-/// … but at least so far that it looks back over no more than this part of the training: the smallest kept value falls
-/// throughout, and an estimate that lags behind leaves too few latents.
-pub const THRESHOLD_FRACTION: f64 = 0.05;
-/// Tokens whose norm exceeds this multiple of the median are left out (dictionary_learning, SAEDashboard).
-pub const MAX_NORM_MULTIPLE: f64 = 10.0;
-/// Rows among which the reader shuffles.
-pub const BUFFER: usize = 1 << 16;
-/// Steps between rows of `metrics.parquet`.
-pub const LOG_EVERY: u64 = 10;
-/// Steps between checkpoints: a few minutes on two cores at the default width.
-pub const CHECKPOINT_EVERY: u64 = 1000;
-
 /// The columns of `metrics.parquet`.
-const COLUMNS: [&str; 9] =
-    ["step", "tokens", "loss", "aux_loss", "explained_variance", "l0", "dead", "lr", "threshold"];
-
-/// How latents are chosen in training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Architecture {
-    /// The `k` largest of each token; saved as `topk`.
-    TopK,
-    /// The `k` times batch largest of each batch; saved as `jumprelu` with one threshold.
-    #[default]
-    BatchTopK,
-}
-
-impl std::fmt::Display for Architecture {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::TopK => "topk",
-            Self::BatchTopK => "batchtopk",
-        })
-    }
-}
-
-impl std::str::FromStr for Architecture {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "topk" => Ok(Self::TopK),
-            "batchtopk" => Ok(Self::BatchTopK),
-            _ => Err(setting("architecture", "`topk` or `batchtopk`", name)),
-        }
-    }
-}
-
-/// What to train and how. The defaults are the constants of this module.
-#[derive(Clone, Debug)]
-pub struct TrainConfig {
-    /// How latents are chosen.
-    pub architecture: Architecture,
-    /// Latents.
-    pub d_sae: usize,
-    /// Latents that fire for a token, in the mean.
-    pub k: usize,
-    /// Learning rate; `None` is [`LR`] · √([`LR_WIDTH`] / `d_sae`).
-    pub lr: Option<f64>,
-    /// Tokens in a batch.
-    pub batch: usize,
-    /// Tokens to train on; `None` is `epochs` times what the run has.
-    pub tokens: Option<u64>,
-    /// Passes over the run, if `tokens` does not say.
-    pub epochs: u32,
-    /// Of the first weights and of the order of tokens.
-    pub seed: u64,
-    /// Threads; 0 is one for every core. The result does not depend on it.
-    pub threads: usize,
-    /// Rows among which a run is mixed that is not shuffled.
-    pub buffer: usize,
-    /// Steps over which the learning rate rises; `None` is [`WARMUP_STEPS`], or [`WARMUP_FRACTION`] of a short training.
-    pub warmup_steps: Option<u64>,
-    /// The last part of the training, over which the learning rate falls.
-    pub decay_fraction: f64,
-    /// Whether activations are scaled so that their mean norm is √d_in.
-    pub normalize: bool,
-    /// Tokens with a larger multiple of the median norm are left out; `None` keeps all.
-    pub max_norm_multiple: Option<f64>,
-    /// The weight of AuxK; 0 turns it off.
-    pub aux_weight: f64,
-    /// Dead latents that may fire for a token in AuxK; `None` is `d_in / 2` (SAELens, sparsify).
-    pub aux_k: Option<usize>,
-    /// Tokens without firing after which a latent is dead; `None` is [`DEAD_WINDOW`], or [`DEAD_WINDOW_FRACTION`] of a short
-    /// training.
-    pub dead_window: Option<u64>,
-    /// Steps between rows of `metrics.parquet`.
-    pub log_every: u64,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u64,
-    /// Whether to go on from the last checkpoint, if there is one.
-    pub resume: bool,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            architecture: Architecture::default(),
-            d_sae: D_SAE,
-            k: K,
-            lr: None,
-            batch: BATCH,
-            tokens: None,
-            epochs: 1,
-            seed: 0,
-            threads: 0,
-            buffer: BUFFER,
-            warmup_steps: None,
-            decay_fraction: DECAY_FRACTION,
-            normalize: true,
-            max_norm_multiple: Some(MAX_NORM_MULTIPLE),
-            aux_weight: AUX_WEIGHT,
-            aux_k: None,
-            dead_window: None,
-            log_every: LOG_EVERY,
-            checkpoint_every: CHECKPOINT_EVERY,
-            resume: false,
-        }
-    }
-}
-
-impl TrainConfig {
-    /// The learning rate that is meant.
-    pub fn learning_rate(&self) -> f64 {
-        self.lr.unwrap_or_else(|| LR * (LR_WIDTH / self.d_sae as f64).sqrt())
-    }
-
-    /// What is read from the shards, this many times.
-    pub(crate) fn batches(&self, epochs: u32) -> BatchOptions {
-        BatchOptions {
-            batch_rows: self.batch,
-            buffer_rows: self.buffer,
-            seed: self.seed,
-            epochs,
-            skip_special: true,
-            max_norm_multiple: self.max_norm_multiple,
-        }
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.d_sae == 0 || self.d_sae > u32::MAX as usize {
-            return Err(setting("d_sae", "between 1 and 2³²", self.d_sae));
-        }
-        if self.k == 0 || self.k > self.d_sae {
-            return Err(setting("k", format!("between 1 and d_sae = {}", self.d_sae), self.k));
-        }
-        if self.batch == 0 {
-            return Err(setting("batch", "at least 1", self.batch));
-        }
-        let lr = self.learning_rate();
-        if !(lr.is_finite() && lr > 0.0) {
-            return Err(setting("lr", "a positive number", lr));
-        }
-        if !(0.0..=1.0).contains(&self.decay_fraction) {
-            return Err(setting("decay_fraction", "between 0 and 1", self.decay_fraction));
-        }
-        if !(self.aux_weight.is_finite() && self.aux_weight >= 0.0) {
-            return Err(setting("aux_weight", "0 or more", self.aux_weight));
-        }
-        if self.tokens == Some(0) || (self.tokens.is_none() && self.epochs == 0) {
-            return Err(setting("tokens", "at least 1", 0));
-        }
-        Ok(())
-    }
-
-    fn selection(&self) -> Selection {
-        match self.architecture {
-            Architecture::TopK => Selection::TopK { k: self.k },
-            Architecture::BatchTopK => Selection::BatchTopK { k: self.k },
-        }
-    }
-}
-
-fn setting(name: &'static str, expected: impl Into<String>, found: impl std::fmt::Display) -> Error {
-    Error::Setting { name, expected: expected.into(), found: found.to_string() }
-}
+const COLUMNS: [&str; 10] =
+    ["step", "tokens", "loss", "aux_loss", "explained_variance", "l0", "dead", "lr", "threshold", "sparsity_loss"];
 
 /// How far training is, after every step. The caller has the clock.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrainProgress {
     /// Steps done.
     pub step: u64,
@@ -235,11 +38,14 @@ pub struct TrainProgress {
     pub steps: u64,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Both parts of the loss of the last batches: the unexplained part of the variance, and AuxK.
+    /// All parts of the loss of the last batches: the unexplained part of the variance, AuxK, and what is charged for
+    /// activations.
     pub loss: f64,
     /// AuxK's part.
     pub aux_loss: f64,
-    /// 1 − Σ‖x − x̂‖² / (Σ‖x‖² − ‖Σx‖²/n) over the last batches, in f64.
+    /// What is charged for activations, and the second reconstruction of a gated coder.
+    pub sparsity_loss: f64,
+    /// 1 − Σ‖y − ŷ‖² / (Σ‖y‖² − ‖Σy‖²/n) over the last batches, in f64.
     pub explained_variance: f64,
     /// Latents that fire for a token, in the mean over the last batches.
     pub l0: f64,
@@ -247,10 +53,12 @@ pub struct TrainProgress {
     pub dead: usize,
     /// The learning rate of the last step.
     pub lr: f64,
-    /// The running estimate of the smallest kept activation.
+    /// The running estimate of the smallest activation; where thresholds learn, their mean.
     pub threshold: f64,
     /// The norm of the last gradient, before it was limited.
     pub gradient_norm: f64,
+    /// What looks like trouble.
+    pub notices: Vec<Notice>,
 }
 
 /// What came of training.
@@ -266,65 +74,109 @@ pub struct TrainSummary {
     pub not_finite: u64,
 }
 
-/// Trains a coder on one hook point of a run, into the folder `out` (see [`Run::sae_dir`]) or a place in an object store.
+/// One coder of a sweep.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// What it reads and writes.
+    pub wiring: Wiring,
+    /// How it is trained. What says how rows are read must be the same in all jobs of a sweep: `batch`, `buffer`,
+    /// `max_norm_multiple`. Rows come in the order of the first job's seed.
+    pub config: TrainConfig,
+    /// The coder's folder (see [`Run::sae_dir`]), or a place in an object store.
+    pub out: Place,
+}
+
+/// Trains a coder on one hook point of a run, or from one to another, into the folder `out` (see [`Run::sae_dir`]) or a place in
+/// an object store.
 ///
 /// `progress` is called after every step; when it breaks, a checkpoint is written, and the same call with `resume` goes on
 /// exactly. `out` gets its `cfg.json` at the very end.
 pub fn train(
     run: &Run,
-    hook: HookPoint,
+    wiring: impl Into<Wiring>,
     config: &TrainConfig,
     out: impl Into<Place>,
     progress: &mut dyn FnMut(&TrainProgress) -> ControlFlow<()>,
 ) -> Result<TrainSummary> {
-    config.check()?;
-    let place = out.into();
-    let out = place.bring(|_| true)?;
-    if out.join(sae_lens::CONFIG_FILE).exists() {
-        return Err(Error::CoderExists { path: out.into() });
+    let job = Job { wiring: wiring.into(), config: config.clone(), out: out.into() };
+    let mut summaries = sweep(run, &[job], &mut |at| match at {
+        [Some(at)] => progress(at),
+        _ => ControlFlow::Continue(()),
+    })?;
+    summaries.swap_remove(0)
+}
+
+/// Trains many coders from one reading of the run. Each gets its own folder, as [`train`] makes it; one that diverges ends
+/// alone, with its error.
+///
+/// `progress` is called after every batch with how far each coder is; `None` are those that ended before this call, or have not
+/// had a batch yet. When it breaks, every coder gets a checkpoint, and the same call with `resume` goes on exactly.
+pub fn sweep(
+    run: &Run,
+    jobs: &[Job],
+    progress: &mut dyn FnMut(&[Option<TrainProgress>]) -> ControlFlow<()>,
+) -> Result<Vec<Result<TrainSummary>>> {
+    let resume = check(jobs)?;
+    let mut ended: Vec<Option<Result<TrainSummary>>> = jobs.iter().map(|_| None).collect();
+    let mut open = Vec::new();
+    for (at, job) in jobs.iter().enumerate() {
+        let out = job.out.bring(|_| true)?.to_owned();
+        if !out.join(sae_lens::CONFIG_FILE).exists() {
+            if !resume && checkpoint::latest(&out)?.is_some() {
+                return Err(Error::TrainingBegun { path: out });
+            }
+            open.push((at, out));
+        } else if resume && jobs.len() > 1 {
+            ended[at] = Some(Ok(TrainSummary { complete: true, last: None, scale: 1.0, not_finite: 0 }));
+        } else {
+            return Err(Error::CoderExists { path: out });
+        }
     }
-    let mut training = match checkpoint::latest(out)? {
-        Some(_) if !config.resume => return Err(Error::TrainingBegun { path: out.into() }),
-        Some(path) => {
-            checkpoint::prune(out)?;
-            Training::resume(run, hook, config, &path)?
-        }
-        None => Training::begin(run, hook, config)?,
-    };
-    let mut log = training.open_log(out)?;
-    let (mut last, mut complete) = (None, true);
-    while training.session.step < training.session.steps() {
-        let Some(at) = training.advance()? else { break };
-        let more = at.step < at.steps;
-        if at.step % config.log_every.max(1) == 0 || !more {
-            log.push(&at.columns())?;
-        }
-        complete = progress(&at).is_continue() || !more;
-        let checkpoint = more && (!complete || at.step % config.checkpoint_every.max(1) == 0);
-        last = Some(at);
-        if checkpoint {
-            // A log that is ahead of its checkpoint is cut when the training goes on; one that is behind has a hole.
-            files::create_dir(out)?;
-            log.write(&out.join(METRICS_FILE))?;
-            training.checkpoint(out)?;
-            place.publish("", &VOUCHERS)?;
-        }
-        if !complete {
+    let mut training = Training::open(run, jobs, open)?;
+    let mut last: Vec<Option<TrainProgress>> = vec![None; jobs.len()];
+    let mut go_on = true;
+    while go_on && !training.coders.is_empty() {
+        if !training.advance(&mut last, &mut ended)? {
             break;
         }
-    }
-    let (scale, not_finite) = (training.session.scale, training.not_finite);
-    if complete {
-        if training.session.step == 0 {
-            return Err(Error::NoActivations { hook: hook.to_string() });
+        go_on = progress(&last).is_continue();
+        // Those that are done are written even if the others are to stop.
+        training.close_done(run, jobs, &last, &mut ended)?;
+        let due = |coder: &Coder| coder.session.step.is_multiple_of(coder.every(jobs));
+        if training.coders.iter().any(|coder| !go_on || due(coder)) {
+            // All at the same step, so that they go on from one place in the shards.
+            training.checkpoint(jobs)?;
         }
-        files::create_dir(out)?;
-        log.write(&out.join(METRICS_FILE))?;
-        let metadata = training.metadata(run, hook, config);
-        training.session.into_sae(metadata).save(out)?;
-        place.publish("", &VOUCHERS)?;
     }
-    Ok(TrainSummary { complete, last, scale, not_finite })
+    for coder in training.coders {
+        let nothing = coder.session.step == 0;
+        let summary = TrainSummary {
+            complete: false,
+            last: last[coder.job].take(),
+            scale: coder.session.scales[0][0],
+            not_finite: training.not_finite,
+        };
+        let hook = || jobs[coder.job].wiring.inputs()[0].to_string();
+        ended[coder.job] = Some(if nothing { Err(Error::NoActivations { hook: hook() }) } else { Ok(summary) });
+    }
+    Ok(ended.into_iter().flatten().collect())
+}
+
+/// That the jobs make sense alone and together; whether they go on with what was begun.
+fn check(jobs: &[Job]) -> Result<bool> {
+    let Some(first) = jobs.first() else { return Err(setting("coders", "at least one", 0)) };
+    for job in jobs {
+        job.config.check()?;
+        let (one, other) = (&first.config, &job.config);
+        if one.batch != other.batch {
+            return Err(setting("batch", format!("{} as for the first coder of the sweep", one.batch), other.batch));
+        }
+        let same = (one.buffer, one.max_norm_multiple) == (other.buffer, other.max_norm_multiple);
+        if !same || one.resume != other.resume {
+            return Err(setting("buffer", "the same reading for all coders of a sweep", other.buffer));
+        }
+    }
+    Ok(first.config.resume)
 }
 
 /// What vouches for the other files of a coder, and goes last into a store.
@@ -333,105 +185,199 @@ const VOUCHERS: [&str; 2] = [sums::FILE, sae_lens::CONFIG_FILE];
 /// The metrics' file name.
 pub(crate) const METRICS_FILE: &str = "metrics.parquet";
 
-/// A session with what it reads from.
+/// Coders in training, with what they read from.
 struct Training {
-    session: Session,
     reader: BatchReader,
-    settings: Map<String, Value>,
+    widths: Vec<usize>,
+    coders: Vec<Coder>,
     not_finite: u64,
-    width: usize,
+}
+
+/// One of them.
+struct Coder {
+    /// Which job.
+    job: usize,
+    session: Session,
+    settings: Map<String, Value>,
+    log: Metrics,
+    out: PathBuf,
+    /// Where its sites are among the reader's: those that are read, and those that are written.
+    sites: [Vec<usize>; 2],
+}
+
+impl Coder {
+    fn every(&self, jobs: &[Job]) -> u64 {
+        jobs[self.job].config.checkpoint_every.max(1)
+    }
 }
 
 impl Training {
-    fn begin(run: &Run, hook: HookPoint, config: &TrainConfig) -> Result<Self> {
-        let width = run.hook_point(hook)?.width;
-        let none = || Error::NoActivations { hook: hook.to_string() };
-        let sample = BatchReader::new(run, &[hook], config.batches(1))?;
-        let sample = sample.map(|batch| Ok(batch?.acts.swap_remove(0)));
-        let estimate = init::estimate(sample, width, config.normalize)?.ok_or_else(none)?;
-        let reader = BatchReader::new(run, &[hook], config.batches(u32::MAX))?;
-        let plan = Plan::new(width, tokens(run, hook, config)?, config);
-        let settings = settings(hook, &plan, config);
-        let session = Session::from_estimate(&estimate, plan, config)?;
-        Ok(Self { session, reader, settings, not_finite: 0, width })
-    }
-
-    fn resume(run: &Run, hook: HookPoint, config: &TrainConfig, path: &Path) -> Result<Self> {
-        let width = run.hook_point(hook)?.width;
-        let plan = Plan::new(width, tokens(run, hook, config)?, config);
-        let settings = settings(hook, &plan, config);
-        let (state, weights, adam) = checkpoint::load(path, &settings, [width, config.d_sae])?;
-        let reader = BatchReader::resume(run, &[hook], config.batches(u32::MAX), state.cursor.clone())?;
-        let session = Session::from_state(&state, weights, adam, plan, config)?;
-        Ok(Self { session, reader, settings, not_finite: state.not_finite, width })
-    }
-
-    /// One step; `None` when there is nothing more to read.
-    fn advance(&mut self) -> Result<Option<TrainProgress>> {
-        loop {
-            let Some(batch) = self.reader.next() else { return Ok(None) };
-            let mut batch = batch?;
-            let rows = &mut batch.acts[0];
-            let before = rows.len();
-            keep_finite(rows, self.width);
-            self.not_finite += ((before - rows.len()) / self.width) as u64;
-            if !rows.is_empty() {
-                let progress = self.session.step(rows)?;
-                self.reader.recycle(batch);
-                return Ok(Some(progress));
+    /// Begins all coders, or goes on with all of them from the last step of which each has a checkpoint.
+    fn open(run: &Run, jobs: &[Job], open: Vec<(usize, PathBuf)>) -> Result<Self> {
+        let mut hooks: Vec<HookPoint> = Vec::new();
+        for hook in jobs.iter().flat_map(|job| job.wiring.inputs().into_iter().chain(job.wiring.outputs())) {
+            if !hooks.contains(&hook) {
+                hooks.push(hook);
             }
         }
-    }
-
-    /// The metrics up to where the training stands.
-    fn open_log(&self, out: &Path) -> Result<Metrics> {
-        let path = out.join(METRICS_FILE);
-        if self.session.step == 0 || !path.is_file() {
-            return Ok(Metrics::new(&COLUMNS));
+        let widths = hooks.iter().map(|&hook| Ok(run.hook_point(hook)?.width)).collect::<Result<Vec<_>>>()?;
+        let config = &jobs[0].config;
+        let from = common_step(&open)?;
+        let mut estimates: Option<Vec<Estimate>> = None;
+        let (mut cursor, mut not_finite) = (None, 0);
+        let mut coders = Vec::new();
+        for (job, out) in open {
+            let Job { wiring, config, .. } = &jobs[job];
+            let find = |hook: HookPoint| hooks.iter().position(|&known| known == hook).unwrap_or(0);
+            let sites =
+                [wiring.inputs(), wiring.outputs()].map(|sites| sites.into_iter().map(find).collect::<Vec<_>>());
+            let [inputs, outputs] =
+                [&sites[0], &sites[1]].map(|sites| sites.iter().map(|&at| widths[at]).collect::<Vec<_>>());
+            let plan = Plan::new(wiring, [&inputs, &outputs], tokens(run, hooks[sites[0][0]], config)?, config);
+            let settings = settings(wiring, &plan, config, &jobs[0].config);
+            let session = if let Some(step) = from {
+                checkpoint::forget_after(&out, step)?;
+                let path = checkpoint::path(&out, step);
+                let (state, weights, adam) = checkpoint::load(&path, &settings, &plan.layout, plan.own())?;
+                not_finite = state.not_finite;
+                let session = Session::resume(&state, weights, adam, plan, config)?;
+                cursor = Some(state.cursor);
+                session
+            } else {
+                checkpoint::forget_after(&out, 0)?;
+                let estimates = if let Some(estimates) = &estimates {
+                    estimates
+                } else {
+                    let none = || Error::NoActivations { hook: hooks[0].to_string() };
+                    let sample = BatchReader::new(run, &hooks, jobs[0].config.batches(1))?;
+                    let sample = sample.map(|batch| Ok(batch?.acts));
+                    estimates.insert(init::estimate(sample, &widths, config.normalize)?.ok_or_else(none)?)
+                };
+                let [inputs, outputs] =
+                    [&sites[0], &sites[1]].map(|sites| sites.iter().map(|&at| &estimates[at]).collect::<Vec<_>>());
+                Session::begin(&inputs, &outputs, plan, config)?
+            };
+            let log = open_log(&out, session.step)?;
+            coders.push(Coder { job, session, settings, log, out, sites });
         }
-        let mut log = Metrics::read(&path)?;
-        let steps = log.column("step").unwrap_or_default();
-        let kept = steps.iter().take_while(|&&step| step <= self.session.step as f64).count();
-        log.truncate(kept);
-        Ok(log)
+        let reader = match cursor {
+            Some(cursor) => BatchReader::resume(run, &hooks, config.batches(u32::MAX), cursor)?,
+            None => BatchReader::new(run, &hooks, config.batches(u32::MAX))?,
+        };
+        Ok(Self { reader, widths, coders, not_finite })
     }
 
-    fn checkpoint(&self, out: &Path) -> Result<()> {
-        let session = &self.session;
-        let state = State {
-            version: State::VERSION,
-            settings: self.settings.clone(),
-            step: session.step,
-            tokens: session.tokens,
-            not_finite: self.not_finite,
-            cursor: self.reader.cursor().clone(),
-            scale: session.scale,
-            threshold: session.threshold,
-            window: session.window.clone(),
-            silent: session.silent.clone(),
+    /// One step of every coder; `false` when there is nothing more to read. A coder that diverges is among the ended.
+    fn advance(
+        &mut self,
+        last: &mut [Option<TrainProgress>],
+        ended: &mut [Option<Result<TrainSummary>>],
+    ) -> Result<bool> {
+        let mut batch = loop {
+            let Some(batch) = self.reader.next() else { return Ok(false) };
+            let mut batch = batch?;
+            let before = batch.acts[0].len() / self.widths[0];
+            keep_finite(&mut batch.acts, &self.widths);
+            self.not_finite += (before - batch.acts[0].len() / self.widths[0]) as u64;
+            if !batch.acts[0].is_empty() {
+                break batch;
+            }
         };
-        checkpoint::save(out, &state, &session.weights, &session.adam)
+        let mut failed = Vec::new();
+        for (at, coder) in self.coders.iter_mut().enumerate() {
+            let [x, y] = [&coder.sites[0], &coder.sites[1]].map(|sites| &batch.acts[sites[0]][..]);
+            match coder.session.step_between(x, y) {
+                Ok(progress) => last[coder.job] = Some(progress),
+                Err(error) => {
+                    ended[coder.job] = Some(Err(error));
+                    failed.push(at);
+                }
+            }
+        }
+        for at in failed.into_iter().rev() {
+            self.coders.remove(at);
+        }
+        batch.token_idx.clear();
+        self.reader.recycle(batch);
+        for coder in &mut self.coders {
+            let Some(at) = &last[coder.job] else { continue };
+            if at.step % coder.session.log_every() == 0 || at.step == at.steps {
+                coder.log.push(&at.columns())?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes the coders that have come to their end.
+    fn close_done(
+        &mut self,
+        run: &Run,
+        jobs: &[Job],
+        last: &[Option<TrainProgress>],
+        ended: &mut [Option<Result<TrainSummary>>],
+    ) -> Result<()> {
+        let (done, open) =
+            std::mem::take(&mut self.coders).into_iter().partition(|it| it.session.step >= it.session.steps());
+        self.coders = open;
+        let done: Vec<Coder> = done;
+        for coder in done {
+            files::create_dir(&coder.out)?;
+            coder.log.write(&coder.out.join(METRICS_FILE))?;
+            let scale = coder.session.scales[0][0];
+            let metadata = self.metadata(&coder, run, &jobs[coder.job]);
+            coder.session.into_sae(metadata).save(&coder.out)?;
+            jobs[coder.job].out.publish("", &VOUCHERS)?;
+            let last = last[coder.job].clone();
+            ended[coder.job] = Some(Ok(TrainSummary { complete: true, last, scale, not_finite: self.not_finite }));
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, jobs: &[Job]) -> Result<()> {
+        for coder in &mut self.coders {
+            // A log that is ahead of its checkpoint is cut when the training goes on; one that is behind has a hole.
+            files::create_dir(&coder.out)?;
+            coder.log.write(&coder.out.join(METRICS_FILE))?;
+            let session = &coder.session;
+            let state = State {
+                version: State::VERSION,
+                settings: coder.settings.clone(),
+                step: session.step,
+                tokens: session.tokens,
+                not_finite: self.not_finite,
+                cursor: self.reader.cursor().clone(),
+                scales: session.scales.clone(),
+                threshold: session.threshold,
+                window: session.window.clone(),
+                silent: session.silent.clone(),
+            };
+            checkpoint::save(&coder.out, &state, &session.weights, &session.adam)?;
+            jobs[coder.job].out.publish("", &VOUCHERS)?;
+        }
+        Ok(())
     }
 
     /// What SAELens and we write down about the making of a coder.
-    fn metadata(&self, run: &Run, hook: HookPoint, config: &TrainConfig) -> Map<String, Value> {
+    fn metadata(&self, coder: &Coder, run: &Run, job: &Job) -> Map<String, Value> {
         let manifest = run.manifest();
+        let config = &job.config;
         let excluded = self.reader.excluded();
-        let mut settings = self.settings.clone();
+        let mut settings = coder.settings.clone();
         for (name, value) in [
             ("norm_convention", json!("expected_average_only_in")),
-            ("norm_scale", json!(self.session.scale)),
-            ("tokens", json!(self.session.tokens)),
+            ("norm_scale", json!(coder.session.scales[0][0])),
+            ("norm_scale_out", json!(coder.session.scales[1][0])),
+            ("tokens", json!(coder.session.tokens)),
             ("not_finite", json!(self.not_finite)),
             ("excluded", json!({"special": excluded.special, "outliers": excluded.outliers})),
         ] {
             settings.insert(name.into(), value);
         }
-        object(json!({
+        let mut metadata = object(json!({
             "sae_lens_version": sae_lens::LAYOUT_VERSION,
             "sae_lens_training_version": null,
             "model_name": manifest.model.id,
-            "hook_name": hook.to_string(),
+            "hook_name": job.wiring.inputs()[0].to_string(),
             "hook_head_index": null,
             "model_from_pretrained_kwargs": {},
             "prepend_bos": true,
@@ -440,20 +386,55 @@ impl Training {
             "training_architecture": config.architecture,
             "training_architecture_details": {
                 "k": config.k,
-                "aux_loss_coefficient": config.aux_weight,
-                "topk_threshold_lr": self.settings["threshold_rate"],
+                "aux_loss_coefficient": config.aux(),
+                "topk_threshold_lr": coder.settings["threshold_rate"],
                 "rescale_acts_by_decoder_norm": false,
                 "decoder_init_norm": 1.0,
             },
             "polariscope": settings,
-        }))
+        }));
+        if let Wiring::Transcoder { output, .. } = &job.wiring {
+            metadata.insert("hook_name_out".into(), json!(output.to_string()));
+        }
+        metadata
     }
 }
 
+/// The last step of which every coder has a checkpoint; `None` if there is none, and all begin.
+fn common_step(open: &[(usize, PathBuf)]) -> Result<Option<u64>> {
+    let mut common: Option<Vec<u64>> = None;
+    for (_, out) in open {
+        checkpoint::prune(out)?;
+        let steps = checkpoint::steps(out)?;
+        common = Some(match common {
+            Some(common) => common.into_iter().filter(|step| steps.contains(step)).collect(),
+            None => steps,
+        });
+    }
+    Ok(common.and_then(|steps| steps.into_iter().max()))
+}
+
+/// The metrics up to a step.
+fn open_log(out: &Path, step: u64) -> Result<Metrics> {
+    let path = out.join(METRICS_FILE);
+    if step == 0 || !path.is_file() {
+        return Ok(Metrics::new(&COLUMNS));
+    }
+    let mut log = Metrics::read(&path)?;
+    let steps = log.column("step").unwrap_or_default();
+    let kept = steps.iter().take_while(|&&known| known <= step as f64).count();
+    log.truncate(kept);
+    Ok(log)
+}
+
 /// The settings that decide the result.
-fn settings(hook: HookPoint, plan: &Plan, config: &TrainConfig) -> Map<String, Value> {
+fn settings(wiring: &Wiring, plan: &Plan, config: &TrainConfig, first: &TrainConfig) -> Map<String, Value> {
     let mut settings = plan.settings(config);
-    settings.insert("hook_point".into(), json!(hook.to_string()));
+    settings.insert("hook_point".into(), json!(wiring.inputs()[0].to_string()));
+    if let Wiring::Transcoder { output, .. } = wiring {
+        settings.insert("hook_point_out".into(), json!(output.to_string()));
+    }
+    settings.insert("order_seed".into(), json!(first.seed));
     settings.insert("buffer".into(), json!(config.buffer));
     settings.insert("max_norm_multiple".into(), json!(config.max_norm_multiple));
     settings
@@ -488,19 +469,25 @@ impl TrainProgress {
             self.dead as f64,
             self.lr,
             self.threshold,
+            self.sparsity_loss,
         ]
     }
 }
 
-/// Removes rows with a value that is not finite.
-fn keep_finite(rows: &mut Vec<f32>, width: usize) {
+/// Removes the rows that have a value that is not finite at any of the sites.
+fn keep_finite(sites: &mut [Vec<f32>], widths: &[usize]) {
     // 0 times anything finite is 0, and times anything else NaN.
     let finite = |row: &[f32]| row.iter().map(|x| x * 0.0).sum::<f32>() == 0.0;
-    if rows.chunks_exact(width).all(finite) {
+    let n = sites[0].len() / widths[0];
+    let columns = |site: usize, row: usize| row * widths[site]..(row + 1) * widths[site];
+    let keep: Vec<bool> = (0..n).map(|i| (0..sites.len()).all(|site| finite(&sites[site][columns(site, i)]))).collect();
+    if keep.iter().all(|&keep| keep) {
         return;
     }
-    let kept: Vec<f32> = rows.chunks_exact(width).filter(|row| finite(row)).flatten().copied().collect();
-    *rows = kept;
+    for (rows, &width) in sites.iter_mut().zip(widths) {
+        let kept = rows.chunks_exact(width).zip(&keep).filter(|(_, keep)| **keep);
+        *rows = kept.flat_map(|(row, _)| row.iter().copied()).collect();
+    }
 }
 
 #[cfg(test)]

@@ -199,7 +199,7 @@ fn a_run_is_not_complete_without_a_file_that_has_disappeared() {
     let run = RunWriter::create(dir.path(), wanted.clone()).unwrap();
     write_shard(&run, 0, 0..10, 10);
     write_shard(&run, 1, 10..20, 10);
-    std::fs::remove_dir_all(dir.path().join("acts")).unwrap();
+    fs::remove_dir_all(dir.path().join("acts")).unwrap();
     assert!(matches!(run.finish("0"), Err(Error::LostShard { index: 0, .. })));
     assert!(!Run::open(dir.path()).unwrap().manifest().complete);
     let run = RunWriter::resume(dir.path(), &wanted).unwrap();

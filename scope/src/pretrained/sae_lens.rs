@@ -192,24 +192,24 @@ pub(crate) fn save(sae: &Sae, dir: &Path) -> Result<()> {
     let (d_in, d_out, d_sae) = (sae.d_in(), sae.d_out(), sae.d_sae());
     files::create_dir(dir)?;
     let mut named = vec![
-        Named { name: "W_dec", shape: vec![d_sae, d_out], values: sae.w_dec.as_slice() },
-        Named { name: "b_dec", shape: vec![d_out], values: &sae.b_dec },
+        Named { name: "W_dec".into(), shape: vec![d_sae, d_out], values: sae.w_dec.as_slice() },
+        Named { name: "b_dec".into(), shape: vec![d_out], values: &sae.b_dec },
     ];
     if sae.w_enc.rows() > 0 {
         let bias = if let Activation::Gated { .. } = sae.activation { "b_gate" } else { "b_enc" };
-        named.insert(0, Named { name: "W_enc", shape: vec![d_in, d_sae], values: sae.w_enc.as_slice() });
-        named.push(Named { name: bias, shape: vec![d_sae], values: &sae.b_enc });
+        named.insert(0, Named { name: "W_enc".into(), shape: vec![d_in, d_sae], values: sae.w_enc.as_slice() });
+        named.push(Named { name: bias.into(), shape: vec![d_sae], values: &sae.b_enc });
     }
     if let Some(skip) = &sae.w_skip {
-        named.push(Named { name: "W_skip", shape: vec![d_out, d_in], values: skip.as_slice() });
+        named.push(Named { name: "W_skip".into(), shape: vec![d_out, d_in], values: skip.as_slice() });
     }
     match &sae.activation {
         Activation::JumpRelu { threshold } => {
-            named.push(Named { name: "threshold", shape: vec![d_sae], values: threshold });
+            named.push(Named { name: "threshold".into(), shape: vec![d_sae], values: threshold });
         }
         Activation::Gated { b_mag, r_mag } => {
-            named.push(Named { name: "b_mag", shape: vec![d_sae], values: b_mag });
-            named.push(Named { name: "r_mag", shape: vec![d_sae], values: r_mag });
+            named.push(Named { name: "b_mag".into(), shape: vec![d_sae], values: b_mag });
+            named.push(Named { name: "r_mag".into(), shape: vec![d_sae], values: r_mag });
         }
         _ => {}
     }

@@ -9,7 +9,7 @@ use crate::{
     matrix::{Matrix, Right, matmul, matmul_columns},
     sae::BLOCK_ROWS,
     sparse::SparseRows,
-    step::Weights,
+    step::Group,
 };
 
 /// Up to so many times `k_aux` dead latents the dense way is taken: beyond, most of its products would be with zeros.
@@ -24,13 +24,13 @@ const ALIVE: u32 = u32::MAX;
 pub(super) struct Dense {
     /// Of each latent, its number among the dead.
     index: Vec<u32>,
-    /// `[n_dead, d_in]`.
+    /// `[n_dead, d_out]`.
     decoder: Matrix,
     /// Activations, `[B, n_dead]`.
     acts: Matrix,
     /// Gradients of the pre-activations up to the batch's factor, `[B, n_dead]`.
     dz: Matrix,
-    /// Gradients up to the factor, `[n_dead, d_in]`.
+    /// Gradients up to the factor, `[n_dead, d_in]` and `[n_dead, d_out]`.
     d_encoder: Matrix,
     d_decoder: Matrix,
 }
@@ -50,10 +50,10 @@ impl Dense {
     }
 
     /// For these dead latents (ascending) and a batch of so many rows.
-    pub(super) fn new(dead: &[u32], weights: &Weights, n_rows: usize) -> Self {
-        let d_in = weights.d_in();
-        let mut index = vec![ALIVE; weights.d_sae()];
-        let mut decoder = Matrix::zeros(dead.len(), d_in);
+    pub(super) fn new(dead: &[u32], weights: &Group, n_rows: usize) -> Self {
+        let (d_in, d_out) = (weights.encoder.cols(), weights.decoder.cols());
+        let mut index = vec![ALIVE; weights.decoder.rows()];
+        let mut decoder = Matrix::zeros(dead.len(), d_out);
         for (i, &latent) in dead.iter().enumerate() {
             index[latent as usize] = i as u32;
             decoder.row_mut(i).copy_from_slice(weights.decoder.row(latent as usize));
@@ -64,7 +64,7 @@ impl Dense {
             acts: Matrix::zeros(n_rows, dead.len()),
             dz: Matrix::zeros(n_rows, dead.len()),
             d_encoder: Matrix::zeros(dead.len(), d_in),
-            d_decoder: Matrix::zeros(dead.len(), d_in),
+            d_decoder: Matrix::zeros(dead.len(), d_out),
         }
     }
 
@@ -77,15 +77,15 @@ impl Dense {
         blocks.map(|(acts, dz)| DenseBlock { index, decoder, acts, dz }).collect()
     }
 
-    /// Gradients of the dead latents' rows, from `x − b_dec` and `Ê − E` (`[B, d_in]`).
+    /// Gradients of the dead latents' rows, from what was encoded (`[B, d_in]`) and `Ê − E` (`[B, d_out]`).
     pub(super) fn differentiate(&mut self, centered: &[f32], missing: &[f32]) {
-        let (n_dead, d_in) = (self.decoder.rows(), self.decoder.cols());
+        let n_dead = self.decoder.rows();
         let (acts, dz) = (self.acts.as_slice(), self.dz.as_slice());
-        let size = BLOCK_DEAD * d_in;
+        let [d_in, d_out] = [self.d_encoder.cols(), self.d_decoder.cols()];
         self.d_decoder
             .as_mut_slice()
-            .par_chunks_mut(size)
-            .zip(self.d_encoder.as_mut_slice().par_chunks_mut(size))
+            .par_chunks_mut(BLOCK_DEAD * d_out)
+            .zip(self.d_encoder.as_mut_slice().par_chunks_mut(BLOCK_DEAD * d_in))
             .enumerate()
             .for_each(|(block, (decoder, encoder))| {
                 let first = block * BLOCK_DEAD;
@@ -105,7 +105,7 @@ impl Dense {
 impl DenseBlock<'_> {
     /// `Ê + R` into `missing`, and the gradients of the entries of `entries` into `dz`, one each.
     pub(super) fn reconstruct(self, entries: &SparseRows, residual: &[f32], missing: &mut [f32], dz: &mut [f32]) {
-        let (n_dead, d_in) = (self.decoder.rows(), self.decoder.cols());
+        let (n_dead, d_out) = (self.decoder.rows(), self.decoder.cols());
         let n = entries.n_rows();
         for ((latents, values), row) in entries.iter().zip(self.acts.chunks_exact_mut(n_dead)) {
             for (&latent, &value) in latents.iter().zip(values) {
@@ -113,9 +113,9 @@ impl DenseBlock<'_> {
             }
         }
         let decoder = self.decoder.as_slice();
-        matmul(self.acts, decoder, Right::Plain, missing, [n, n_dead, d_in]);
+        matmul(self.acts, decoder, Right::Plain, missing, [n, n_dead, d_out]);
         crate::kernels::add(residual, missing);
-        matmul(missing, decoder, Right::Transposed, self.dz, [n, d_in, n_dead]);
+        matmul(missing, decoder, Right::Transposed, self.dz, [n, d_out, n_dead]);
         for (dz, &act) in self.dz.iter_mut().zip(&*self.acts) {
             // What does not fire has no gradient.
             *dz = if act > 0.0 { *dz } else { 0.0 };

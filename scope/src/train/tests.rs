@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Sae, SparseCoder,
+    Activation, Sae, SparseCoder,
     metrics::{EvaluateOptions, evaluate},
     sae::norm,
     testing::{DOC_TOKENS, WIDTH, hook, shuffled, structured_rows, write_run},
@@ -13,6 +13,8 @@ fn config(architecture: Architecture) -> TrainConfig {
         architecture,
         d_sae: 48,
         k: 4,
+        // So few steps want a price that tells at once.
+        sparsity: Some(if architecture.has_thresholds() { 0.15 } else { 0.1 }),
         lr: Some(3e-3),
         batch: 128,
         tokens: Some(128 * 60),
@@ -32,7 +34,7 @@ fn go_on(_: &TrainProgress) -> ControlFlow<()> {
 fn training_explains_the_variance_and_keeps_norms() {
     let folder = tempfile::tempdir().unwrap();
     let run = write_run(&folder.path().join("run"), 80, true);
-    for architecture in [Architecture::TopK, Architecture::BatchTopK] {
+    for architecture in Architecture::ALL {
         let out = run.sae_dir(&architecture.to_string()).unwrap();
         let mut seen = Vec::new();
         let summary = train(&run, hook(), &config(architecture), &out, &mut |progress| {
@@ -44,9 +46,14 @@ fn training_explains_the_variance_and_keeps_norms() {
         assert_eq!(seen.len(), 60);
         assert_eq!(summary.last.as_ref(), seen.last());
         let (first, last) = (&seen[0], &seen[59]);
-        assert!(last.explained_variance > 0.6 && last.explained_variance > first.explained_variance, "{last:?}");
+        assert!(last.explained_variance > 0.55 && last.explained_variance > first.explained_variance, "{last:?}");
         assert!(last.loss < first.loss);
-        assert!(last.l0 <= 4.0 + 1e-9 && last.l0 > 2.0, "{last:?}");
+        if architecture.has_k(SparsityLoss::Quadratic) {
+            let most = if architecture.has_thresholds() { 7.0 } else { 4.0 + 1e-9 };
+            assert!(last.l0 <= most && last.l0 > 2.0, "{architecture} {last:?}");
+        } else {
+            assert!(last.l0 < first.l0, "{architecture} {first:?} {last:?}");
+        }
 
         let sae = Sae::load(&out).unwrap();
         let scale = f64::from(summary.scale);
@@ -61,7 +68,7 @@ fn training_explains_the_variance_and_keeps_norms() {
         // Of 80 documents, without special tokens, the outlier and the row that is not finite.
         assert_eq!(measured.n_tokens, 80 * (DOC_TOKENS - 1) - 2);
         assert!((measured.explained_variance - last.explained_variance).abs() < 0.1, "{measured:?} {last:?}");
-        assert!((measured.l0 - 4.0).abs() < 0.6, "{measured:?}");
+        assert!((measured.l0 - last.l0).abs() < 0.15 * last.l0 + 0.1, "{architecture} {measured:?} {last:?}");
 
         let metrics = Metrics::read(&out.join("metrics.parquet")).unwrap();
         assert_eq!(metrics.n_rows(), 12);
@@ -120,11 +127,11 @@ fn resuming_continues_exactly() {
 fn dead_latents_come_back() {
     let rows = structured_rows(1024, WIDTH, 24, 11);
     let after_training = |aux_weight: f64| {
-        let config = TrainConfig { aux_weight, d_sae: 32, ..config(Architecture::TopK) };
+        let config = TrainConfig { aux_weight: Some(aux_weight), d_sae: 32, ..config(Architecture::TopK) };
         let mut session = Session::new(WIDTH, 128 * 400, &rows, &config).unwrap();
         // Half of the latents answer so weakly that they are never among the largest.
         for latent in 16..32 {
-            session.weights.encoder.row_mut(latent).iter_mut().for_each(|x| *x *= 1e-3);
+            session.weights.groups[0].encoder.row_mut(latent).iter_mut().for_each(|x| *x *= 1e-3);
         }
         let batches = rows.chunks_exact(128 * WIDTH).cycle();
         batches.take(400).map(|batch| session.step(batch).unwrap()).last().unwrap()
@@ -188,7 +195,7 @@ fn bad_settings_and_places_are_errors() {
     assert_eq!(error(TrainConfig { k: 49, ..good() }), "expected between 1 and d_sae = 48, found `k` = 49");
     assert_eq!(error(TrainConfig { batch: 0, ..good() }), "expected at least 1, found `batch` = 0");
     assert_eq!(error(TrainConfig { lr: Some(f64::NAN), ..good() }), "expected a positive number, found `lr` = NaN");
-    let other = "blocks.0.hook_mlp_out".parse().unwrap();
+    let other: HookPoint = "blocks.0.hook_mlp_out".parse().unwrap();
     assert!(train(&run, other, &good(), &out, &mut go_on).is_err());
     assert!(!out.exists(), "nothing was written");
 
@@ -212,8 +219,113 @@ fn a_rate_that_is_far_too_high_is_named() {
     assert!(matches!(error, Error::Diverged { .. }), "{error}");
     assert_eq!(Architecture::TopK, "topk".parse().unwrap());
     assert_eq!(
-        "gated".parse::<Architecture>().unwrap_err().to_string(),
-        "expected `topk` or `batchtopk`, found `architecture` = gated"
+        "gate".parse::<Architecture>().unwrap_err().to_string(),
+        "expected `standard`, `gated`, `topk`, `batchtopk`, `jumprelu`, `matryoshka_batchtopk` or `matryoshka_jumprelu`, found \
+         `architecture` = gate"
     );
     assert_eq!(WIDTH, run.hook_point(hook()).unwrap().width);
+}
+
+#[test]
+fn a_jump_relu_comes_to_the_number_that_is_wanted() {
+    let rows = structured_rows(2048, WIDTH, 24, 11);
+    let config = TrainConfig { sparsity: Some(0.05), ..config(Architecture::JumpRelu) };
+    let mut session = Session::new(WIDTH, 128 * 500, &rows, &config).unwrap();
+    let batches = rows.chunks_exact(128 * WIDTH).cycle();
+    let last = batches.take(500).map(|batch| session.step(batch).unwrap()).last().unwrap();
+    assert!((last.l0 - 4.0).abs() < 0.5, "{last:?}");
+    let sae = session.into_sae(Map::new());
+    let Activation::JumpRelu { threshold } = &sae.activation else { panic!("{:?}", sae.activation) };
+    assert!(threshold.iter().any(|x| (x - threshold[0]).abs() > 1e-3), "each has its own");
+}
+
+#[test]
+fn a_transcoder_writes_another_site_and_a_skip_takes_the_linear_part() {
+    let x = structured_rows(2048, WIDTH, 24, 11);
+    // Twice the input turned round, and the first number's square.
+    let y: Vec<f32> =
+        x.chunks_exact(WIDTH).flat_map(|x| x.iter().rev().map(|v| 2.0 * v).chain([x[0] * x[0]])).collect();
+    let estimates = init::estimate(std::iter::once(Ok(vec![x.clone(), y.clone()])), &[WIDTH, WIDTH + 1], true);
+    let estimates = estimates.unwrap().unwrap();
+    let train = |skip: bool, architecture| {
+        let config = config(architecture);
+        let wiring = Wiring::Transcoder { input: hook(), output: hook(), skip };
+        let plan = Plan::new(&wiring, [&[WIDTH], &[WIDTH + 1]], 128 * 300, &config);
+        let mut session = Session::begin(&[&estimates[0]], &[&estimates[1]], plan, &config).unwrap();
+        let mut last = None;
+        for step in 0..300 {
+            let at = step % 16 * 128;
+            let [x, y] = [&x[at * WIDTH..][..128 * WIDTH], &y[at * (WIDTH + 1)..][..128 * (WIDTH + 1)]];
+            last = Some(session.step_between(x, y).unwrap());
+        }
+        (last.unwrap(), session.into_sae(Map::new()))
+    };
+    for architecture in [Architecture::BatchTopK, Architecture::JumpRelu, Architecture::Gated] {
+        let (without, plain) = train(false, architecture);
+        let (with, skipping) = train(true, architecture);
+        assert!(without.explained_variance > 0.3, "{architecture} {without:?}");
+        if architecture == Architecture::BatchTopK {
+            assert!(with.explained_variance > without.explained_variance + 0.02, "{with:?} {without:?}");
+        }
+        assert!(plain.transcoder && plain.w_skip.is_none() && skipping.w_skip.is_some());
+        // Folded, it writes rows as they are.
+        let rows = &x[..256 * WIDTH];
+        let mut acts = crate::SparseRows::new();
+        skipping.encode(rows, &mut crate::sae::Scratch::default(), &mut acts);
+        let mut out = vec![0.0; 256 * (WIDTH + 1)];
+        skipping.decode(&acts, rows, &mut out);
+        let (mut missed, mut all) = (0.0, 0.0);
+        for (out, y) in out.iter().zip(&y) {
+            missed += f64::from(out - y).powi(2);
+            all += f64::from(*y).powi(2);
+        }
+        assert!(missed < 0.5 * all, "{architecture} {missed} {all}");
+    }
+}
+
+#[test]
+fn a_sweep_trains_each_as_if_alone_and_goes_on_from_one_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_run(&folder.path().join("run"), 40, false);
+    let jobs = |prefix: &str, resume: bool| -> Vec<Job> {
+        let architectures = [Architecture::BatchTopK, Architecture::JumpRelu, Architecture::Standard];
+        let job = |(i, &architecture): (usize, &Architecture)| Job {
+            wiring: hook().into(),
+            // The last one is done before the others.
+            config: TrainConfig {
+                checkpoint_every: 20,
+                tokens: Some(if i == 2 { 128 * 30 } else { 128 * 60 }),
+                resume,
+                ..config(architecture)
+            },
+            out: (&run.sae_dir(&format!("{prefix}-{architecture}")).unwrap()).into(),
+        };
+        architectures.iter().enumerate().map(job).collect()
+    };
+    let alone = jobs("alone", false);
+    for job in &alone {
+        train(&run, hook(), &job.config, job.out.clone(), &mut go_on).unwrap();
+    }
+    let mut batches = 0;
+    let stopped = sweep(&run, &jobs("sweep", false), &mut |at| {
+        batches += 1;
+        assert_eq!(at.len(), 3);
+        if batches == 47 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let complete: Vec<bool> = stopped.unwrap().into_iter().map(|one| one.unwrap().complete).collect();
+    assert_eq!(complete, [false, false, true]);
+    // As if it had been killed between two checkpoints: one coder is behind.
+    let ahead = jobs("sweep", true)[0].out.dir().join("checkpoints/step-000000047.safetensors");
+    fs_err::remove_file(ahead).unwrap();
+    let mut first = None;
+    let ended = sweep(&run, &jobs("sweep", true), &mut |at| {
+        first.get_or_insert_with(|| at[0].as_ref().map(|at| at.step));
+        ControlFlow::Continue(())
+    });
+    assert!(ended.unwrap().into_iter().all(|one| one.unwrap().complete));
+    assert_eq!(first, Some(Some(41)));
+    for (one, other) in alone.iter().zip(jobs("sweep", false)) {
+        let read = |job: &Job| fs_err::read(job.out.dir().join("sae_weights.safetensors")).unwrap();
+        assert!(read(one) == read(&other), "{}", other.out.dir().display());
+    }
 }

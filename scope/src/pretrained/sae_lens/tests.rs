@@ -165,11 +165,11 @@ fn the_old_logarithmic_threshold() {
     sae.save(folder.path()).unwrap();
     let logs = vec![0.5_f32.ln(); D_SAE];
     let named = [
-        Named { name: "W_enc", shape: vec![D_IN, D_SAE], values: sae.w_enc.as_slice() },
-        Named { name: "W_dec", shape: vec![D_SAE, D_IN], values: sae.w_dec.as_slice() },
-        Named { name: "b_enc", shape: vec![D_SAE], values: &sae.b_enc },
-        Named { name: "b_dec", shape: vec![D_IN], values: &sae.b_dec },
-        Named { name: "log_threshold", shape: vec![D_SAE], values: &logs },
+        Named { name: "W_enc".into(), shape: vec![D_IN, D_SAE], values: sae.w_enc.as_slice() },
+        Named { name: "W_dec".into(), shape: vec![D_SAE, D_IN], values: sae.w_dec.as_slice() },
+        Named { name: "b_enc".into(), shape: vec![D_SAE], values: &sae.b_enc },
+        Named { name: "b_dec".into(), shape: vec![D_IN], values: &sae.b_dec },
+        Named { name: "log_threshold".into(), shape: vec![D_SAE], values: &logs },
     ];
     tensors::write(&folder.path().join(WEIGHTS_FILE), &named, None).unwrap();
     let Activation::JumpRelu { threshold } = Sae::load(folder.path()).unwrap().activation else { panic!() };
