@@ -201,9 +201,10 @@ impl Demo {
             resume: true,
             ..TrainConfig::default()
         };
-        let last =
-            train::train(run, &HookPoint::block(Site::ResidPost, plan.layer).into(), &config, &sae.into(), invocation)?;
-        output::note(&train::figures(&last));
+        let wiring = HookPoint::block(Site::ResidPost, plan.layer).into();
+        if let Some(last) = train::train(run, &wiring, &config, &sae.into(), invocation)? {
+            output::note(&train::figures(&last));
+        }
         Ok(())
     }
 

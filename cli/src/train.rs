@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 use data::{HookPoint, Place, Run};
 use indicatif::ProgressBar;
-use scope::{Job, Notice, Sae, TrainConfig, TrainProgress, TrainSummary, Wiring};
+use scope::{Job, Notice, TrainConfig, TrainProgress, TrainSummary, Wiring};
 use serde_json::json;
 
 use crate::failure::Interrupted;
@@ -82,15 +82,12 @@ impl Train {
             return self.sweep(&run, &jobs.collect::<Result<Vec<_>>>()?, invocation);
         }
         let (wiring, settings) = self.settings.coder()?;
-        let hook = wiring.inputs()[0].to_string();
-        if self.resume && Sae::load(self.out.coder()?).is_ok_and(|sae| sae.hook_name() == Some(&hook)) {
-            // It was ended when it had just come to its end.
+        let Some(last) = train(&run, &wiring, &config(settings), &self.out.place()?, invocation)? else {
             if self.json {
                 return output::json(&json!({ "sae": self.out.to_string() }));
             }
             return output::text(&format!("nothing is left to train: the coder in `{}` is whole", self.out));
-        }
-        let last = train(&run, &wiring, &config(settings), &self.out.place()?, invocation)?;
+        };
         if self.json {
             return output::json(&last_figures(&self.out.to_string(), &last));
         }
@@ -207,14 +204,14 @@ fn tell(bar: &ProgressBar, name: &str, at: &TrainProgress, told: &mut Vec<Notice
     }
 }
 
-/// Trains with a live line of figures, and gives back the last ones.
+/// Trains with a live line of figures, and gives back the last ones; `None` if the coder was whole before.
 pub(crate) fn train(
     run: &Run,
     wiring: &Wiring,
     config: &TrainConfig,
     out: &Place,
     invocation: &Invocation,
-) -> Result<TrainProgress> {
+) -> Result<Option<TrainProgress>> {
     interrupt::watch();
     output::note(&about(run, wiring, config)?);
     mixing(run, config);
@@ -237,8 +234,9 @@ pub(crate) fn train(
         Some(last) if summary.complete => {
             let seconds = started.elapsed().as_secs_f64();
             output::note(&format!("trained on {} tokens in {seconds:.0} s", output::count(last.tokens)));
-            Ok(last)
+            Ok(Some(last))
         }
+        None if summary.complete => Ok(None),
         _ => Err(Interrupted { resume: Some(invocation.resumed()) }.into()),
     }
 }

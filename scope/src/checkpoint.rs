@@ -134,6 +134,14 @@ pub(crate) fn prune(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes all of them.
+pub(crate) fn remove_all(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir.join(FOLDER)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(files::sync_dir(dir)?),
+    }
+}
+
 /// The last checkpoint of a coder's folder, if there is one.
 pub(crate) fn latest(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(list(dir)?.pop())

@@ -1,7 +1,7 @@
 //! What does a gated coder keep, and what does it charge? (Rajamanoharan et al., arXiv 2404.16014)
 //!
 //! With `u = x·w_enc`, the gate `π = u + b_gate` says whether a latent fires, and `exp(r_mag)·u + b_mag` how strongly. Only the
-//! gate is charged, `λ·Σ ReLU(π)`, and it alone is asked to reconstruct once more, with the decoder held fixed, so that it has
+//! gate is charged, `λ·Σ ReLU(π)/√V`, and it alone is asked to reconstruct once more, with the decoder held fixed, so that it has
 //! a gradient.
 
 use crate::{
@@ -37,7 +37,7 @@ impl Rule for Gated {
     }
 
     fn differentiate(&self, terms: &Terms<'_>, row: &Row<'_>, out: &mut Gradients<'_>) -> f64 {
-        let price = terms.sparsity * terms.per_variance();
+        let price = terms.sparsity * terms.per_deviation();
         let mut charged = 0.0;
         for (i, (&latent, &act)) in row.latents.iter().zip(row.acts).enumerate() {
             let (group, at) = terms.weights.find(latent as usize);

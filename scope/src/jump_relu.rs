@@ -5,9 +5,11 @@
 //! `∂H/∂θ = −K/ε`. Three prices for what fires:
 //!
 //! - a target (Gemma Scope 2): `λ·(2/L0*)·(L0 − L0*)²` of each token's number of latents;
-//! - its number (Gemma Scope 1): `λ·L0`, in the units of the squared error;
-//! - Anthropic's of January 2025: `λ·Σ tanh(c·f·‖d‖)`, in the units of the squared error, with gradients through the jump to
-//!   the pre-activations too, and `λ_p·Σ ReLU(θ − z)·‖d‖` of dead latents, so that they come back.
+//! - its number (Gemma Scope 1): `λ·L0`;
+//! - Anthropic's of January 2025: `λ·Σ tanh(c·f·‖d‖)`, with gradients through the jump to the pre-activations too, and
+//!   `λ_p·Σ ReLU(θ − z)/√V` of dead latents, so that they come back.
+//!
+//! λ is in fractions of the variance: what a latent must explain to be worth firing.
 
 use crate::{
     init::Start,
@@ -116,7 +118,7 @@ impl Rule for JumpRelu {
                 (terms.sparsity * 4.0 / target * missed / n, terms.sparsity * 2.0 / target * missed * missed / n)
             }
             Price::Count => {
-                let price = terms.sparsity * terms.per_variance();
+                let price = terms.sparsity / n;
                 (price, price * l0)
             }
             Price::Tanh { .. } => (0.0, 0.0),
@@ -127,7 +129,7 @@ impl Rule for JumpRelu {
             let mut d_act = terms.factor * f64::from(row.d_act[i]);
             if let Price::Tanh { scale } = self.price {
                 let norm = terms.norm(latent);
-                let price = terms.sparsity * terms.per_variance();
+                let price = terms.sparsity / n;
                 let tanh = (scale * norm * f64::from(act)).tanh();
                 let slope = price * scale * (1.0 - tanh * tanh);
                 d_act += slope * norm;
@@ -152,7 +154,7 @@ impl Rule for JumpRelu {
             }
             if act > 0.0 && terms.dead.get(latent as usize) == Some(&true) {
                 // What the step adds for every row of a dead latent is not meant for those in which it fires.
-                let price = self.pre_act * terms.per_variance();
+                let price = self.pre_act * terms.per_deviation();
                 dz += price;
                 d_threshold -= price;
             }

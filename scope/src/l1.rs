@@ -1,8 +1,8 @@
 //! What does L1 charge, and what does it keep? (Bricken et al. 2023; with the decoder's norms as in Anthropic's update of April
 //! 2024)
 //!
-//! All positive pre-activations fire, and `λ·Σ f·‖d‖` is charged for a token, in the units of the squared error. Decoder rows
-//! are kept at norm 1 here, which gives the same coders: what a longer row would do, a larger activation does.
+//! All positive pre-activations fire, and `λ·Σ f·‖d‖/√V` is charged for a token, where V is the variance of what is
+//! reconstructed: the same λ does for sites of any scale. (SAELens's coefficient is `λ·√V`.) Decoder rows are kept at norm 1 here, which gives the same coders: what a longer row would do, a larger activation does.
 
 use crate::{
     kernels::scan_above,
@@ -25,7 +25,7 @@ impl Rule for L1 {
     }
 
     fn differentiate(&self, terms: &Terms<'_>, row: &Row<'_>, out: &mut Gradients<'_>) -> f64 {
-        let price = terms.sparsity * terms.per_variance();
+        let price = terms.sparsity * terms.per_deviation();
         let mut charged = 0.0;
         for (i, (&latent, &act)) in row.latents.iter().zip(row.acts).enumerate() {
             let norm = terms.norm(latent);

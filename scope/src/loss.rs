@@ -9,8 +9,8 @@
 //!
 //! - reconstruction: `L_rec = Σ‖R‖² / (B·V(Y))`, the batch's fraction of variance unexplained; of a Matryoshka coder the mean of
 //!   that over its levels, each of which has the latents below its width only;
-//! - sparsity: what the architecture charges (`l1.rs`, `gated.rs`, `jump_relu.rs`). What their papers add to a squared error is
-//!   divided by `V(Y)` as that is, so that coefficients mean what they mean there, with inputs of mean norm √d;
+//! - sparsity: what the architecture charges (`l1.rs`, `gated.rs`, `jump_relu.rs`), in fractions of the variance too, so that a
+//!   coefficient does for sites of any scale: at the 270M's layer 9, V is an eighth of the mean square, at its MLP nearly all;
 //! - AuxK (arXiv 2406.04093 §A.2): with `E = −R` held fixed and `Ê = F_aux·w_dec` from the `k_aux` largest positive
 //!   pre-activations among dead latents, `L_aux = α·min(n_dead/k_aux, 1)·Σ‖Ê − E‖² / (B·V(E))`. The factor for few dead
 //!   latents is SAELens's and sparsify's.

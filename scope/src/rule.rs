@@ -142,9 +142,10 @@ impl Terms<'_> {
         self.norms.get(latent as usize).map_or(1.0, |&norm| f64::from(norm))
     }
 
-    /// 1 / (B·V): what a charge in the units of a squared error is multiplied with.
-    pub(crate) fn per_variance(&self) -> f64 {
-        1.0 / (self.n_rows as f64 * self.variance)
+    /// 1 / (B·√V): what a charge for the size of an activation is multiplied with, so that it is the same for small vectors
+    /// and large ones.
+    pub(crate) fn per_deviation(&self) -> f64 {
+        1.0 / (self.n_rows as f64 * self.variance.sqrt())
     }
 }
 

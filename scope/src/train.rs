@@ -90,7 +90,8 @@ pub struct Job {
 /// an object store.
 ///
 /// `progress` is called after every step; when it breaks, a checkpoint is written, and the same call with `resume` goes on
-/// exactly. `out` gets its `cfg.json` at the very end.
+/// exactly. `out` gets its `cfg.json` at the very end, and its checkpoints are removed. Of a coder that is whole, `resume` finds
+/// nothing left to do.
 pub fn train(
     run: &Run,
     wiring: impl Into<Wiring>,
@@ -126,11 +127,16 @@ pub fn sweep(
                 return Err(Error::TrainingBegun { path: out });
             }
             open.push((at, out));
-        } else if resume && jobs.len() > 1 {
+        } else if resume && is_ours(&out, &job.wiring) {
+            // It was ended when it had just come to its end.
+            close(&out, &job.out)?;
             ended[at] = Some(Ok(TrainSummary { complete: true, last: None, scale: 1.0, not_finite: 0 }));
         } else {
             return Err(Error::CoderExists { path: out });
         }
+    }
+    if open.is_empty() {
+        return Ok(ended.into_iter().flatten().collect());
     }
     let mut training = Training::open(run, jobs, open)?;
     let mut last: Vec<Option<TrainProgress>> = vec![None; jobs.len()];
@@ -160,6 +166,20 @@ pub fn sweep(
         ended[coder.job] = Some(if nothing { Err(Error::NoActivations { hook: hook() }) } else { Ok(summary) });
     }
     Ok(ended.into_iter().flatten().collect())
+}
+
+/// Whether a whole coder reads and writes what it should.
+fn is_ours(out: &Path, wiring: &Wiring) -> bool {
+    let name = |hooks: Vec<HookPoint>| hooks[0].to_string();
+    let [input, output] = [name(wiring.inputs()), name(wiring.outputs())];
+    crate::Sae::load(out)
+        .is_ok_and(|sae| sae.hook_name() == Some(input.as_str()) && sae.hook_name_out() == Some(output.as_str()))
+}
+
+/// A coder that is whole needs no checkpoints any more, which are three times its size.
+fn close(out: &Path, place: &Place) -> Result<()> {
+    checkpoint::remove_all(out)?;
+    Ok(place.publish("", &VOUCHERS)?)
 }
 
 /// That the jobs make sense alone and together; whether they go on with what was begun.
@@ -326,7 +346,7 @@ impl Training {
             let scale = coder.session.scales[0][0];
             let metadata = self.metadata(&coder, run, &jobs[coder.job]);
             coder.session.into_sae(metadata).save(&coder.out)?;
-            jobs[coder.job].out.publish("", &VOUCHERS)?;
+            close(&coder.out, &jobs[coder.job].out)?;
             let last = last[coder.job].clone();
             ended[coder.job] = Some(Ok(TrainSummary { complete: true, last, scale, not_finite: self.not_finite }));
         }

@@ -1,6 +1,6 @@
 //! Does a reader survive what libFuzzer finds, for minutes instead of a moment?
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -36,12 +36,11 @@ pub fn fuzz(program: &Path, targets: &[Seeds], time: Duration, out: &Path) -> Re
     for some in targets.chunks(jobs) {
         let started = some.iter().map(|(name, seeds)| start(program, name, seeds, seconds, out));
         let started = started.collect::<Result<Vec<_>>>()?;
-        for ((name, _), child) in some.iter().zip(started) {
-            let output = child.wait_with_output()?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            if !output.status.success() {
-                let log = out.join(format!("{name}.txt"));
-                fs::write(&log, said.as_bytes())?;
+        for ((name, _), mut child) in some.iter().zip(started) {
+            let status = child.wait()?;
+            let said = fs::read(log(out, name))?;
+            let said = String::from_utf8_lossy(&said);
+            if !status.success() {
                 bail!(
                     "`{name}` does not survive an input\nhint: the input and what was said are in `{}`",
                     out.display()
@@ -51,6 +50,11 @@ pub fn fuzz(program: &Path, targets: &[Seeds], time: Duration, out: &Path) -> Re
         }
     }
     Ok(reports)
+}
+
+/// What a target says goes to a file: in a pipe that nobody empties, it would stand still.
+fn log(out: &Path, name: &str) -> PathBuf {
+    out.join(format!("{name}.txt"))
 }
 
 fn start(program: &Path, name: &str, seeds: &[Vec<u8>], seconds: u64, out: &Path) -> Result<std::process::Child> {
@@ -71,7 +75,7 @@ fn start(program: &Path, name: &str, seeds: &[Vec<u8>], seconds: u64, out: &Path
         .env("POLARISCOPE_FUZZ", name)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(Stdio::from(fs::File::create(log(out, name))?.into_file()))
         .spawn()
         .with_context(|| format!("cannot start `{}`", program.display()))
 }

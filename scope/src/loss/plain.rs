@@ -136,7 +136,8 @@ impl Problem<'_> {
         let skipped = self.skipped(&x, leaves);
         let per_variance = 1.0 / (n * variance(&y));
 
-        let (f, mut sparsity) = self.activations(&z, &u, &own, leaves, per_variance, n);
+        let per_deviation = 1.0 / (n * variance(&y).sqrt());
+        let (f, mut sparsity) = self.activations(&z, &u, &own, leaves, per_deviation, n);
         let missing = |f: &Tensor| self.decode(f, leaves, false) + &leaves.b_dec + &skipped - &y;
         let residual = missing(&f);
         let mut reconstruction = square(&residual) * per_variance;
@@ -161,19 +162,19 @@ impl Problem<'_> {
         u: &Tensor,
         own: &[Tensor],
         leaves: &Leaves,
-        per_variance: f64,
+        per_deviation: f64,
         n: f64,
     ) -> (Tensor, Tensor) {
         let none = || Tensor::from(0.0);
         match self.objective {
             Objective::L1 => {
                 let f = z.relu();
-                let charged = (&f * self.norms(leaves)).sum(Kind::Double) * (self.sparsity * per_variance);
+                let charged = (&f * self.norms(leaves)).sum(Kind::Double) * (self.sparsity * per_deviation);
                 (f, charged)
             }
             Objective::Gated => {
                 let magnitude = (own[1].exp() * u + &own[0]).relu();
-                let charged = z.relu().sum(Kind::Double) * (self.sparsity * per_variance);
+                let charged = z.relu().sum(Kind::Double) * (self.sparsity * per_deviation);
                 (magnitude * z.gt(0.0), charged)
             }
             &Objective::TopK { k } => (z * self.largest(z, k, false), none()),
@@ -193,9 +194,9 @@ impl Problem<'_> {
                         let missed = h.sum_dim_intlist(1, false, Kind::Double) - l0;
                         (&missed * &missed).sum(Kind::Double) * (self.sparsity * 2.0 / l0 / n)
                     }
-                    Price::Count => h.sum(Kind::Double) * (self.sparsity * per_variance),
+                    Price::Count => h.sum(Kind::Double) * (self.sparsity / n),
                     Price::Tanh { scale } => {
-                        (&f * self.norms(leaves) * scale).tanh().sum(Kind::Double) * (self.sparsity * per_variance)
+                        (&f * self.norms(leaves) * scale).tanh().sum(Kind::Double) * (self.sparsity / n)
                     }
                 };
                 if let Some((weight, scale)) = frequency {
@@ -205,7 +206,7 @@ impl Problem<'_> {
                 if pre_act > 0.0 && !self.dead.is_empty() {
                     let dead = indices(self.dead);
                     let below = (theta - z).index_select(1, &dead) * fires.index_select(1, &dead).logical_not();
-                    charged += below.sum(Kind::Double) * (pre_act * per_variance);
+                    charged += below.sum(Kind::Double) * (pre_act * per_deviation);
                 }
                 (f, charged)
             }

@@ -59,7 +59,7 @@ impl Step {
             }
             None => self.aux_by_latent.clear(),
         }
-        let pre_act = charges.pre_act * terms.per_variance();
+        let pre_act = charges.pre_act * terms.per_deviation();
         let factor = terms.factor;
         outcome.sparsity_loss += self.charge_of_the_dead(weights, rule, input.dead, pre_act);
         if let Some(dense) = &mut self.dense {
