@@ -105,6 +105,7 @@ pub mod export;
 pub mod features;
 pub mod files;
 pub mod hook_point;
+pub mod join;
 pub mod manifest;
 pub mod metrics;
 pub mod place;
