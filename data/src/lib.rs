@@ -99,6 +99,7 @@
 pub mod batches;
 pub mod convert;
 pub mod corpus;
+pub mod dashboards;
 pub mod dtype;
 pub mod error;
 pub mod export;

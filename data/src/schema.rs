@@ -154,6 +154,8 @@ pub(crate) fn feature_pairs() -> SchemaRef {
         field("phi", DataType::Float64),
         // Correlation of activations over all tokens, -1 to 1.
         field("pearson", DataType::Float64),
+        // Of the activations over all tokens.
+        field("cosine", DataType::Float64),
     ])
 }
 
@@ -234,7 +236,7 @@ mod tests {
         assert_eq!(
             show(feature_pairs()),
             "feature UInt32, rank UInt32, other UInt32, n_both UInt64, lift Float64, jaccard Float64, phi Float64, \
-             pearson Float64"
+             pearson Float64, cosine Float64"
         );
         assert_eq!(
             show(feature_join()),

@@ -275,7 +275,9 @@ pub fn encode(
         let pairs = sorted.write_coactivation(&|tokens| run.special(tokens), pairs, &mut |at| {
             (job.progress)(&EncodeProgress { phase: EncodePhase::Pair, done: at.done, total: at.total, n_acts })
         });
-        pairs.map_err(|error| if matches!(error, data::Error::Interrupted) { Error::Interrupted } else { error.into() })?;
+        pairs.map_err(
+            |error| if matches!(error, data::Error::Interrupted) { Error::Interrupted } else { error.into() },
+        )?;
     }
     let (n_acts, not_finite) = (job.n_acts, job.not_finite);
     sorted.finish()?;

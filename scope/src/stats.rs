@@ -307,7 +307,12 @@ mod tests {
         let bounds: Vec<_> = groups.iter().map(|g| (g.group.as_str(), g.low, g.high, g.n_active)).collect();
         assert_eq!(
             bounds,
-            [("interval-1", 4.0, 8.0, 3), ("interval-0", 0.0, 4.0, 2), ("quantile-1", 7.0, 8.0, 2), ("quantile-0", 1.0, 4.0, 3)]
+            [
+                ("interval-1", 4.0, 8.0, 3),
+                ("interval-0", 0.0, 4.0, 2),
+                ("quantile-1", 7.0, 8.0, 2),
+                ("quantile-0", 1.0, 4.0, 3)
+            ]
         );
     }
 

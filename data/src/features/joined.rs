@@ -4,6 +4,8 @@
 //! before it is replaced, and the new one put on it when it is whole. A process that dies in between leaves a table that
 //! verifies.
 
+use std::path::PathBuf;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
@@ -55,10 +57,15 @@ impl FeatureTable {
     }
 
     fn table(&self, name: &str) -> Result<TableFile> {
+        TableFile::open(&self.join_file(name)?)
+    }
+
+    /// The file of a join on this disk, by the name of what the features were joined with.
+    pub fn join_file(&self, name: &str) -> Result<PathBuf> {
         files::check_name("join", name)?;
         let relative = format!("features/{}/{JOINS}/{name}.parquet", self.name());
         if self.run().place().has(&relative)? {
-            return TableFile::open(&self.run().file(&relative)?);
+            return self.run().file(&relative);
         }
         Err(Error::NoSuchName { kind: "join", name: name.to_owned(), known: self.joins()?, path: self.dir() })
     }

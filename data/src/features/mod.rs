@@ -20,8 +20,8 @@ use crate::parquet_io::TableOptions;
 
 pub use pairs::{FeaturePair, PairOptions, PairProgress, PairRank, correlate};
 pub use read::{FeatureActs, FeatureTable, StatsColumns};
-pub(crate) use windows::{ByToken, Windows};
 pub use sort::{FeatureRows, SortedFeatures};
+pub(crate) use windows::{ByToken, WINDOW, Windows};
 pub use write::FeatureTableWriter;
 
 /// Rows of a row group of `acts` and `by_feature`.

@@ -34,6 +34,8 @@ pub struct FeaturePair {
     pub phi: f64,
     /// Correlation of the activations, 0 where silent; 0 where one of them does not vary.
     pub pearson: f64,
+    /// Cosine of the activations over all tokens.
+    pub cosine: f64,
 }
 
 /// By what the pairs of a feature are ranked.
@@ -248,8 +250,7 @@ impl Block {
                     ..FeaturePair::measured(counts, sums, n_tokens)
                 }
             };
-            let mut pairs: Vec<FeaturePair> =
-                others.map(pair).filter(|pair| options.rank.of(pair) > 0.0).collect();
+            let mut pairs: Vec<FeaturePair> = others.map(pair).filter(|pair| options.rank.of(pair) > 0.0).collect();
             pairs.sort_by(|x, y| options.rank.of(y).total_cmp(&options.rank.of(x)).then(x.other.cmp(&y.other)));
             pairs.truncate(options.top);
             for (rank, pair) in (0..).zip(&mut pairs) {
@@ -284,6 +285,7 @@ impl FeaturePair {
             jaccard: ratio(n_both, n_a + n_b - n_both),
             phi: ratio(n_both * n - n_a * n_b, (spread(n_a) * spread(n_b)).sqrt()),
             pearson: ratio(xy - x * y / n, (variance(x, xx) * variance(y, yy)).sqrt()).clamp(-1.0, 1.0),
+            cosine: ratio(xy, (xx * yy).sqrt()),
             ..Self::default()
         }
     }

@@ -9,7 +9,9 @@ use arrow::datatypes::{Float32Type, Float64Type, UInt32Type, UInt64Type};
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
 
 use super::pairs::Side;
-use super::{COACTIVATION, Example, ExampleGroup, FeaturePair, FeatureStats, FeatureTableInfo, GROUPS, INFO_KEY, tables};
+use super::{
+    COACTIVATION, Example, ExampleGroup, FeaturePair, FeatureStats, FeatureTableInfo, GROUPS, INFO_KEY, tables,
+};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::manifest::shard_file_name;
@@ -251,7 +253,7 @@ impl FeatureTable {
         Ok(found)
     }
 
-    fn check(&self, features: &Range<u32>) -> Result<()> {
+    pub(crate) fn check(&self, features: &Range<u32>) -> Result<()> {
         if features.start <= features.end && features.end <= self.info.d_sae {
             return Ok(());
         }

@@ -15,7 +15,9 @@ use fs_err as fs;
 use rayon::slice::ParallelSliceMut;
 
 use super::pairs::{Count, PairOptions, PairProgress, Side};
-use super::{COACTIVATION, Example, ExampleGroup, FeatureStats, FeatureTableInfo, GROUP_ROWS, GROUPS, INFO_KEY, tables};
+use super::{
+    COACTIVATION, Example, ExampleGroup, FeatureStats, FeatureTableInfo, GROUP_ROWS, GROUPS, INFO_KEY, tables,
+};
 use crate::error::{Error, Result};
 use crate::files::{self, BuildFolder};
 use crate::manifest::{FileEntry, shard_file_name};

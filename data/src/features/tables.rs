@@ -152,6 +152,7 @@ pub(super) fn pair_batch(rows: &[FeaturePair]) -> RecordBatch {
         number(|row| row.jaccard),
         number(|row| row.phi),
         number(|row| row.pearson),
+        number(|row| row.cosine),
     ];
     RecordBatch::try_new(schema::feature_pairs(), columns).expect("the columns are those of the schema")
 }
@@ -161,11 +162,12 @@ pub(super) fn pair_rows(file: &TableFile, batch: &RecordBatch) -> Result<Vec<Fea
     let rank = file.primitive::<UInt32Type>(batch, "rank")?;
     let other = file.primitive::<UInt32Type>(batch, "other")?;
     let n_both = file.primitive::<UInt64Type>(batch, "n_both")?;
-    let [lift, jaccard, phi, pearson] = [
+    let [lift, jaccard, phi, pearson, cosine] = [
         file.primitive::<Float64Type>(batch, "lift")?,
         file.primitive::<Float64Type>(batch, "jaccard")?,
         file.primitive::<Float64Type>(batch, "phi")?,
         file.primitive::<Float64Type>(batch, "pearson")?,
+        file.primitive::<Float64Type>(batch, "cosine")?,
     ];
     Ok((0..feature.len())
         .map(|i| FeaturePair {
@@ -177,6 +179,7 @@ pub(super) fn pair_rows(file: &TableFile, batch: &RecordBatch) -> Result<Vec<Fea
             jaccard: jaccard[i],
             phi: phi[i],
             pearson: pearson[i],
+            cosine: cosine[i],
         })
         .collect())
 }

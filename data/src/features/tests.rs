@@ -101,9 +101,7 @@ fn build(dir: &Path, memory: usize) -> Run {
     sorted.write_examples(&examples()).unwrap();
     sorted.write_groups(&groups()).unwrap();
     let options = PairOptions { memory, ..PAIRS };
-    sorted
-        .write_coactivation(&|tokens| run.special(tokens), options, &mut |_| ControlFlow::Continue(()))
-        .unwrap();
+    sorted.write_coactivation(&|tokens| run.special(tokens), options, &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(run.feature_tables().unwrap().is_empty());
     sorted.finish().unwrap();
     assert_eq!(run.feature_tables().unwrap(), ["c"]);
@@ -292,6 +290,9 @@ fn pairs_equal_brute_force() {
             assert!((pair.phi - correlation(&binary[a], &binary[b])).abs() < 1e-9);
             assert!((pair.phi - phis[rank]).abs() < 1e-9, "feature {feature}, rank {rank}");
             assert!((pair.pearson - correlation(&dense[a], &dense[b])).abs() < 1e-9);
+            let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+            let cosine = dot(&dense[a], &dense[b]) / (dot(&dense[a], &dense[a]) * dot(&dense[b], &dense[b])).sqrt();
+            assert!((pair.cosine - cosine).abs() < 1e-9);
         }
     }
     // 3 is active everywhere: it fires together with all of them, and with none more than by chance.

@@ -105,8 +105,10 @@ impl Join<'_> {
         for window in Windows::ranges(run.n_tokens()) {
             let special = run.special(window.clone())?;
             let counted = |place: usize| self.options.special || !special[place];
-            let places: Vec<u32> = (0..special.len()).filter(|&place| counted(place)).map(|place| place as u32).collect();
-            let rows = ByToken::new(&acts.until(window.end)?, &window, |token| counted((token - window.start) as usize));
+            let places: Vec<u32> =
+                (0..special.len()).filter(|&place| counted(place)).map(|place| place as u32).collect();
+            let rows =
+                ByToken::new(&acts.until(window.end)?, &window, |token| counted((token - window.start) as usize));
             let by_feature = block.start(&rows, places.len() as u64, special.len() as u64);
             // Where the labels of each token come from in the control.
             let mut from: Vec<u32> = (0..special.len() as u32).collect();
@@ -208,8 +210,7 @@ impl Found {
             for &label in &common {
                 let cell = i * block.n_labels + label;
                 let (n_both, n_label) = (u64::from(counts.both[cell]), counts.labelled[0][label]);
-                let control =
-                    mutual_information(counts.control[cell].into(), n_feature, counts.labelled[1][label], n);
+                let control = mutual_information(counts.control[cell].into(), n_feature, counts.labelled[1][label], n);
                 let row = JoinRow {
                     layer: self.layer.layer,
                     feature: (block.features.start + i) as u32,
@@ -240,7 +241,8 @@ impl Found {
     fn finish(mut self, source: &Source, report: &mut JoinReport) {
         let threshold = self.layer.threshold;
         self.layer.n_features = self.of_feature.len() as u64;
-        self.layer.n_above = self.of_feature.iter().filter(|(_, best)| best.mutual_information > threshold).count() as u64;
+        self.layer.n_above =
+            self.of_feature.iter().filter(|(_, best)| best.mutual_information > threshold).count() as u64;
         let mut others: Vec<Vec<JoinRow>> = vec![Vec::new(); self.best.len()];
         for (label, row) in self.of_feature {
             if row.mutual_information > threshold && !self.best[label].iter().any(|best| best.feature == row.feature) {
