@@ -131,7 +131,7 @@ fn neuronpedia_has_its_records() {
     assert_eq!(one["topkCosSimValues"], serde_json::json!([1.0, 0.25]));
     assert_eq!(one["vector"], serde_json::json!([1.0, 0.0, -1.0]));
     assert_eq!(one["neuron_alignment_indices"], serde_json::json!([0, 1, 2]));
-    assert_eq!((one["pos_values"][0].as_f64(), one["neg_str"][0].as_str()), (Some(1.235), Some("#11")));
+    assert_eq!((one["pos_values"][0].as_f64(), one["neg_str"][0].as_str()), (Some(1.235), Some("t11▁é")));
     assert_eq!(one["correlated_features_indices"], serde_json::json!([3]));
     let heights = one["freq_hist_data_bar_heights"].as_array().unwrap();
     assert_eq!((heights.len(), heights.iter().map(|n| n.as_u64().unwrap()).sum::<u64>()), (50, 32));

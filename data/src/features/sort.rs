@@ -236,8 +236,16 @@ impl SortedFeatures {
         let mut writer = TableWriter::create(&path, &schema::feature_pairs(), table)?;
         let left = Side { files: self.acts.clone(), n_features: self.info.d_sae as usize };
         let n_tokens = self.info.n_tokens;
-        Count { left: &left, right: None, n_tokens, special, options, progress }
-            .run(&mut |pairs| pairs.chunks(GROUP_ROWS).try_for_each(|rows| writer.write(&tables::pair_batch(rows))))?;
+        let mut pending = Vec::new();
+        Count { left: &left, right: None, n_tokens, special, options, progress }.run(&mut |pairs| {
+            pending.extend_from_slice(pairs);
+            // Row groups of one size, whatever the memory is: then the file is the same.
+            while pending.len() >= GROUP_ROWS {
+                writer.write(&tables::pair_batch(&pending.drain(..GROUP_ROWS).collect::<Vec<_>>()))?;
+            }
+            Ok(())
+        })?;
+        writer.write(&tables::pair_batch(&pending))?;
         self.sums.files.insert(COACTIVATION.to_owned(), writer.publish()?);
         Ok(())
     }
