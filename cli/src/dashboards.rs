@@ -36,6 +36,10 @@ pub(crate) struct Dashboards {
     #[arg(long, value_name = "N", default_value_t = dashboards::BATCH)]
     batch: usize,
 
+    /// What the site calls the model [default: the last part of the name that the run was recorded with]
+    #[arg(long, value_name = "NAME")]
+    model_id: Option<String>,
+
     /// The set of the coder, which stands behind the layer in a source's name [default: the name of its feature table]
     #[arg(long, value_name = "NAME")]
     source_set: Option<String>,
@@ -79,6 +83,7 @@ impl Dashboards {
             format,
             features: self.features.as_deref().map(|text| features(text, n)).transpose()?,
             batch: self.batch,
+            model_id: self.model_id,
             source_set: self.source_set.unwrap_or_else(|| table.name().to_owned()),
             suffix: self.suffix,
             creator: self.creator,

@@ -60,12 +60,13 @@ pub(crate) struct Export {
     #[arg(long, value_name = "N", default_value_t = export::CONTEXT)]
     context: usize,
 
-    #[command(flatten)]
-    dashboards: Dashboards,
-
     /// Print one JSON object on standard output
     #[arg(long)]
     json: bool,
+
+    // Last: what follows has a heading of its own.
+    #[command(flatten)]
+    dashboards: Dashboards,
 }
 
 /// A format of activations, or of features.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use data::features::{FeaturePair, FeatureTable, PairOptions, PairRank, correlate};
 use data::join::{self, JoinOptions, JoinReport, JoinRow, With};
@@ -31,7 +31,7 @@ enum Partner {
 #[command(after_help = "\
 WITH is one of
   experts       the experts that the router of each layer chose
-  ple           the gates of per-layer embeddings that are open (`blocks.N.ple.hook_gate_pre` above 0)
+  ple           the gates of per-layer embeddings that are open (`ple.hook_gate_pre` above 0)
   token-class   what the token is made of: letters, case, digits, punctuation, space, script, …
   language      of the document: `language` or `lang` of its `meta`, otherwise as its text reads
   source        of the document
@@ -41,8 +41,8 @@ WITH is one of
 What the columns say (of T tokens, a feature is active at f, l have the label, b both):
   lift       b T / (f l): how many times as often as if they had nothing to do with each other
   bits       mutual information of active or not and labelled or not
-  control    the same bits after the labels were shuffled among tokens (those of documents among documents)
-  threshold  the greatest control of the layer: what does not exceed it is what shuffled labels give too
+  control    the same after the labels were shuffled: of tokens, or of whole documents
+  threshold  the greatest control of the layer; what does not exceed it may be chance
 
 Examples:
   polariscope join runs/news --sae runs/news/saes/resid-9 --with token-class
@@ -101,10 +101,13 @@ pub(crate) struct Join {
     json: bool,
 }
 
-fn partner(text: &str) -> Result<Partner, data::Error> {
+fn partner(text: &str) -> Result<Partner> {
     match text.strip_prefix("features-").filter(|name| !name.is_empty()) {
         Some(name) => Ok(Partner::Features(name.to_owned())),
-        None => text.parse().map(Partner::Labels),
+        None => text.parse().map(Partner::Labels).map_err(|_unknown: data::Error| {
+            let names = With::NAMED.map(|with| format!("`{with}`")).join(", ");
+            anyhow!("expected {names}, `meta-KEY` or `features-SAE`, found `{text}`")
+        }),
     }
 }
 

@@ -70,6 +70,7 @@ fn options() -> DashboardOptions {
         format: DashboardFormat::SaeDashboard,
         features: None,
         batch: dashboards::BATCH,
+        model_id: None,
         source_set: "bench".into(),
         suffix: None,
         creator: String::new(),

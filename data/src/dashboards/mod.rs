@@ -80,6 +80,8 @@ pub struct DashboardOptions {
     pub features: Option<Range<u32>>,
     /// Features of a file.
     pub batch: usize,
+    /// What the site calls the model; `None` is the last part of the name that the run was recorded with.
+    pub model_id: Option<String>,
     /// The coder's set, such as `gemmascope-res-16k`: what comes behind the layer in a source's name.
     pub source_set: String,
     /// What tells this coder from others of its set.
@@ -151,7 +153,7 @@ pub fn export(
     let context = corpus.options.get("context").and_then(serde_json::Value::as_u64);
     let names = Names {
         options,
-        model: run.manifest().model.id.clone(),
+        model: options.model_id.clone().unwrap_or_else(|| last_part(&run.manifest().model.id)),
         // What stands before the first block counts as its layer.
         layer: info.hook_point.layer.unwrap_or(0),
         hook_point: info.hook_point.to_string(),
@@ -194,6 +196,13 @@ pub fn export(
     }
     folder.publish()?;
     Ok(report)
+}
+
+/// A model may have been named by its path.
+fn last_part(name: &str) -> String {
+    let name = name.trim_end_matches(['/', '\\']);
+    let last = name.rsplit(['/', '\\']).next().unwrap_or(name);
+    last.strip_suffix(".gguf").unwrap_or(last).to_owned()
 }
 
 enum Writer {

@@ -83,6 +83,7 @@ fn options(format: DashboardFormat) -> DashboardOptions {
         format,
         features: None,
         batch: 2,
+        model_id: None,
         source_set: "res-5".into(),
         suffix: Some("l0-2".into()),
         creator: "we".into(),
@@ -197,4 +198,16 @@ fn nothing_is_left_of_an_export_that_stopped() {
     assert!(export(&table, &beyond, None, &dir.path().join("b"), &mut go_on).is_err());
     let named = DashboardOptions { source_set: "../x".into(), ..options };
     assert!(export(&table, &named, None, &dir.path().join("b"), &mut go_on).is_err());
+}
+
+#[test]
+fn a_model_that_was_named_by_its_path_has_a_name() {
+    for (name, expected) in [
+        ("gemma-3-270m", "gemma-3-270m"),
+        ("data/mini/", "mini"),
+        ("C:\\models\\gemma", "gemma"),
+        ("/m/gemma-Q4.gguf", "gemma-Q4"),
+    ] {
+        assert_eq!(last_part(name), expected);
+    }
 }
