@@ -115,8 +115,7 @@ impl<'a> Describer<'a> {
         }
         let vector = self.directions.map(|directions| directions.direction(stats.feature)).unwrap_or_default();
         let logits = self.directions.map(|directions| directions.logits(&vector)).unwrap_or_default();
-        let special = self.special(&acts)?;
-        let ordinary = acts.iter().zip(special).filter(|(_, special)| !special).map(|(&(_, act), _)| act);
+        let ordinary = self.tokens.ordinary(&acts)?;
         together.sort_by(|a, b| b.pearson.total_cmp(&a.pearson));
         together.truncate(ROWS);
         let named = |pairs: &[(u32, f32)]| {
@@ -125,7 +124,7 @@ impl<'a> Describer<'a> {
         Ok(Feature {
             top: named(&stats.top_logits),
             bottom: named(&stats.bottom_logits),
-            acts: Histogram::of(&ordinary.collect::<Vec<_>>()),
+            acts: Histogram::of(&ordinary),
             logits: Histogram::of(&logits),
             aligned: Aligned::of(&vector),
             stats,
@@ -133,15 +132,6 @@ impl<'a> Describer<'a> {
             together,
             passages,
         })
-    }
-
-    /// Whether the tokens of some activations, rising, are special.
-    fn special(&mut self, acts: &[(u64, f32)]) -> Result<Vec<bool>> {
-        let mut special = Vec::with_capacity(acts.len());
-        for &(token, _) in acts {
-            special.push(self.tokens.is_special(token)?);
-        }
-        Ok(special)
     }
 
     /// `bin_min`, `bin_max` and `bin_contains` of a group; `None` for groups that these formats do not know.

@@ -54,8 +54,15 @@ impl Tokens {
         Ok(found)
     }
 
-    pub(super) fn is_special(&mut self, token: u64) -> Result<bool> {
-        Ok(self.stretch(token / WINDOW)?.special[(token % WINDOW) as usize])
+    /// Those activations, rising by token, that are not of special tokens.
+    pub(super) fn ordinary(&mut self, acts: &[(u64, f32)]) -> Result<Vec<f32>> {
+        let mut found = Vec::with_capacity(acts.len());
+        for acts in acts.chunk_by(|(a, _), (b, _)| a / WINDOW == b / WINDOW) {
+            let stretch = self.stretch(acts[0].0 / WINDOW)?;
+            let ordinary = acts.iter().filter(|(token, _)| !stretch.special[(token % WINDOW) as usize]);
+            found.extend(ordinary.map(|(_, act)| *act));
+        }
+        Ok(found)
     }
 
     fn stretch(&mut self, index: u64) -> Result<Arc<Stretch>> {
