@@ -34,14 +34,17 @@
 //! # };
 //! # let mut features = FeatureTableWriter::create(&run, "coder", info, 1 << 20)?;
 //! # for token in 0..40 {
-//! #     features.write(&[token], &[u32::from(token % 3 == 0)], &[1.0])?;
+//! #     features.write(&[token], &[0], &[1.0])?;
+//! #     if token % 3 == 0 {
+//! #         features.write(&[token], &[1], &[1.0])?;
+//! #     }
 //! # }
 //! # let mut features = features.sort()?;
 //! # features.write_stats(&[0, 1].map(|feature| FeatureStats { feature, ..Default::default() }))?;
 //! # features.finish()?;
 //! use data::join::{JoinOptions, With, join};
 //!
-//! // A run in which feature 1 is active wherever a number stands.
+//! // A run in which feature 0 is active everywhere, and feature 1 wherever a number stands.
 //! let table = run.feature_table("coder")?;
 //! let options = JoinOptions { with: With::TokenClass, ..JoinOptions::default() };
 //! let report = join(&table, &options, &mut |_| ControlFlow::Continue(()))?;
