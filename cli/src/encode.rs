@@ -47,11 +47,28 @@ pub(crate) struct Encode {
     #[arg(long, value_name = "N", default_value_t = scope::encode::CONTEXT)]
     context: u32,
 
+    /// Intervals of equal width between 0 and a feature's largest activation, from each of which passages are drawn
+    #[arg(long, value_name = "N", default_value_t = scope::encode::INTERVALS)]
+    intervals: usize,
+
+    /// Intervals of equally many activations, from each of which passages are drawn
+    #[arg(long, value_name = "N", default_value_t = scope::encode::QUANTILES)]
+    quantiles: usize,
+
+    /// Passages that are drawn from each interval
+    #[arg(long, value_name = "N", default_value_t = scope::encode::EXAMPLES_PER_INTERVAL)]
+    per_interval: usize,
+
+    /// Features that fire together with each that are kept; 0 spares the count of all pairs
+    #[arg(long, value_name = "N", default_value_t = scope::encode::COACTIVATION)]
+    coactivation: usize,
+
     /// Seed of the passages that are drawn from intervals of activation
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Memory in which activations are sorted by feature, in bytes or as `512MB`; the rest goes by way of the disk
+    /// Memory in which activations are sorted by feature, and pairs are counted, in bytes or as `512MB`; the rest goes by
+    /// way of the disk
     #[arg(long, value_name = "BYTES", default_value_t = Bytes(scope::encode::SORT_MEMORY as u64))]
     memory: Bytes,
 
@@ -71,6 +88,10 @@ impl Encode {
             hook: self.hook_point.map(|name| name.parse()).transpose()?,
             name: self.name,
             top_examples: self.top_examples,
+            intervals: self.intervals,
+            quantiles: self.quantiles,
+            per_interval: self.per_interval,
+            coactivation: self.coactivation,
             context: self.context,
             seed: self.seed,
             sort_memory: self.memory.in_memory(),
@@ -115,6 +136,7 @@ pub(crate) fn encode(
             EncodePhase::Encode => "encoding tokens",
             EncodePhase::Sort => "sorting activations",
             EncodePhase::Describe => "describing features",
+            EncodePhase::Pair => "counting pairs",
         });
         bar.set_length(at.total);
         bar.set_position(at.done);

@@ -1,34 +1,40 @@
-//! `polariscope export`: activations in the formats of others.
+//! `polariscope export`: activations and features in the formats of others.
 
 use std::ops::Range;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use data::Dtype;
+use data::dashboards::DashboardFormat;
 use data::export::{self, ExportOptions, Format};
 use serde_json::json;
 
+use crate::dashboards::Dashboards;
 use crate::failure::Interrupted;
 use crate::location::Location;
 use crate::{interrupt, output, progress};
 
-/// Writes activations as Parquet lists, NumPy, safetensors, a Hugging Face or a SAELens data set
+/// Writes activations as Parquet lists, NumPy, safetensors, a Hugging Face or a SAELens data set; features for Neuronpedia
 ///
 /// `parquet`: one file, a row a token, a list of numbers for each hook point; also what `datasets` loads with
 /// `load_dataset("parquet", …)`. `npy`: a folder with `HOOK_POINT.npy` and the places of the tokens; `numpy.load` maps
 /// them. `safetensors`: one file. `datasets`: a folder for `datasets.load_from_disk`. `sae-lens`: a folder for
 /// `cached_activations_path`, a row a sequence of `--context` tokens.
+///
+/// `neuronpedia` and `sae-dashboard` write the features of `--sae`, which was encoded: a folder for Neuronpedia's bulk import,
+/// and one as SAEDashboard's runner writes it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  \
-    polariscope export runs/news --format npy --hook-points blocks.9.hook_resid_post --skip-special --out news-9")]
+    polariscope export runs/news --format npy --hook-points blocks.9.hook_resid_post --skip-special --out news-9\n  \
+    polariscope export runs/news --format neuronpedia --sae runs/news/saes/resid-9 --out dashboards")]
 pub(crate) struct Export {
     /// The run: a folder, or its URL in an object store
     run: Location,
 
-    /// `parquet`, `npy`, `safetensors`, `datasets` or `sae-lens`
-    #[arg(long, value_name = "FORMAT")]
-    format: Format,
+    /// Of activations `parquet`, `npy`, `safetensors`, `datasets` or `sae-lens`; of features `neuronpedia` or `sae-dashboard`
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    format: Target,
 
     /// The file or folder to write; it must not exist
     #[arg(long, value_name = "PATH")]
@@ -57,14 +63,45 @@ pub(crate) struct Export {
     /// Print one JSON object on standard output
     #[arg(long)]
     json: bool,
+
+    // Last: what follows has a heading of its own.
+    #[command(flatten)]
+    dashboards: Dashboards,
+}
+
+/// A format of activations, or of features.
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    Activations(Format),
+    Features(DashboardFormat),
+}
+
+fn format(text: &str) -> Result<Target> {
+    if let Ok(format) = text.parse() {
+        return Ok(Target::Features(format));
+    }
+    text.parse().map(Target::Activations).map_err(|_unknown: data::Error| {
+        let names = Format::ALL.map(Format::name).into_iter().chain(DashboardFormat::ALL.map(DashboardFormat::name));
+        anyhow!("expected one of `{}`, found `{text}`", names.collect::<Vec<_>>().join("`, `"))
+    })
 }
 
 impl Export {
     pub(crate) fn run(self) -> Result<()> {
         interrupt::watch();
         let run = self.run.run()?;
+        let format = match self.format {
+            Target::Features(_) if self.hook_points.is_some() || self.tokens.is_some() || self.dtype.is_some() => {
+                bail!("expected no `--hook-points`, `--tokens` and `--dtype` with a format of features")
+            }
+            Target::Features(format) => return self.dashboards.run(&run, format, &self.out, self.json),
+            Target::Activations(_) if self.dashboards.sae.is_some() => {
+                bail!("expected no `--sae` with a format of activations\nhint: `--format neuronpedia` writes features")
+            }
+            Target::Activations(format) => format,
+        };
         let options = ExportOptions {
-            format: self.format,
+            format,
             hook_points: self.hook_points.map_or_else(|| Ok(Vec::new()), |list| export::recorded(&run, &list))?,
             tokens: self.tokens.map(|tokens| range(&tokens, run.n_tokens())).transpose()?,
             skip_special: self.skip_special,

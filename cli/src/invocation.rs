@@ -35,13 +35,14 @@ impl Invocation {
 
     /// Who made a run, when, and how.
     pub(crate) fn provenance(&self) -> Provenance {
-        let now = jiff::Timestamp::now();
-        Provenance {
-            created_by: created_by(),
-            created_at: now.round(jiff::Unit::Second).unwrap_or(now).to_string(),
-            command: self.args.clone(),
-        }
+        Provenance { created_by: created_by(), created_at: now(), command: self.args.clone() }
     }
+}
+
+/// The time, to the second.
+pub(crate) fn now() -> String {
+    let now = jiff::Timestamp::now();
+    now.round(jiff::Unit::Second).unwrap_or(now).to_string()
 }
 
 /// Version and commit of this program.

@@ -149,6 +149,29 @@ pub enum Error {
     NoRouting { path: PathBuf },
 
     #[error(
+        "expected the same tokens as in `{}`, found others in `{}`\nhint: record both from the same corpus with the same tokenizer", .origin.display(), .path.display()
+    )]
+    OtherTokens { origin: Box<Path>, path: Box<Path> },
+
+    #[error(
+        "expected `experts`, `ple`, `token-class`, `language`, `source`, or `meta-` and a key of the documents' `meta`, found `{found}`"
+    )]
+    UnknownJoin { found: String },
+
+    #[error("expected no layers: `{with}` is the same in all of them\nhint: leave `--layer` out")]
+    NoLayers { with: String },
+
+    #[error(
+        "expected 4096 kinds of documents at most, found more by `{with}`\nhint: join with a key of `meta` that says which kind a document is of"
+    )]
+    TooManyLabels { with: String },
+
+    #[error(
+        "no gates: `blocks.N.ple.hook_gate_pre` was not recorded in `{}`\nhint: of a model with per-layer embeddings, `polariscope record … --hook-points 'blocks.*.ple.hook_gate_pre,…'` does, beside what the coder reads", .path.display()
+    )]
+    NoGates { path: PathBuf },
+
+    #[error(
         "expected a run in the order of its tokens to read {what}, found a shuffled one in `{}`\nhint: its origin `{origin}` has that order", .path.display()
     )]
     ShuffledRun { what: &'static str, origin: Box<str>, path: Box<Path> },

@@ -99,12 +99,14 @@
 pub mod batches;
 pub mod convert;
 pub mod corpus;
+pub mod dashboards;
 pub mod dtype;
 pub mod error;
 pub mod export;
 pub mod features;
 pub mod files;
 pub mod hook_point;
+pub mod join;
 pub mod manifest;
 pub mod metrics;
 pub mod place;

@@ -125,6 +125,63 @@ pub(crate) fn feature_examples() -> SchemaRef {
     ])
 }
 
+/// What lies between the bounds of a group of examples; activations are in the units of the coder.
+pub(crate) fn feature_groups() -> SchemaRef {
+    schema([
+        field("feature", DataType::UInt32),
+        field("group", DataType::Utf8),
+        // The least and the greatest activation that belong to it.
+        field("low", DataType::Float32),
+        field("high", DataType::Float32),
+        // Tokens at which the feature is active within these bounds; of equal-count groups, those of its ranks.
+        field("n_active", DataType::UInt64),
+    ])
+}
+
+/// Two features that fire together; `other` may be one of another coder.
+pub(crate) fn feature_pairs() -> SchemaRef {
+    schema([
+        field("feature", DataType::UInt32),
+        field("rank", DataType::UInt32),
+        field("other", DataType::UInt32),
+        // Tokens at which both are active.
+        field("n_both", DataType::UInt64),
+        // How many times as often as if they had nothing to do with each other.
+        field("lift", DataType::Float64),
+        // Of the tokens at which one of them is active, the share at which both are.
+        field("jaccard", DataType::Float64),
+        // Correlation of active or not, -1 to 1.
+        field("phi", DataType::Float64),
+        // Correlation of activations over all tokens, -1 to 1.
+        field("pearson", DataType::Float64),
+        // Of the activations over all tokens.
+        field("cosine", DataType::Float64),
+    ])
+}
+
+/// How a feature goes together with something else that is known of tokens.
+pub(crate) fn feature_join() -> SchemaRef {
+    schema([
+        // Of the model, where what it is joined with has one.
+        nullable("layer", DataType::UInt32),
+        field("label", DataType::Utf8),
+        // Among the features of the label, from 0; null where it is only the best label of its feature.
+        nullable("rank", DataType::UInt32),
+        field("feature", DataType::UInt32),
+        // Tokens at which the feature is active, that have the label, and both.
+        field("n_feature", DataType::UInt64),
+        field("n_label", DataType::UInt64),
+        field("n_both", DataType::UInt64),
+        field("lift", DataType::Float64),
+        // Bits.
+        field("mutual_information", DataType::Float64),
+        // The same after the labels were shuffled, bits.
+        field("control", DataType::Float64),
+        // The greatest control of the layer, bits.
+        field("threshold", DataType::Float64),
+    ])
+}
+
 pub(crate) fn metrics(columns: &[String]) -> SchemaRef {
     schema(columns.iter().map(|name| field(name, DataType::Float64)).collect::<Vec<_>>())
 }
@@ -174,6 +231,17 @@ mod tests {
             show(feature_examples()),
             "feature UInt32, rank UInt32, group Utf8, token_idx UInt64, act Float32, context_start UInt64, \
              context_len UInt32"
+        );
+        assert_eq!(show(feature_groups()), "feature UInt32, group Utf8, low Float32, high Float32, n_active UInt64");
+        assert_eq!(
+            show(feature_pairs()),
+            "feature UInt32, rank UInt32, other UInt32, n_both UInt64, lift Float64, jaccard Float64, phi Float64, \
+             pearson Float64, cosine Float64"
+        );
+        assert_eq!(
+            show(feature_join()),
+            "layer UInt32?, label Utf8, rank UInt32?, feature UInt32, n_feature UInt64, n_label UInt64, n_both UInt64, \
+             lift Float64, mutual_information Float64, control Float64, threshold Float64"
         );
         let names: Vec<String> = feature_stats().fields().iter().map(|f| f.name().clone()).collect();
         assert_eq!(

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::datatypes::UInt64Type;
+use arrow::datatypes::{UInt32Type, UInt64Type};
 use bytes::Bytes;
 
 use crate::acts_read::ActsFile;
@@ -166,6 +166,18 @@ impl Run {
             all.append(&mut self.token_rows(shard, rows)?);
         }
         Ok(all)
+    }
+
+    /// The ids of some tokens, and which of them are special.
+    pub(crate) fn token_ids(&self, tokens: Range<u64>) -> Result<(Vec<u32>, Vec<bool>)> {
+        let (mut ids, mut special) = (Vec::new(), Vec::new());
+        for (shard, rows) in self.shards_of(tokens)? {
+            let file = self.token_table(shard)?;
+            let batch = file.rows(&["token_id", "special"], rows)?;
+            ids.append(&mut file.primitive::<UInt32Type>(&batch, "token_id")?);
+            special.append(&mut file.booleans(&batch, "special")?);
+        }
+        Ok((ids, special))
     }
 
     /// Which of some tokens are special.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::features::{COACTIVATION, GROUPS, JOINS};
 use crate::files::{self, hex};
 use crate::manifest::{self, FileEntry, JournalEntry, Routing, Shard};
 use crate::parquet_io::{self, TableFile};
@@ -313,8 +314,13 @@ impl Work<'_> {
             let message = format!("expected {rows} rows as in `{folder}/acts`, found {sorted}");
             self.problem(&format!("{folder}/by_feature"), None, message, None);
         }
-        for file in ["stats.parquet", "examples.parquet"] {
-            let relative = format!("{folder}/{file}");
+        let joins = self.run.place().names_in(&format!("{folder}/{JOINS}"), false)?;
+        let joins = joins.iter().filter(|name| name.ends_with(".parquet")).map(|name| format!("{JOINS}/{name}"));
+        let optional = [GROUPS, COACTIVATION].map(str::to_owned).into_iter().chain(joins);
+        let optional = optional.map(|file| format!("{folder}/{file}")).collect::<Vec<_>>();
+        let there = |file: &String| self.run.place().has(file).unwrap_or(true);
+        let always = ["stats.parquet", "examples.parquet"].map(|file| format!("{folder}/{file}"));
+        for relative in always.into_iter().chain(optional.into_iter().filter(there)).collect::<Vec<_>>() {
             if let Err(error) = self.decode(&relative) {
                 self.problem(&relative, None, error.to_string(), None);
             }

@@ -1,14 +1,15 @@
 //! What does a coder see in a run? One pass over the shards of its hook point gives `features/<name>/`.
 //!
 //! Activations go to disk in token order as they are computed; `data` sorts them by feature with bounded memory; then each
-//! feature is described from its own activations. Nothing here grows with the number of activations: beside one block of
-//! rows and one block of features, there is a bit for every token and a number for every document.
+//! feature is described from its own activations, and pairs of features that fire together are counted. Nothing here grows
+//! with the number of activations: beside one block of rows and one block of features, there is a bit for every token and a
+//! number for every document and every feature.
 
 use std::{ops::ControlFlow, path::Path};
 
 use data::{
     HookPoint, Run,
-    features::{FeatureTableInfo, FeatureTableWriter},
+    features::{FeatureTableInfo, FeatureTableWriter, PairOptions},
 };
 use rayon::prelude::*;
 
@@ -27,7 +28,9 @@ use crate::{
 pub const TOP_EXAMPLES: usize = 20;
 /// Intervals of equal width between 0 and the largest activation (SAEDashboard).
 pub const INTERVALS: usize = 5;
-/// Examples drawn from each interval (SAEDashboard).
+/// Intervals of equally many activations (Delphi's test examples).
+pub const QUANTILES: usize = 10;
+/// Examples drawn from each interval and each quantile (SAEDashboard).
 pub const EXAMPLES_PER_INTERVAL: usize = 5;
 /// Tokens of a passage.
 pub const CONTEXT: u32 = 64;
@@ -35,7 +38,9 @@ pub const CONTEXT: u32 = 64;
 pub const LOGITS: usize = 10;
 /// Nearest decoder rows.
 pub const NEIGHBOURS: usize = 10;
-/// Memory in which activations are sorted by feature.
+/// Features that fire together with one.
+pub const COACTIVATION: usize = 10;
+/// Memory in which activations are sorted by feature, and pairs are counted.
 pub const SORT_MEMORY: usize = 256 << 20;
 
 /// Features that are described at a time.
@@ -88,7 +93,9 @@ pub struct EncodeOptions {
     pub top_examples: usize,
     /// Intervals of value.
     pub intervals: usize,
-    /// Examples from each interval.
+    /// Intervals of equally many activations.
+    pub quantiles: usize,
+    /// Examples from each interval and each quantile.
     pub per_interval: usize,
     /// Tokens of a passage.
     pub context: u32,
@@ -96,9 +103,11 @@ pub struct EncodeOptions {
     pub logits: usize,
     /// Nearest decoder rows; 0 spares the product of the decoder with itself.
     pub neighbours: usize,
-    /// Bytes in which activations are sorted by feature.
+    /// Features that fire together with each; 0 spares the count of all pairs.
+    pub coactivation: usize,
+    /// Bytes in which activations are sorted by feature, and then pairs are counted.
     pub sort_memory: usize,
-    /// Which examples are drawn from intervals.
+    /// Which examples are drawn from intervals and quantiles.
     pub seed: u64,
     /// Threads; 0 is one for every core.
     pub threads: usize,
@@ -111,10 +120,12 @@ impl Default for EncodeOptions {
             name: None,
             top_examples: TOP_EXAMPLES,
             intervals: INTERVALS,
+            quantiles: QUANTILES,
             per_interval: EXAMPLES_PER_INTERVAL,
             context: CONTEXT,
             logits: LOGITS,
             neighbours: NEIGHBOURS,
+            coactivation: COACTIVATION,
             sort_memory: SORT_MEMORY,
             seed: 0,
             threads: 0,
@@ -131,6 +142,8 @@ pub enum EncodePhase {
     Sort,
     /// Features are described.
     Describe,
+    /// Pairs of features that fire together are counted.
+    Pair,
 }
 
 /// How far it is.
@@ -138,7 +151,7 @@ pub enum EncodePhase {
 pub struct EncodeProgress {
     /// What is being done.
     pub phase: EncodePhase,
-    /// Tokens, or features, done.
+    /// Tokens, activations or features done; tokens are read several times while pairs of a wide coder are counted.
     pub done: u64,
     /// Of so many.
     pub total: u64,
@@ -205,7 +218,7 @@ pub fn encode(
         notes: serde_json::Value::Null,
     };
     let mut writer = FeatureTableWriter::create(run, &name, info, options.sort_memory)?;
-    let regular_acts = job.encode(&places, &mut writer)?;
+    let n_active = job.encode(&places, &mut writer)?;
     job.report(EncodePhase::Sort, 0, job.n_acts)?;
     let mut sorted = writer.sort()?;
     job.report(EncodePhase::Sort, job.n_acts, job.n_acts)?;
@@ -213,6 +226,7 @@ pub fn encode(
     let examples = ExampleOptions {
         top: options.top_examples,
         intervals: options.intervals,
+        quantiles: options.quantiles,
         per_interval: options.per_interval,
         context: options.context.max(1),
         seed: options.seed,
@@ -225,8 +239,8 @@ pub fn encode(
     for first in (0..sae.d_sae()).step_by(BLOCK_FEATURES) {
         let features = first..(first + BLOCK_FEATURES).min(sae.d_sae());
         job.report(EncodePhase::Describe, first as u64, sae.d_sae() as u64)?;
-        let mut described: Vec<_> =
-            features.clone().map(|feature| Describer::new(feature as u32, &places, examples)).collect();
+        let describer = |feature: usize| Describer::new(feature as u32, n_active[feature], &places, examples);
+        let mut described: Vec<_> = features.clone().map(describer).collect();
         for rows in sorted.rows(first as u32..features.end as u32)? {
             let rows = rows?;
             let describer = &mut described[rows.feature as usize - first];
@@ -234,7 +248,12 @@ pub fn encode(
                 describer.add(token_idx, act);
             }
         }
-        let (mut stats, examples): (Vec<_>, Vec<_>) = described.into_iter().map(Describer::finish).unzip();
+        let mut stats = Vec::with_capacity(features.len());
+        for described in described.into_iter().map(Describer::finish) {
+            stats.push(described.stats);
+            sorted.write_examples(&described.examples)?;
+            sorted.write_groups(&described.groups)?;
+        }
         let neighbours = nearest(&units, features.clone(), options.neighbours, &workers);
         let directions = &sae.w_dec().as_slice()[first * d_out..features.end * d_out];
         let effects = model.map(|model| model.logit_effects(directions, options.logits)).unwrap_or_default();
@@ -248,9 +267,18 @@ pub fn encode(
             dead_features += usize::from(stats.n_active == 0);
         }
         sorted.write_stats(&stats)?;
-        sorted.write_examples(&examples.concat())?;
     }
     job.report(EncodePhase::Describe, sae.d_sae() as u64, sae.d_sae() as u64)?;
+    if options.coactivation > 0 {
+        let pairs = PairOptions { top: options.coactivation, memory: options.sort_memory, ..PairOptions::default() };
+        let n_acts = job.n_acts;
+        let pairs = sorted.write_coactivation(&|tokens| run.special(tokens), pairs, &mut |at| {
+            (job.progress)(&EncodeProgress { phase: EncodePhase::Pair, done: at.done, total: at.total, n_acts })
+        });
+        pairs.map_err(
+            |error| if matches!(error, data::Error::Interrupted) { Error::Interrupted } else { error.into() },
+        )?;
+    }
     let (n_acts, not_finite) = (job.n_acts, job.not_finite);
     sorted.finish()?;
     Ok(EncodeSummary {
@@ -259,7 +287,7 @@ pub fn encode(
         n_special: run.n_tokens() - places.n_regular(),
         not_finite,
         n_acts,
-        l0: regular_acts as f64 / places.n_regular().max(1) as f64,
+        l0: n_active.iter().sum::<u64>() as f64 / places.n_regular().max(1) as f64,
         dead_features,
     })
 }
@@ -282,10 +310,10 @@ impl Job<'_> {
         }
     }
 
-    /// Writes the activations of every token. Returns how many are on tokens that are not special.
-    fn encode(&mut self, places: &Places, writer: &mut FeatureTableWriter) -> Result<u64> {
+    /// Writes the activations of every token. Returns at how many tokens that are not special each feature is active.
+    fn encode(&mut self, places: &Places, writer: &mut FeatureTableWriter) -> Result<Vec<u64>> {
         let width = self.sae.d_in();
-        let mut regular_acts = 0;
+        let mut n_active = vec![0; self.sae.d_sae()];
         let mut done = 0;
         let (mut token_idx, mut features, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for shard in 0..self.run.shards().len() {
@@ -298,7 +326,9 @@ impl Job<'_> {
                 for block in encode_blocks(self.sae, &rows, self.workers) {
                     for (latents, acts) in block.acts.iter() {
                         if !places.is_special(token) {
-                            regular_acts += latents.len() as u64;
+                            for &latent in latents {
+                                n_active[latent as usize] += 1;
+                            }
                         }
                         token_idx.extend(std::iter::repeat_n(token, latents.len()));
                         features.extend_from_slice(latents);
@@ -315,7 +345,7 @@ impl Job<'_> {
             }
         }
         self.report(EncodePhase::Encode, done, self.run.n_tokens())?;
-        Ok(regular_acts)
+        Ok(n_active)
     }
 }
 

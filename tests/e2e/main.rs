@@ -8,3 +8,4 @@ mod object_store;
 mod readers;
 mod support;
 mod survives;
+mod tables;

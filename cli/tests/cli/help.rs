@@ -2,9 +2,9 @@
 
 use crate::support::{end, fails, polariscope, succeeds};
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 20] = [
     "models", "fetch", "inspect", "run", "patch", "record", "shuffle", "status", "merge", "train", "import", "encode",
-    "evaluate", "routing", "query", "export", "verify", "view", "demo",
+    "evaluate", "join", "routing", "query", "export", "verify", "view", "demo",
 ];
 
 #[test]

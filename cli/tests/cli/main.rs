@@ -6,6 +6,7 @@ mod export;
 mod hands;
 mod help;
 mod interrupted;
+mod join;
 mod ple;
 mod query;
 mod routing;

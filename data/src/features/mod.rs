@@ -1,12 +1,16 @@
 //! Which features of a sparse coder are active where, and what is known of each?
 //!
 //! `features/<name>/` holds `acts/` (in the order of tokens, cut into shards as the run is), `by_feature/` (the same rows
-//! ordered by feature and falling activation), `stats.parquet` and `examples.parquet`.
-//! The folder is built under a temporary name and renamed when it is whole.
+//! ordered by feature and falling activation), `stats.parquet`, `examples.parquet` with their bounds in `groups.parquet`, and
+//! `coactivation.parquet` where pairs were counted. The folder is built under a temporary name and renamed when it is whole.
+//! `joins/` holds what [`crate::join`] finds later.
 
+mod joined;
+mod pairs;
 mod read;
 mod sort;
 mod tables;
+mod windows;
 mod write;
 
 use serde::{Deserialize, Serialize};
@@ -14,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::hook_point::HookPoint;
 use crate::parquet_io::TableOptions;
 
+pub use pairs::{FeaturePair, PairOptions, PairProgress, PairRank, correlate};
 pub use read::{FeatureActs, FeatureTable, StatsColumns};
 pub use sort::{FeatureRows, SortedFeatures};
+pub(crate) use windows::{ByToken, WINDOW, Windows};
 pub use write::FeatureTableWriter;
 
 /// Rows of a row group of `acts` and `by_feature`.
@@ -23,6 +29,15 @@ pub(crate) const GROUP_ROWS: usize = 131_072;
 
 /// Key of the Parquet metadata of `stats.parquet` that holds [`FeatureTableInfo`] as JSON.
 pub(crate) const INFO_KEY: &str = "polariscope.features";
+
+/// The file of [`ExampleGroup`]s.
+pub(crate) const GROUPS: &str = "groups.parquet";
+
+/// The file of features that fire together.
+pub(crate) const COACTIVATION: &str = "coactivation.parquet";
+
+/// The folder of what features were joined with.
+pub(crate) const JOINS: &str = "joins";
 
 /// Memory for ordering rows by feature, by default.
 pub const DEFAULT_SORT_MEMORY: usize = 512 << 20;
@@ -87,7 +102,8 @@ pub struct Example {
     pub feature: u32,
     /// From 0 within its group.
     pub rank: u32,
-    /// `top`, or an interval of activations.
+    /// `top`; `interval-2`, of equal width between 0 and the largest activation; or `quantile-2`, of equally many
+    /// activations. Those with the higher number are the stronger ones.
     pub group: String,
     /// Of the peak.
     pub token_idx: u64,
@@ -97,6 +113,20 @@ pub struct Example {
     pub context_start: u64,
     /// How many tokens to show.
     pub context_len: u32,
+}
+
+/// Which activations of a feature a group of examples was drawn from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExampleGroup {
+    pub feature: u32,
+    /// As in [`Example::group`]; `top` has no bounds and is not listed.
+    pub group: String,
+    /// Bounds of an interval; of a quantile, its least activation.
+    pub low: f32,
+    /// Of a quantile, its greatest activation.
+    pub high: f32,
+    /// Activations within, special tokens left out.
+    pub n_active: u64,
 }
 
 /// The bin of an activation in [`FeatureStats::act_hist`]: two an octave, from 2⁻¹⁶ to 2¹⁶; what lies beyond goes to the

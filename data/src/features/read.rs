@@ -4,10 +4,14 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::{Float32Type, Float64Type, UInt32Type, UInt64Type};
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
 
-use super::{Example, FeatureStats, FeatureTableInfo, INFO_KEY, tables};
+use super::pairs::Side;
+use super::{
+    COACTIVATION, Example, ExampleGroup, FeaturePair, FeatureStats, FeatureTableInfo, GROUPS, INFO_KEY, tables,
+};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::manifest::shard_file_name;
@@ -25,6 +29,10 @@ pub struct FeatureTable {
     info: FeatureTableInfo,
     stats: Arc<TableFile>,
     examples: Arc<TableFile>,
+    /// Tables of older versions have none.
+    groups: Option<Arc<TableFile>>,
+    /// Where pairs were counted.
+    coactivation: Option<Arc<TableFile>>,
     /// Of each shard of `by_feature`: its file and the first and last feature in it.
     by_feature: Vec<(Arc<TableFile>, Range<u32>)>,
 }
@@ -85,6 +93,11 @@ impl FeatureTable {
         let table = |relative: &str| Ok::<_, Error>(Arc::new(TableFile::open(&run.file(relative)?)?));
         let stats = table(&format!("{folder}/stats.parquet"))?;
         let examples = table(&format!("{folder}/examples.parquet"))?;
+        let has = |file: &str| {
+            let relative = format!("{folder}/{file}");
+            Ok::<_, Error>(if run.place().has(&relative)? { Some(table(&relative)?) } else { None })
+        };
+        let (groups, coactivation) = (has(GROUPS)?, has(COACTIVATION)?);
         let info = stats
             .key_value(INFO_KEY)
             .ok_or_else(|| Error::damaged(stats.path(), format!("`{INFO_KEY}` is missing in its metadata")))?;
@@ -103,7 +116,8 @@ impl FeatureTable {
             let range = features_in(&table);
             by_feature.push((table, range));
         }
-        Ok(Self { run: run.clone(), name: name.to_owned(), info, stats, examples, by_feature })
+        let (run, name) = (run.clone(), name.to_owned());
+        Ok(Self { run, name, info, stats, examples, groups, coactivation, by_feature })
     }
 
     /// The name of the table: its folder.
@@ -114,6 +128,11 @@ impl FeatureTable {
     /// The folder of the table.
     pub fn dir(&self) -> PathBuf {
         self.run.dir().join("features").join(&self.name)
+    }
+
+    /// The run that it is a table of.
+    pub const fn run(&self) -> &Run {
+        &self.run
     }
 
     /// Where the table comes from.
@@ -154,12 +173,38 @@ impl FeatureTable {
     /// The examples of some features, in the order of features.
     pub fn examples(&self, features: Range<u32>) -> Result<Vec<Example>> {
         self.check(&features)?;
-        let keys = u64::from(features.start)..u64::from(features.end);
-        let rows = candidates(&self.examples, "feature", &keys)?;
-        let batch = self.examples.rows(&[], rows)?;
-        let mut examples = tables::example_rows(&self.examples, &batch)?;
+        let mut examples = tables::example_rows(&self.examples, &of_features(&self.examples, &features)?)?;
         examples.retain(|example| features.contains(&example.feature));
         Ok(examples)
+    }
+
+    /// The groups that the examples of some features were drawn from, in the order of features.
+    pub fn groups(&self, features: Range<u32>) -> Result<Vec<ExampleGroup>> {
+        self.check(&features)?;
+        let Some(file) = &self.groups else { return Ok(Vec::new()) };
+        let mut groups = tables::group_rows(file, &of_features(file, &features)?)?;
+        groups.retain(|group| features.contains(&group.feature));
+        Ok(groups)
+    }
+
+    /// Which features fire together with some, the nearest first; `None` where pairs were not counted.
+    pub fn coactivation(&self, features: Range<u32>) -> Result<Option<Vec<FeaturePair>>> {
+        self.check(&features)?;
+        let Some(file) = &self.coactivation else { return Ok(None) };
+        let mut pairs = tables::pair_rows(file, &of_features(file, &features)?)?;
+        pairs.retain(|pair| features.contains(&pair.feature));
+        Ok(Some(pairs))
+    }
+
+    /// The files of activations in the order of tokens.
+    pub(crate) fn acts_files(&self) -> Result<Vec<PathBuf>> {
+        self.run.require_order("features by token")?;
+        let relative = |shard: &crate::Shard| format!("features/{}/acts/{}", self.name, shard.file_name());
+        self.run.shards().iter().map(|shard| self.run.file(&relative(shard))).collect()
+    }
+
+    pub(super) fn side(&self) -> Result<Side> {
+        Ok(Side { files: self.acts_files()?, n_features: self.info.d_sae as usize })
     }
 
     /// Tokens and activations of a feature, falling, at most `limit`. Those of special tokens are among them.
@@ -208,7 +253,7 @@ impl FeatureTable {
         Ok(found)
     }
 
-    fn check(&self, features: &Range<u32>) -> Result<()> {
+    pub(crate) fn check(&self, features: &Range<u32>) -> Result<()> {
         if features.start <= features.end && features.end <= self.info.d_sae {
             return Ok(());
         }
@@ -220,6 +265,12 @@ impl FeatureTable {
             path: self.dir(),
         })
     }
+}
+
+/// The rows of a file that may be of some features.
+fn of_features(table: &TableFile, features: &Range<u32>) -> Result<RecordBatch> {
+    let keys = u64::from(features.start)..u64::from(features.end);
+    table.rows(&[], candidates(table, "feature", &keys)?)
 }
 
 /// The pages of a file that may hold keys of a rising column, as one stretch of rows.

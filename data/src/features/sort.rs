@@ -7,14 +7,17 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::io::{BufReader, BufWriter, Read, Write};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use arrow::datatypes::{Float32Type, UInt32Type, UInt64Type};
 use fs_err as fs;
 use rayon::slice::ParallelSliceMut;
 
-use super::{Example, FeatureStats, FeatureTableInfo, GROUP_ROWS, INFO_KEY, tables};
+use super::pairs::{Count, PairOptions, PairProgress, Side};
+use super::{
+    COACTIVATION, Example, ExampleGroup, FeatureStats, FeatureTableInfo, GROUP_ROWS, GROUPS, INFO_KEY, tables,
+};
 use crate::error::{Error, Result};
 use crate::files::{self, BuildFolder};
 use crate::manifest::{FileEntry, shard_file_name};
@@ -61,15 +64,19 @@ pub struct FeatureRows {
 pub struct SortedFeatures {
     target: Target,
     info: FeatureTableInfo,
+    /// In the order of tokens.
+    acts: Vec<PathBuf>,
     by_feature: Vec<PathBuf>,
     /// Where the rows of each feature begin, over all files; one more at the end.
     starts: Vec<u64>,
     stats: Option<TableWriter>,
     examples: Option<TableWriter>,
+    groups: Option<TableWriter>,
     next_feature: u32,
     last_example: (u32, u64),
     pending_stats: Vec<FeatureStats>,
     pending_examples: Vec<Example>,
+    pending_groups: Vec<ExampleGroup>,
     sums: Sums,
 }
 
@@ -133,18 +140,22 @@ pub(super) fn sort(
     starts.push(start);
     let stats_path = folder.path().join("stats.parquet");
     let examples_path = folder.path().join("examples.parquet");
+    let groups_path = folder.path().join(GROUPS);
     let options = || TableOptions { delta: &["feature"], ..TableOptions::default() };
     Ok(SortedFeatures {
         stats: Some(TableWriter::create(&stats_path, &schema::feature_stats(), options())?),
         examples: Some(TableWriter::create(&examples_path, &schema::feature_examples(), options())?),
+        groups: Some(TableWriter::create(&groups_path, &schema::feature_groups(), options())?),
         target,
         info,
+        acts: acts.to_vec(),
         by_feature,
         starts,
         next_feature: 0,
         last_example: (0, 0),
         pending_stats: Vec::new(),
         pending_examples: Vec::new(),
+        pending_groups: Vec::new(),
         sums,
     })
 }
@@ -200,6 +211,45 @@ impl SortedFeatures {
         Ok(())
     }
 
+    /// Appends the groups that examples were drawn from, in the order of features.
+    pub fn write_groups(&mut self, rows: &[ExampleGroup]) -> Result<()> {
+        self.pending_groups.extend_from_slice(rows);
+        while self.pending_groups.len() >= GROUP_ROWS {
+            let rest = self.pending_groups.split_off(GROUP_ROWS);
+            let group = std::mem::replace(&mut self.pending_groups, rest);
+            table(&mut self.groups).write(&tables::group_batch(&group))?;
+        }
+        Ok(())
+    }
+
+    /// Counts which features fire together, and writes each one's best pairs. `special` tells which of some tokens are.
+    ///
+    /// `progress` is called after each stretch of tokens; when it breaks, the result is [`Error::Interrupted`].
+    pub fn write_coactivation(
+        &mut self,
+        special: &dyn Fn(Range<u64>) -> Result<Vec<bool>>,
+        options: PairOptions,
+        progress: &mut dyn FnMut(PairProgress) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let path = self.target.folder.path().join(COACTIVATION);
+        let table = TableOptions { delta: &["feature"], ..TableOptions::default() };
+        let mut writer = TableWriter::create(&path, &schema::feature_pairs(), table)?;
+        let left = Side { files: self.acts.clone(), n_features: self.info.d_sae as usize };
+        let n_tokens = self.info.n_tokens;
+        let mut pending = Vec::new();
+        Count { left: &left, right: None, n_tokens, special, options, progress }.run(&mut |pairs| {
+            pending.extend_from_slice(pairs);
+            // Row groups of one size, whatever the memory is: then the file is the same.
+            while pending.len() >= GROUP_ROWS {
+                writer.write(&tables::pair_batch(&pending.drain(..GROUP_ROWS).collect::<Vec<_>>()))?;
+            }
+            Ok(())
+        })?;
+        writer.write(&tables::pair_batch(&pending))?;
+        self.sums.files.insert(COACTIVATION.to_owned(), writer.publish()?);
+        Ok(())
+    }
+
     /// Makes the table durable under its name.
     pub fn finish(mut self) -> Result<()> {
         if self.next_feature != self.info.d_sae {
@@ -207,11 +257,14 @@ impl SortedFeatures {
         }
         let mut stats = self.stats.take().expect("`finish` takes `self`");
         let mut examples = self.examples.take().expect("`finish` takes `self`");
+        let mut groups = self.groups.take().expect("`finish` takes `self`");
+        groups.write(&tables::group_batch(&self.pending_groups))?;
         stats.write(&tables::stats_batch(&self.pending_stats))?;
         examples.write(&tables::example_batch(&self.pending_examples))?;
         let info = serde_json::to_string(&self.info).map_err(|cause| Error::json(self.target.folder.path(), cause))?;
         stats.append_key_value(INFO_KEY, info);
         self.sums.files.insert("examples.parquet".to_owned(), examples.publish()?);
+        self.sums.files.insert(GROUPS.to_owned(), groups.publish()?);
         self.sums.files.insert("stats.parquet".to_owned(), stats.publish()?);
         self.sums.write(self.target.folder.path())?;
         self.target.publish()

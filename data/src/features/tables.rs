@@ -9,8 +9,9 @@ use arrow::array::{
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Fields, Float32Type, Float64Type, UInt32Type, UInt64Type};
 
-use super::{ACT_BINS, Example, FeatureStats};
+use super::{ACT_BINS, Example, ExampleGroup, FeaturePair, FeatureStats};
 use crate::error::Result;
+use crate::join::JoinRow;
 use crate::parquet_io::TableFile;
 use crate::schema;
 
@@ -106,6 +107,131 @@ pub(super) fn example_rows(file: &TableFile, batch: &RecordBatch) -> Result<Vec<
             act: act[i],
             context_start: context_start[i],
             context_len: context_len[i],
+        })
+        .collect())
+}
+
+pub(super) fn group_batch(rows: &[ExampleGroup]) -> RecordBatch {
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.feature))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.group))),
+        Arc::new(Float32Array::from_iter_values(rows.iter().map(|row| row.low))),
+        Arc::new(Float32Array::from_iter_values(rows.iter().map(|row| row.high))),
+        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.n_active))),
+    ];
+    RecordBatch::try_new(schema::feature_groups(), columns).expect("the columns are those of the schema")
+}
+
+pub(super) fn group_rows(file: &TableFile, batch: &RecordBatch) -> Result<Vec<ExampleGroup>> {
+    let feature = file.primitive::<UInt32Type>(batch, "feature")?;
+    let group = file.strings(batch, "group")?;
+    let low = file.primitive::<Float32Type>(batch, "low")?;
+    let high = file.primitive::<Float32Type>(batch, "high")?;
+    let n_active = file.primitive::<UInt64Type>(batch, "n_active")?;
+    Ok(group
+        .into_iter()
+        .enumerate()
+        .map(|(i, group)| ExampleGroup {
+            feature: feature[i],
+            group: group.unwrap_or_default(),
+            low: low[i],
+            high: high[i],
+            n_active: n_active[i],
+        })
+        .collect())
+}
+
+pub(super) fn pair_batch(rows: &[FeaturePair]) -> RecordBatch {
+    let number = |of: fn(&FeaturePair) -> f64| Arc::new(Float64Array::from_iter_values(rows.iter().map(of)));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.feature))),
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.rank))),
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.other))),
+        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.n_both))),
+        number(|row| row.lift),
+        number(|row| row.jaccard),
+        number(|row| row.phi),
+        number(|row| row.pearson),
+        number(|row| row.cosine),
+    ];
+    RecordBatch::try_new(schema::feature_pairs(), columns).expect("the columns are those of the schema")
+}
+
+pub(super) fn pair_rows(file: &TableFile, batch: &RecordBatch) -> Result<Vec<FeaturePair>> {
+    let feature = file.primitive::<UInt32Type>(batch, "feature")?;
+    let rank = file.primitive::<UInt32Type>(batch, "rank")?;
+    let other = file.primitive::<UInt32Type>(batch, "other")?;
+    let n_both = file.primitive::<UInt64Type>(batch, "n_both")?;
+    let [lift, jaccard, phi, pearson, cosine] = [
+        file.primitive::<Float64Type>(batch, "lift")?,
+        file.primitive::<Float64Type>(batch, "jaccard")?,
+        file.primitive::<Float64Type>(batch, "phi")?,
+        file.primitive::<Float64Type>(batch, "pearson")?,
+        file.primitive::<Float64Type>(batch, "cosine")?,
+    ];
+    Ok((0..feature.len())
+        .map(|i| FeaturePair {
+            feature: feature[i],
+            rank: rank[i],
+            other: other[i],
+            n_both: n_both[i],
+            lift: lift[i],
+            jaccard: jaccard[i],
+            phi: phi[i],
+            pearson: pearson[i],
+            cosine: cosine[i],
+        })
+        .collect())
+}
+
+pub(super) fn join_batch(rows: &[JoinRow]) -> RecordBatch {
+    let count = |of: fn(&JoinRow) -> u64| Arc::new(UInt64Array::from_iter_values(rows.iter().map(of)));
+    let number = |of: fn(&JoinRow) -> f64| Arc::new(Float64Array::from_iter_values(rows.iter().map(of)));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(rows.iter().map(|row| row.layer).collect::<UInt32Array>()),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.label))),
+        Arc::new(rows.iter().map(|row| row.rank).collect::<UInt32Array>()),
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.feature))),
+        count(|row| row.n_feature),
+        count(|row| row.n_label),
+        count(|row| row.n_both),
+        number(|row| row.lift),
+        number(|row| row.mutual_information),
+        number(|row| row.control),
+        number(|row| row.threshold),
+    ];
+    RecordBatch::try_new(schema::feature_join(), columns).expect("the columns are those of the schema")
+}
+
+pub(super) fn join_rows(file: &TableFile, batch: &RecordBatch) -> Result<Vec<JoinRow>> {
+    let layer = file.optional::<UInt32Type>(batch, "layer")?;
+    let label = file.strings(batch, "label")?;
+    let rank = file.optional::<UInt32Type>(batch, "rank")?;
+    let feature = file.primitive::<UInt32Type>(batch, "feature")?;
+    let n_feature = file.primitive::<UInt64Type>(batch, "n_feature")?;
+    let n_label = file.primitive::<UInt64Type>(batch, "n_label")?;
+    let n_both = file.primitive::<UInt64Type>(batch, "n_both")?;
+    let [lift, mutual_information, control, threshold] = [
+        file.primitive::<Float64Type>(batch, "lift")?,
+        file.primitive::<Float64Type>(batch, "mutual_information")?,
+        file.primitive::<Float64Type>(batch, "control")?,
+        file.primitive::<Float64Type>(batch, "threshold")?,
+    ];
+    Ok(label
+        .into_iter()
+        .enumerate()
+        .map(|(i, label)| JoinRow {
+            layer: layer[i],
+            label: label.unwrap_or_default(),
+            rank: rank[i],
+            feature: feature[i],
+            n_feature: n_feature[i],
+            n_label: n_label[i],
+            n_both: n_both[i],
+            lift: lift[i],
+            mutual_information: mutual_information[i],
+            control: control[i],
+            threshold: threshold[i],
         })
         .collect())
 }

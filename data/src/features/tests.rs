@@ -1,3 +1,4 @@
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::*;
@@ -71,6 +72,13 @@ fn examples() -> Vec<Example> {
         .collect()
 }
 
+fn groups() -> Vec<ExampleGroup> {
+    let group = |feature| ExampleGroup { feature, group: "interval-0".to_owned(), low: 0.0, high: 2.5, n_active: 7 };
+    (0..D_SAE).filter(|feature| feature % 2 == 0).map(group).collect()
+}
+
+const PAIRS: PairOptions = PairOptions { top: 4, min_both: 2, rank: PairRank::Phi, memory: DEFAULT_SORT_MEMORY };
+
 /// A run of three shards with a feature table that was sorted with this much memory.
 fn build(dir: &Path, memory: usize) -> Run {
     let run = testing::run(dir, 4, Dtype::F32, &[400, 0, 600]);
@@ -91,6 +99,9 @@ fn build(dir: &Path, memory: usize) -> Run {
     sorted.write_stats(&(0..20).map(stats).collect::<Vec<_>>()).unwrap();
     sorted.write_stats(&(20..D_SAE).map(stats).collect::<Vec<_>>()).unwrap();
     sorted.write_examples(&examples()).unwrap();
+    sorted.write_groups(&groups()).unwrap();
+    let options = PairOptions { memory, ..PAIRS };
+    sorted.write_coactivation(&|tokens| run.special(tokens), options, &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(run.feature_tables().unwrap().is_empty());
     sorted.finish().unwrap();
     assert_eq!(run.feature_tables().unwrap(), ["c"]);
@@ -125,9 +136,10 @@ fn little_memory_gives_the_same_files() {
         assert_eq!(report.problems, []);
         let folder = dir.path().join("features/c");
         let names = crate::files::names_in(&folder.join("by_feature"), false).unwrap();
-        // Two folders of rows, statistics, examples and the sums of all.
-        assert_eq!(fs_err::read_dir(&folder).unwrap().count(), 5);
-        names.iter().map(|name| fs_err::read(folder.join("by_feature").join(name)).unwrap()).collect::<Vec<_>>()
+        // Two folders of rows, statistics, examples and their groups, pairs and the sums of all.
+        assert_eq!(fs_err::read_dir(&folder).unwrap().count(), 7);
+        let names = names.iter().map(|name| format!("by_feature/{name}")).chain([COACTIVATION.to_owned()]);
+        names.map(|name| fs_err::read(folder.join(name)).unwrap()).collect::<Vec<_>>()
     };
     let whole = files(DEFAULT_SORT_MEMORY);
     // Several features a bucket; then less than one dense feature, which is sorted in runs; then one row at a time.
@@ -170,6 +182,8 @@ fn statistics_and_examples_round_trip() {
     assert_eq!(table.examples(0..D_SAE).unwrap(), examples());
     assert_eq!(table.examples(4..5).unwrap(), examples()[4..6]);
     assert!(table.examples(5..6).unwrap().is_empty());
+    assert_eq!(table.groups(0..D_SAE).unwrap(), groups());
+    assert_eq!(table.groups(3..6).unwrap(), groups()[2..3]);
     assert!(table.stats(0..D_SAE + 1).is_err());
     let error = run.feature_table("d").unwrap_err().to_string();
     assert!(error.contains("found `d`") && error.contains("is `c`"), "{error}");
@@ -221,4 +235,111 @@ fn bins_are_two_an_octave() {
     assert_eq!((edges[0], edges[32], edges[64]), (2.0f32.powi(-16), 1.0, 65_536.0));
     assert_eq!((act_bin(1.0), act_bin(1.4), act_bin(1.42), act_bin(2.0)), (32, 32, 33, 34));
     assert_eq!((act_bin(0.0), act_bin(-1.0), act_bin(f32::NAN), act_bin(1e-9), act_bin(1e9)), (0, 0, 0, 0, 63));
+}
+
+/// Activations of the tokens that are not special, by feature and token.
+fn dense() -> Vec<Vec<f64>> {
+    let (token_idx, feature, act) = rows();
+    let mut dense = vec![vec![0.0; N_TOKENS as usize]; D_SAE as usize];
+    for i in 0..act.len() {
+        dense[feature[i] as usize][token_idx[i] as usize] = f64::from(act[i]);
+    }
+    let is_special = |token: usize| (token as u64).is_multiple_of(testing::DOC_TOKENS);
+    for row in &mut dense {
+        *row = (0..row.len()).filter(|&token| !is_special(token)).map(|token| row[token]).collect();
+    }
+    dense
+}
+
+fn correlation(x: &[f64], y: &[f64]) -> f64 {
+    let n = x.len() as f64;
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / n;
+    let product = |x: &[f64], y: &[f64]| {
+        let (a, b) = (mean(x), mean(y));
+        x.iter().zip(y).map(|(x, y)| (x - a) * (y - b)).sum::<f64>()
+    };
+    let below = (product(x, x) * product(y, y)).sqrt();
+    if below > 0.0 { product(x, y) / below } else { 0.0 }
+}
+
+#[test]
+fn pairs_equal_brute_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = build(dir.path(), 1 << 20);
+    let table = run.feature_table("c").unwrap();
+    let pairs = table.coactivation(0..D_SAE).unwrap().unwrap();
+    assert_eq!(table.coactivation(9..10).unwrap().unwrap().len(), 4);
+    let dense = dense();
+    let binary: Vec<Vec<f64>> = dense.iter().map(|row| row.iter().map(|&x| f64::from(x > 0.0)).collect()).collect();
+    for feature in 0..D_SAE {
+        let found: Vec<_> = pairs.iter().filter(|pair| pair.feature == feature).collect();
+        let mut phis: Vec<f64> = (0..D_SAE)
+            .filter(|&other| other != feature)
+            .map(|other| correlation(&binary[feature as usize], &binary[other as usize]))
+            .filter(|phi| *phi > 1e-12)
+            .collect();
+        phis.sort_by(|a, b| b.total_cmp(a));
+        assert!(found.len() <= 4 && found.len() >= phis.len().min(4).saturating_sub(1));
+        for (rank, pair) in found.iter().enumerate() {
+            let (a, b) = (pair.feature as usize, pair.other as usize);
+            let both = binary[a].iter().zip(&binary[b]).filter(|(x, y)| **x > 0.0 && **y > 0.0).count() as f64;
+            let (n_a, n_b): (f64, f64) = (binary[a].iter().sum(), binary[b].iter().sum());
+            assert_eq!((pair.rank as usize, pair.n_both as f64), (rank, both));
+            assert!((pair.lift - both * 900.0 / (n_a * n_b)).abs() < 1e-12);
+            assert!((pair.jaccard - both / (n_a + n_b - both)).abs() < 1e-12);
+            assert!((pair.phi - correlation(&binary[a], &binary[b])).abs() < 1e-9);
+            assert!((pair.phi - phis[rank]).abs() < 1e-9, "feature {feature}, rank {rank}");
+            assert!((pair.pearson - correlation(&dense[a], &dense[b])).abs() < 1e-9);
+            let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+            let cosine = dot(&dense[a], &dense[b]) / (dot(&dense[a], &dense[a]) * dot(&dense[b], &dense[b])).sqrt();
+            assert!((pair.cosine - cosine).abs() < 1e-9);
+        }
+    }
+    // 3 is active everywhere: it fires together with all of them, and with none more than by chance.
+    assert!(pairs.iter().all(|pair| pair.feature != 3 && pair.other != 3));
+}
+
+#[test]
+fn another_coder_is_compared_token_by_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = build(dir.path(), 1 << 20);
+    // The same features twice as strong, in the opposite order.
+    let (token_idx, feature, act) = rows();
+    let mut writer = FeatureTableWriter::create(&run, "twice", info(), 1 << 20).unwrap();
+    let feature: Vec<u32> = feature.iter().map(|feature| D_SAE - 1 - feature).collect();
+    let act: Vec<f32> = act.iter().map(|act| act * 2.0).collect();
+    writer.write(&token_idx, &feature, &act).unwrap();
+    let mut sorted = writer.sort().unwrap();
+    sorted.write_stats(&(0..D_SAE).map(stats).collect::<Vec<_>>()).unwrap();
+    sorted.finish().unwrap();
+    let (table, twice) = (run.feature_table("c").unwrap(), run.feature_table("twice").unwrap());
+    assert_eq!(twice.coactivation(0..1).unwrap(), None, "nothing was counted");
+    let mut go_on = |_| ControlFlow::Continue(());
+    let options = PairOptions { top: 1, rank: PairRank::Pearson, ..PAIRS };
+    let pairs = correlate(&table, &twice, &options, &mut go_on).unwrap();
+    for pair in &pairs {
+        assert_eq!(pair.other, D_SAE - 1 - pair.feature);
+        assert!((pair.pearson - 1.0).abs() < 1e-9, "{pair:?}");
+    }
+    // All but the two that never fire.
+    assert_eq!(pairs.len(), D_SAE as usize - 2);
+    // Block by block it is the same, and so it is when written.
+    let small = PairOptions { memory: 1, ..options };
+    assert_eq!(correlate(&table, &twice, &small, &mut go_on).unwrap(), pairs);
+    table.write_correlation(&twice, &pairs).unwrap();
+    assert_eq!(table.correlation("twice").unwrap(), pairs);
+    assert_eq!(verify(&run, &mut |_| ControlFlow::Continue(())).unwrap().problems, []);
+    // With itself no feature is its own best.
+    let own = correlate(&table, &table, &PAIRS, &mut go_on).unwrap();
+    assert!(own == table.coactivation(0..D_SAE).unwrap().unwrap());
+    let stopped = correlate(&table, &twice, &PAIRS, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = testing::run(elsewhere.path(), 4, Dtype::F32, &[400]);
+    let mut sorted = FeatureTableWriter::create(&other, "c", info(), 1 << 20).unwrap().sort().unwrap();
+    sorted.write_stats(&(0..D_SAE).map(stats).collect::<Vec<_>>()).unwrap();
+    sorted.finish().unwrap();
+    let error = correlate(&table, &other.feature_table("c").unwrap(), &PAIRS, &mut go_on).unwrap_err().to_string();
+    assert!(error.starts_with("expected the same tokens as in"), "{error}");
 }

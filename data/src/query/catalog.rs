@@ -11,6 +11,7 @@ use polars::prelude::{
 };
 
 use crate::error::{Error, Result};
+use crate::features::JOINS;
 use crate::manifest::Routing;
 use crate::parquet_io::TableFile;
 use crate::store::Run;
@@ -91,8 +92,19 @@ impl Catalog<'_> {
             let paths = shards.map(|name| format!("{folder}/{part}/{name}")).collect();
             self.add(&format!("features_{name}_{part}"), about, paths, None, None);
         }
-        for (part, about) in [("stats", "a feature"), ("examples", "a passage in which a feature is active")] {
+        for (part, about) in [
+            ("stats", "a feature"),
+            ("examples", "a passage in which a feature is active"),
+            ("groups", "which activations of a feature examples were drawn from"),
+            ("coactivation", "two features that fire together"),
+        ] {
             self.of_file(&format!("features_{name}_{part}"), format!("{folder}/{part}.parquet"), about)?;
+        }
+        for file in self.run.place().names_in(&format!("{folder}/{JOINS}"), false)? {
+            if let Some(part) = file.strip_suffix(".parquet") {
+                let about = "a feature and a label of tokens that go together";
+                self.of_file(&format!("features_{name}_joins_{part}"), format!("{folder}/{JOINS}/{file}"), about)?;
+            }
         }
         Ok(())
     }

@@ -100,12 +100,13 @@ fn tables_are_listed_with_columns_and_rows() {
             "features_a_b_by_feature",
             "features_a_b_stats",
             "features_a_b_examples",
+            "features_a_b_groups",
             "metrics_a_b",
             "vocab"
         ]
     );
     let rows: Vec<u64> = tables.iter().map(|table| table.n_rows).collect();
-    assert_eq!(rows, [100, 10, 100, 3, 3, 2, 0, 1, 3]);
+    assert_eq!(rows, [100, 10, 100, 3, 3, 2, 0, 0, 1, 3]);
     let column = |table: usize, column: usize| tables[table].columns[column].clone();
     assert_eq!(column(0, 0), Column { name: "token_idx".to_owned(), kind: "u64".to_owned() });
     assert_eq!(column(2, 1), Column { name: "act".to_owned(), kind: "list[f32]".to_owned() });

@@ -90,7 +90,7 @@ fn statistics_equal_brute_force() {
     let all = brute_force(&run, &sae);
     assert_eq!((summary.n_tokens, summary.n_special, summary.not_finite), (30 * DOC_TOKENS, 30, 0));
     assert_eq!(summary.n_acts, all.len() as u64);
-    assert_eq!(phases.last(), Some(&EncodePhase::Describe));
+    assert_eq!(phases.last(), Some(&EncodePhase::Pair));
 
     let table = run.feature_table("sae").unwrap();
     let found = table.features_at(0..run.n_tokens()).unwrap();
@@ -207,7 +207,7 @@ fn an_interrupted_encode_leaves_nothing() {
     let run = write_run(&folder.path().join("run"), 10, false);
     let dir = run.sae_dir("sae").unwrap();
     sae().save(&dir).unwrap();
-    for phase in [EncodePhase::Encode, EncodePhase::Sort, EncodePhase::Describe] {
+    for phase in [EncodePhase::Encode, EncodePhase::Sort, EncodePhase::Describe, EncodePhase::Pair] {
         let result = encode(&run, &dir, None, &options(), &mut |progress| {
             if progress.phase == phase { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

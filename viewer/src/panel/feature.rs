@@ -317,16 +317,17 @@ fn examples(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
     }
 }
 
-/// `top` and `interval-3` in words.
+/// `top`, `interval-3` and `quantile-3` in words.
 fn group_title(group: &str, examples: &[&FeatureExample]) -> String {
     let low = examples.iter().map(|e| e.act).fold(f32::INFINITY, f32::min);
     let high = examples.iter().map(|e| e.act).fold(0.0, f32::max);
     let (low, high) = (number(f64::from(low)), number(f64::from(high)));
     let range = if low == high { low } else { format!("{low} to {high}") };
-    match group.strip_prefix("interval-") {
-        Some(n) => format!("Interval {n}: {range}"),
-        None if group == "top" => format!("Strongest: {range}"),
-        None => format!("{group}: {range}"),
+    match group.split_once('-') {
+        Some(("interval", n)) => format!("Interval {n}: {range}"),
+        Some(("quantile", n)) => format!("Quantile {n}: {range}"),
+        _ if group == "top" => format!("Strongest: {range}"),
+        _ => format!("{group}: {range}"),
     }
 }
 
