@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::datatypes::UInt64Type;
+use arrow::datatypes::{UInt32Type, UInt64Type};
 use bytes::Bytes;
 
 use crate::acts_read::ActsFile;
@@ -173,6 +173,17 @@ impl Run {
         let mut all = Vec::with_capacity(tokens.end.saturating_sub(tokens.start) as usize);
         for (shard, rows) in self.shards_of(tokens)? {
             all.append(&mut self.special_rows(shard, rows)?);
+        }
+        Ok(all)
+    }
+
+    /// The positions of tokens in the sequences that the model saw.
+    pub fn positions(&self, tokens: Range<u64>) -> Result<Vec<u32>> {
+        let mut all = Vec::with_capacity(tokens.end.saturating_sub(tokens.start) as usize);
+        for (shard, rows) in self.shards_of(tokens)? {
+            let file = self.token_table(shard)?;
+            let batch = file.rows(&["pos"], rows)?;
+            all.append(&mut file.primitive::<UInt32Type>(&batch, "pos")?);
         }
         Ok(all)
     }
