@@ -53,7 +53,7 @@ impl Command {
             Self::Train(command) => command.run(invocation),
             Self::Import(command) => command.run(),
             Self::Encode(command) => command.run(),
-            Self::Evaluate(command) => command.run(),
+            Self::Evaluate(command) => command.run(invocation),
             Self::Routing(command) => command.run(),
             Self::Ple(command) => command.run(),
             Self::Query(command) => command.run(),

@@ -57,7 +57,6 @@ fn everything_in_one_pass() {
         assert!((0.0..0.75 * alone.explained_variance).contains(&random.explained_variance), "{baselines:?}");
         assert!((random.l0 - alone.l0).abs() < 0.6, "{baselines:?}");
     }
-    assert!(dictionary.explained_variance > decoder.explained_variance, "its latents look at its own directions");
     assert!(baselines.shuffled_activations.explained_variance < alone.explained_variance - 0.1, "{baselines:?}");
     assert_eq!(baselines.pca.rank, alone.l0.round() as usize);
     assert!((0.0..1.0).contains(&baselines.pca.explained_variance));

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{
     super::recovered::shuffle,
     examples::Examples,
-    logistic::Probe,
+    logistic::{Probe, Scaling},
     sparse::{MAX_TEST, MAX_TRAIN, MIN_TEST, MIN_TRAIN, Task, mean_difference},
 };
 use crate::{matrix::Matrix, sparse::SparseRows, workers::Workers};
@@ -141,7 +141,7 @@ impl Fitted {
     fn of(examples: &Examples, task: Task) -> Self {
         let train = task.positive(&examples.labels, &task.train);
         let test = task.positive(&examples.labels, &task.test);
-        let probe = Probe::fit(&examples.rows(&task.train), &train, examples.width);
+        let probe = Probe::fit(&examples.rows(&task.train), &train, examples.width, Scaling::Whole);
         let logits = task.test.iter().map(|&example| probe.logit(examples.row(example))).collect();
         Self { task, train, test, probe, logits }
     }
@@ -273,8 +273,9 @@ fn scr_of(examples: &Examples, decoders: &[&Matrix], pair: [usize; 2], seed: u64
     if train.n() < MIN_TRAIN || test.n() < MIN_TEST {
         return None;
     }
-    let fit =
-        |(chosen, positive): &(Vec<usize>, Vec<bool>)| Probe::fit(&examples.rows(chosen), positive, examples.width);
+    let fit = |(chosen, positive): &(Vec<usize>, Vec<bool>)| {
+        Probe::fit(&examples.rows(chosen), positive, examples.width, Scaling::Whole)
+    };
     let spurious_train = train.examples(1, false);
     let (biased, clean, spurious) =
         (fit(&train.examples(0, true)), fit(&train.examples(0, false)), fit(&spurious_train));

@@ -16,7 +16,7 @@ use super::{
     ablation::along,
     examples::Examples,
     labels::Labels,
-    logistic::Probe,
+    logistic::{Probe, Scaling},
     sparse::{Task, columns, most_different},
 };
 use crate::{matrix::Matrix, sae::norm, workers::Workers};
@@ -150,7 +150,7 @@ impl Words<'_> {
         let examples = self.examples;
         let acts = &examples.acts[self.at];
         let (train, test) = (task.positive(self.labels, &task.train), task.positive(self.labels, &task.test));
-        let probe = Probe::fit(&examples.rows(&task.train), &train, examples.width);
+        let probe = Probe::fit(&examples.rows(&task.train), &train, examples.width, Scaling::Whole);
         let probe_f1 = probe.score(&examples.rows(&task.test), &test).f1;
         if probe_f1 < MIN_F1 {
             return None;
@@ -158,7 +158,7 @@ impl Words<'_> {
         let ranked = most_different(acts, &task.train, &train, MAX_MAIN);
         let (mut main, mut main_f1) = (Vec::new(), 0.0);
         for k in 1..=ranked.len() {
-            let few = Probe::fit(&columns(acts, &task.train, &ranked[..k]), &train, k);
+            let few = Probe::fit(&columns(acts, &task.train, &ranked[..k]), &train, k, Scaling::Columns);
             let f1 = few.score(&columns(acts, &task.test, &ranked[..k]), &test).f1;
             // There is always a first one.
             if k > 1 && f1 - main_f1 <= F1_JUMP {

@@ -7,7 +7,13 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{super::recovered::shuffle, examples::Examples, labels::Labels, logistic::Probe, score::Score};
+use super::{
+    super::recovered::shuffle,
+    examples::Examples,
+    labels::Labels,
+    logistic::{Probe, Scaling},
+    score::Score,
+};
 use crate::{sparse::SparseRows, workers::Workers};
 
 /// How many latents a probe has (SAEBench's 1, 2 and 5, and sae-probes's 16).
@@ -178,7 +184,7 @@ struct Trial<'a> {
 impl Trial<'_> {
     fn dense(&self) -> Score {
         let width = self.examples.width;
-        let probe = Probe::fit(&self.examples.rows(self.train.0), self.train.1, width);
+        let probe = Probe::fit(&self.examples.rows(self.train.0), self.train.1, width, Scaling::Columns);
         probe.score(&self.examples.rows(self.test.0), self.test.1)
     }
 
@@ -192,7 +198,8 @@ impl Trial<'_> {
             if latents.is_empty() {
                 return LatentProbe { k, latents, score: Score { accuracy: 0.5, f1: 0.0, auc: 0.5 } };
             }
-            let probe = Probe::fit(&columns(acts, self.train.0, &latents), self.train.1, latents.len());
+            let probe =
+                Probe::fit(&columns(acts, self.train.0, &latents), self.train.1, latents.len(), Scaling::Columns);
             let score = probe.score(&columns(acts, self.test.0, &latents), self.test.1);
             LatentProbe { k, latents, score }
         });

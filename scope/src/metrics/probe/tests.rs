@@ -14,6 +14,8 @@ const CAPITAL: usize = 26;
 const BEGINS: usize = 27;
 const NUMBER: usize = 28;
 const TOPICS: usize = 29;
+/// Words that do not begin with a space; a little weaker.
+const CONTINUES: usize = 32;
 /// Axes of words with `s` that have a latent of their own.
 const OWN: usize = 40;
 const N_OWN: u64 = 10;
@@ -43,7 +45,7 @@ fn run(dir: &std::path::Path) -> Run {
                 let (capital, begins) = (random.below(2), random.below(2));
                 row[letter] += 2.0 + random.uniform();
                 row[CAPITAL] += 2.0 * capital as f64;
-                row[BEGINS] += 2.0 * begins as f64;
+                row[if begins == 1 { BEGINS } else { CONTINUES }] += if begins == 1 { 2.0 } else { 1.7 };
                 if letter == S && word < N_OWN {
                     row[OWN + word as usize] += 2.5;
                 }
@@ -150,7 +152,7 @@ fn ablating_planted_features_is_selective() {
     let is = |scr: &&Scr| scr.target == "capital" && scr.spurious == "leading_space";
     let scr = found.scr.iter().find(is).unwrap();
     assert!(scr.accuracy_clean > 0.95 && scr.accuracy_before < 0.9, "{scr:?}");
-    assert!(scr.coder[0].scr > 0.7, "without the latent of the space, the probe sees capitals: {scr:?}");
+    assert!(scr.coder[0].scr > 0.7, "without the two latents of spaces, the probe sees capitals: {scr:?}");
 }
 
 #[test]
