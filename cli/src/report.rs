@@ -142,8 +142,15 @@ fn section(coder: &Found) -> String {
         output::count(evaluation.metrics.n_tokens),
     );
     out.push_str("<h3>Reconstruction</h3>\n");
-    out.push_str(&reconstruction(coder));
-    out.push_str(&baselines(evaluation));
+    for part in [
+        "<div class=\"figures\"><div>",
+        &reconstruction(coder),
+        "</div><div>",
+        &baselines(evaluation),
+        "</div></div>\n",
+    ] {
+        out.push_str(part);
+    }
     out.push_str(&figures([density(evaluation), positions(evaluation), geometry(evaluation), code(evaluation)]));
     out.push_str(&sources(evaluation));
     if let Some(found) = &coder.recovered {
@@ -214,7 +221,7 @@ fn density(evaluation: &Evaluation) -> (Plot, String) {
     let metrics = &evaluation.metrics;
     let first = metrics.density.iter().position(|&n| n > 0).unwrap_or(0);
     let bins = (first..DENSITY_BINS).map(|bin| (bin as f64, metrics.density[bin] as f64));
-    let decade = |bin: usize| (bin as f64 - 0.5, format!("10^{}", bin as i64 / 2 - 8).replace('-', "−"));
+    let decade = |bin: usize| (bin as f64 - 0.5, power_of_ten(bin / 2));
     let plot = Plot {
         title: "Density of latents".into(),
         x: "part of the tokens on which a latent fires".into(),
@@ -229,6 +236,16 @@ fn density(evaluation: &Evaluation) -> (Plot, String) {
         output::count(metrics.dead_features as u64)
     );
     (plot, caption)
+}
+
+/// 10⁻⁸ for 0, up to 1 for 8.
+fn power_of_ten(decade: usize) -> String {
+    let digits = ["⁸", "⁷", "⁶", "⁵", "⁴", "³", "²"];
+    match decade {
+        7 => "0.1".to_owned(),
+        8 => "1".to_owned(),
+        decade => format!("10⁻{}", digits[decade.min(6)]),
+    }
 }
 
 fn positions(evaluation: &Evaluation) -> (Plot, String) {

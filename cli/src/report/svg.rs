@@ -11,7 +11,7 @@ use super::html::escape;
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 270.0;
 /// Room around the axes: left, right, top, bottom.
-const MARGIN: [f64; 4] = [54.0, 12.0, 14.0, 44.0];
+const MARGIN: [f64; 4] = [54.0, 20.0, 14.0, 44.0];
 /// Room for the names of series, below everything.
 const LEGEND: f64 = 18.0;
 
@@ -174,7 +174,7 @@ impl Plot {
                 y + 3.5,
                 escape(&series.name)
             );
-            x += 40.0 + 5.8 * series.name.chars().count() as f64;
+            x += 44.0 + 6.4 * series.name.chars().count() as f64;
         }
     }
 }
@@ -252,7 +252,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     let power = 10.0_f64.powf((span / 5.0).log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].iter().map(|factor| factor * power).find(|step| span / step <= 6.0);
     let step = step.unwrap_or(10.0 * power);
-    let (first, last) = ((low / step - 1e-9).floor() as i64, (high / step + 1e-9).ceil() as i64);
+    let (first, last) = ((low / step + 1e-9).floor() as i64, (high / step - 1e-9).ceil() as i64);
     (first..=last).map(|at| at as f64 * step).collect()
 }
 
@@ -269,7 +269,10 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_reach_over_the_range() {
-        assert_eq!(ticks(0.0, 1.0), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0].map(|x: f64| (x * 5.0).round() * 0.2));
+        assert_eq!(
+            ticks(0.0, 1.0).iter().map(|&tick| number(tick)).collect::<Vec<_>>(),
+            ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+        );
         let found = ticks(-0.31, 0.87);
         assert!(found[0] <= -0.31 && *found.last().unwrap() >= 0.87 && found.len() <= 8, "{found:?}");
         assert_eq!(ticks(0.0, 1234.0).last(), Some(&1400.0));

@@ -63,6 +63,14 @@ pub struct SourceMetrics {
     pub metrics: GroupMetrics,
 }
 
+/// The file of a source, which names a line of it where lines are documents: `news.txt` of `news.txt:17`.
+pub(super) fn file_of(source: &str) -> &str {
+    match source.rsplit_once(':') {
+        Some((file, line)) if !line.is_empty() && line.bytes().all(|digit| digit.is_ascii_digit()) => file,
+        _ => source,
+    }
+}
+
 /// Two bins for each doubling of the position: 0, 1, 2, 3, 4–5, 6–7, 8–11, 12–15, …
 fn position_bin(pos: u32) -> u8 {
     match pos.checked_ilog2() {
@@ -104,10 +112,11 @@ impl Groups {
         let n = run.n_documents();
         for first in (0..n).step_by(BLOCK_DOCUMENTS as usize) {
             for document in run.documents(first..(first + BLOCK_DOCUMENTS).min(n))? {
-                let known = self.sources.iter().position(|source| *source == document.source);
+                let file = file_of(&document.source);
+                let known = self.sources.iter().position(|source| source == file);
                 let source = known.unwrap_or(self.sources.len());
                 if known.is_none() {
-                    self.sources.push(document.source);
+                    self.sources.push(file.to_owned());
                 }
                 if self.sources.len() > MAX_SOURCES {
                     (self.sources, self.documents) = Default::default();
@@ -152,6 +161,12 @@ impl Groups {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_of_their_file() {
+        let sources = ["a/news.txt:17", "news.txt", "s3://bucket/x", "C:", "a:1b"].map(file_of);
+        assert_eq!(sources, ["a/news.txt", "news.txt", "s3://bucket/x", "C:", "a:1b"]);
+    }
 
     #[test]
     fn bins_of_positions_cover_all_of_them_in_order() {

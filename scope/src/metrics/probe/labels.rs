@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use data::{Run, tables::DocumentRow};
 use serde_json::Value;
 
+use super::super::groups::file_of;
 use crate::error::Result;
 
 /// Classes of a document label that are told apart, the most frequent ones (SAEBench).
@@ -143,9 +144,9 @@ pub(super) fn of_documents(run: &Run) -> Result<Vec<DocumentLabels>> {
     Ok(labels.collect())
 }
 
-/// The source of a document, and the single values of its `meta`.
+/// The file that a document comes from, and the single values of its `meta`.
 fn said_of(document: &DocumentRow) -> Vec<(String, String)> {
-    let mut said = vec![("source".to_owned(), document.source.clone())];
+    let mut said = vec![("source".to_owned(), file_of(&document.source).to_owned())];
     let meta = document.meta.as_deref().and_then(|meta| serde_json::from_str::<Value>(meta).ok());
     if let Some(Value::Object(entries)) = meta {
         for (key, value) in entries {
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn a_document_says_its_source_and_single_values() {
         let meta = Some(r#"{"genre": "news", "year": 1961, "tags": ["a"], "note": null}"#.to_owned());
-        let document = DocumentRow { source: "a.txt".into(), meta, ..DocumentRow::default() };
+        let document = DocumentRow { source: "a.txt:3".into(), meta, ..DocumentRow::default() };
         let said: Vec<String> = said_of(&document).into_iter().map(|(key, value)| format!("{key}={value}")).collect();
         assert_eq!(said, ["source=a.txt", "meta.genre=news", "meta.year=1961"]);
     }

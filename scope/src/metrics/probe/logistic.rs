@@ -291,7 +291,10 @@ mod tests {
         scaled.loss(&y, &|_| true, 0.01, &point, &mut gradient);
         assert!(gradient.iter().all(|slope| slope.abs() <= 2.0 * TOLERANCE), "{gradient:?}");
         let probe = Probe::fit(&x, &y, 3, Scaling::Columns);
-        assert!(probe.score(&x, &y).accuracy > 0.87);
+        // As good as the line that the examples were drawn about, which noise hides a little.
+        let truth = Probe { w: vec![1.0, -0.2, 0.0], b: 1.0 };
+        let (found, best) = (probe.score(&x, &y), truth.score(&x, &y));
+        assert!(found.accuracy > best.accuracy - 0.03 && best.accuracy > 0.8, "{found:?} {best:?} {probe:?}");
         // Scaling was undone: the boundary is where it was drawn.
         assert!((probe.w[1] / probe.w[0] + 0.2).abs() < 0.05, "{probe:?}");
         assert!((scaled.logit(&point, 7) - scaled.unscaled(point.clone()).logit(&x[21..24])).abs() < 1e-4);

@@ -27,9 +27,11 @@ pub const MIN_TRAIN: usize = 20;
 /// See [`MIN_TRAIN`].
 pub const MIN_TEST: usize = 5;
 /// Training examples of both classes together where they are scarce.
-pub const SCARCE: [usize; 4] = [16, 64, 256, 1024];
+pub const SCARCE: [usize; 5] = [16, 32, 64, 128, 256];
 /// Training examples of both classes together where classes are not balanced.
 pub const MAX_IMBALANCED: usize = 512;
+/// Fewer training examples, and a concept is left out where classes are not balanced: each class must have two.
+const MIN_IMBALANCED: usize = 80;
 /// The part of the training examples that is positive where classes are not balanced.
 pub const IMBALANCED: [f64; 5] = [0.05, 0.2, 0.5, 0.8, 0.95];
 /// Latents of a probe where examples are scarce or classes not balanced.
@@ -232,12 +234,12 @@ pub(super) fn concepts(examples: &Examples, tasks: &[Task], workers: &Workers) -
     })
 }
 
-/// With few training examples.
+/// With few training examples, of the concepts that have as many as the last of [`SCARCE`].
 pub(super) fn scarce(examples: &Examples, tasks: &[Task], workers: &Workers) -> Vec<Regime> {
     let at = SCARCE.map(|n| (n as f64, n));
     regimes(
         examples,
-        tasks,
+        &with_training(tasks, SCARCE[SCARCE.len() - 1]),
         workers,
         &at.map(|(at, n)| (at, move |task: &Task| task.train.get(..n).map(<[usize]>::to_vec))),
     )
@@ -263,7 +265,13 @@ pub(super) fn imbalanced(examples: &Examples, tasks: &[Task], workers: &Workers)
             (n_positive >= 2 && n - n_positive >= 2).then(|| order.into_iter().map(|(_, example)| example).collect())
         }
     };
-    regimes(examples, tasks, workers, &IMBALANCED.map(|part| (part, mixed(part))))
+    let tasks = with_training(tasks, MIN_IMBALANCED);
+    regimes(examples, &tasks, workers, &IMBALANCED.map(|part| (part, mixed(part))))
+}
+
+/// Tasks with at least `n` training examples: every condition is tried on the same ones.
+fn with_training(tasks: &[Task], n: usize) -> Vec<Task> {
+    tasks.iter().filter(|task| task.train.len() >= n).cloned().collect()
 }
 
 /// The mean over tasks under each condition, of those that a condition leaves enough training examples.
