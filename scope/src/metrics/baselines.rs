@@ -90,13 +90,12 @@ impl RandomDecoder {
     }
 }
 
-/// A random dictionary that reads rows about `mean` with `k` latents.
-pub(super) fn random_dictionary(coder: &dyn SparseCoder, k: usize, mean: &[f32], random: &mut Random) -> Sae {
+/// A random dictionary that reads rows about `mean` with `k` latents; `one_site`: whether it speaks of what it reads.
+fn random_dictionary(coder: &dyn SparseCoder, one_site: bool, k: usize, mean: &[f32], random: &mut Random) -> Sae {
     let (d_in, d_out, d_sae) = (coder.d_in(), coder.d_out(), coder.d_sae());
     let w_dec = random_units(d_sae, d_out, random);
     // What is read of an autoencoder is what it writes; only its own mean has to be subtracted.
-    let autoencoder = d_in == d_out;
-    let read = if autoencoder { w_dec.clone() } else { random_units(d_sae, d_in, random) };
+    let read = if one_site { w_dec.clone() } else { random_units(d_sae, d_in, random) };
     let mut b_enc = vec![0.0; d_sae];
     matmul(mean, read.as_slice(), Right::Transposed, &mut b_enc, [1, d_in, d_sae]);
     for bias in &mut b_enc {
@@ -108,7 +107,7 @@ pub(super) fn random_dictionary(coder: &dyn SparseCoder, k: usize, mean: &[f32],
         b_enc,
         b_dec: vec![0.0; d_out],
         activation: Activation::TopK { k },
-        transcoder: !autoencoder,
+        transcoder: !one_site,
         ..Sae::default()
     }
 }
@@ -155,6 +154,7 @@ impl BaselineSums {
     ) -> Self {
         let (d_in, d_out, d_sae) = (coder.d_in(), coder.d_out(), coder.d_sae());
         let mut random = Random::new(seed);
+        let same = hooks[0] == hooks[1];
         let fits = d_sae.saturating_mul(d_in.max(d_out)) <= MAX_RANDOM_VALUES;
         let sums = fits.then(|| {
             let mut directions = random_units(d_sae, d_out, &mut random);
@@ -173,7 +173,7 @@ impl BaselineSums {
             RandomSums {
                 decoder: RandomDecoder { directions },
                 of_decoder: Moments::new(d_out),
-                dictionary: random_dictionary(coder, k, &mean, &mut random),
+                dictionary: random_dictionary(coder, same, k, &mean, &mut random),
                 of_dictionary: Sums::new(d_out, d_sae),
             }
         });
@@ -182,7 +182,7 @@ impl BaselineSums {
             shuffled: Sums::new(d_out, d_sae),
             covariance: Covariance::new(d_out),
             order: random,
-            same: hooks[0] == hooks[1],
+            same,
         }
     }
 
@@ -283,7 +283,7 @@ mod tests {
     fn a_random_dictionary_has_unit_vectors_and_k_latents() {
         let coder = Sae { w_enc: Matrix::zeros(8, 40), w_dec: Matrix::zeros(40, 8), ..Sae::default() };
         let rows = crate::testing::structured_rows(50, 8, 12, 2);
-        let dictionary = random_dictionary(&coder, 3, &rows[..8], &mut Random::new(1));
+        let dictionary = random_dictionary(&coder, true, 3, &rows[..8], &mut Random::new(1));
         for latent in 0..40 {
             assert!((norm(dictionary.w_dec.row(latent)) - 1.0).abs() < 1e-6);
         }
@@ -297,5 +297,7 @@ mod tests {
         assert!((product(latents[0] as usize) - values[0]).abs() < 1e-4);
         let smallest = values.iter().copied().fold(f32::MAX, f32::min);
         assert_eq!((0..40).filter(|&latent| product(latent) >= smallest - 1e-4).count(), 3);
+        let transcoder = random_dictionary(&coder, false, 3, &rows[..8], &mut Random::new(1));
+        assert_ne!(transcoder.w_enc, transcoder.w_dec.transposed(), "of equal widths, but of two sites");
     }
 }

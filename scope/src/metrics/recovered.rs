@@ -410,12 +410,16 @@ mod tests {
     }
 
     fn found(coder: &Sae, dictionary: Option<Sae>) -> Recovered {
+        found_at([point(); 2], coder, dictionary)
+    }
+
+    fn found_at(hooks: [HookPoint; 2], coder: &Sae, dictionary: Option<Sae>) -> Recovered {
         let folder = tempfile::tempdir().unwrap();
         let run = write_run(&folder.path().join("run"), 6, false);
         let options = RecoveredOptions { tokens: 1000, batch_tokens: 60, seed: 1 };
         let references = references(dictionary);
         let go_on = &mut |_| ControlFlow::Continue(());
-        recovered(&run, [point(); 2], coder, &references, &model(), &options, go_on).unwrap()
+        recovered(&run, hooks, coder, &references, &model(), &options, go_on).unwrap()
     }
 
     #[test]
@@ -433,6 +437,15 @@ mod tests {
         assert!((random.ce_loss - found.zero.ce_loss).abs() < 1e-9 && random.ce_loss_score.abs() < 1e-6);
         assert!(found.zero.kl_div > 0.01 && found.zero.kl_div_score == 0.0 && found.mean.ce_loss_score_mean == 0.0);
         assert!((found.zero.ce_loss - found.ce_loss - found.zero.delta_ce).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_is_read_and_what_is_replaced_may_be_two_places() {
+        // What leaves one layer is what enters the next.
+        let hooks = [point(), "blocks.3.hook_resid_pre".parse().unwrap()];
+        let found = found_at(hooks, &identity(1.0), None);
+        assert!(found.coder.delta_ce.abs() < 1e-5 && found.coder.kl_div.abs() < 1e-6, "{:?}", found.coder);
+        assert!(found.zero.kl_div > 0.01);
     }
 
     #[test]
