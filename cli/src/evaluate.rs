@@ -382,7 +382,7 @@ fn by_layer(coders: &[Found]) -> String {
 
 /// The columns of a table of coders, and a row for each.
 pub(crate) fn summary(coders: &[Found]) -> (Vec<&'static str>, Vec<Vec<String>>) {
-    let mut head = vec!["coder", "hook point", "latents", "L0", "EV", "EV random", "EV PCA", "cosine", "dead"];
+    let mut head = vec!["coder", "hook point", "latents", "L0", "EV", "EV random", "EV PCA", "dead"];
     let (model, probed) =
         (coders.iter().any(|coder| coder.recovered.is_some()), coders.iter().any(|coder| coder.probing.is_some()));
     if model {
@@ -404,7 +404,6 @@ pub(crate) fn summary(coders: &[Found]) -> (Vec<&'static str>, Vec<Vec<String>>)
             three(metrics.explained_variance),
             random.map_or_else(missing, three),
             three(baselines.pca.explained_variance),
-            three(metrics.cosine),
             three(metrics.dead_fraction),
         ];
         if model {

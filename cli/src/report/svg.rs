@@ -275,7 +275,7 @@ mod tests {
         );
         let found = ticks(-0.31, 0.87);
         assert!(found[0] <= -0.31 && *found.last().unwrap() >= 0.87 && found.len() <= 8, "{found:?}");
-        assert_eq!(ticks(0.0, 1234.0).last(), Some(&1400.0));
+        assert_eq!(ticks(0.0, 1234.0).last(), Some(&1500.0));
         assert_eq!((number(0.25), number(-3.0), number(-0.00001)), ("0.25".into(), "−3".into(), "0".into()));
     }
 

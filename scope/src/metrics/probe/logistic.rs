@@ -1,12 +1,12 @@
 //! How is a linear probe fitted? Logistic regression with a ridge penalty, in f64, by L-BFGS.
 //!
 //! `min_w,b  mean log(1 + e^(−y(w·x + b))) + λ/2 ‖w‖²`, with columns brought to mean 0 first and scaled as [`Scaling`] says; the
-//! probe that comes back is for the values as they were. λ is the one of [`PENALTIES`] that does best on a fifth of the training
-//! examples, the largest of several.
+//! probe that comes back is for the values as they were. λ is the one of [`PENALTIES`] with the least loss on a fifth of the
+//! training examples.
 
 use std::collections::VecDeque;
 
-use super::score::{Score, auc};
+use super::score::Score;
 
 /// Penalties that are tried.
 pub const PENALTIES: [f64; 3] = [1e-4, 1e-2, 1.0];
@@ -58,14 +58,16 @@ impl Probe {
         let kept = |row: usize| !row.is_multiple_of(HELD_OUT);
         let held: Vec<usize> = (0..y.len()).step_by(HELD_OUT).collect();
         let labels: Vec<bool> = held.iter().map(|&row| y[row]).collect();
-        let mut best = (f64::NEG_INFINITY, PENALTIES[0]);
+        let mut best = (f64::INFINITY, PENALTIES[0]);
         let mut start = None;
         // From the strongest penalty on, each fit begins where the last one ended.
         for &penalty in PENALTIES.iter().rev() {
             let point = scaled.fit(y, &kept, penalty, start.take());
-            let logits: Vec<f64> = held.iter().map(|&row| scaled.logit(&point, row)).collect();
-            let found = auc(&logits, &labels);
-            if found > best.0 {
+            // By the loss, not by the order alone: a strong penalty keeps the order, and moves the boundary.
+            let losses =
+                held.iter().zip(&labels).map(|(&row, &positive)| log_loss(scaled.logit(&point, row), positive));
+            let found = losses.sum::<f64>();
+            if found < best.0 {
                 best = (found, penalty);
             }
             start = Some(point);
@@ -128,10 +130,9 @@ impl Scaled {
         let (mut loss, mut n) = (0.0, 0.0);
         for (row, &positive) in y.iter().enumerate().filter(|(row, _)| kept(*row)) {
             let sign = if positive { 1.0 } else { -1.0 };
-            let margin = sign * self.logit(point, row);
-            // log(1 + e^−m), without overflow.
-            loss += (-margin).max(0.0) + (-margin.abs()).exp().ln_1p();
-            let slope = -sign / (1.0 + margin.exp());
+            let logit = self.logit(point, row);
+            loss += log_loss(logit, positive);
+            let slope = -sign / (1.0 + (sign * logit).exp());
             for (gradient, &x) in gradient.iter_mut().zip(self.row(row)) {
                 *gradient += slope * f64::from(x);
             }
@@ -164,6 +165,12 @@ impl Scaled {
         }
         Probe { w: point, b }
     }
+}
+
+/// log(1 + e^−m) of the margin, without overflow.
+fn log_loss(logit: f64, positive: bool) -> f64 {
+    let margin = if positive { logit } else { -logit };
+    (-margin).max(0.0) + (-margin.abs()).exp().ln_1p()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

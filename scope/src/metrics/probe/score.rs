@@ -35,7 +35,7 @@ impl Score {
 }
 
 /// The area under the receiver operating characteristic, from the ranks of positive examples.
-pub(super) fn auc(logits: &[f64], y: &[bool]) -> f64 {
+fn auc(logits: &[f64], y: &[bool]) -> f64 {
     let mut order: Vec<(f64, bool)> = logits.iter().copied().zip(y.iter().copied()).collect();
     order.sort_by(|a, b| a.0.total_cmp(&b.0));
     let positive = y.iter().filter(|&&y| y).count() as f64;
