@@ -54,7 +54,7 @@ impl Command {
             Self::Train(command) => command.run(invocation),
             Self::Import(command) => command.run(),
             Self::Encode(command) => command.run(),
-            Self::Evaluate(command) => command.run(),
+            Self::Evaluate(command) => command.run(invocation),
             Self::Join(command) => command.run(),
             Self::Routing(command) => command.run(),
             Self::Ple(command) => command.run(),

@@ -44,6 +44,7 @@ mod packages;
 mod passages;
 mod place;
 mod progress;
+mod report;
 mod token;
 mod worker;
 

@@ -189,6 +189,17 @@ impl Run {
         Ok(all)
     }
 
+    /// The positions of tokens in the sequences that the model saw.
+    pub fn positions(&self, tokens: Range<u64>) -> Result<Vec<u32>> {
+        let mut all = Vec::with_capacity(tokens.end.saturating_sub(tokens.start) as usize);
+        for (shard, rows) in self.shards_of(tokens)? {
+            let file = self.token_table(shard)?;
+            let batch = file.rows(&["pos"], rows)?;
+            all.append(&mut file.primitive::<UInt32Type>(&batch, "pos")?);
+        }
+        Ok(all)
+    }
+
     /// Tokens by their rows in a shard.
     pub(crate) fn token_rows(&self, shard: &Shard, rows: Range<usize>) -> Result<TokenColumns> {
         let file = self.token_table(shard)?;

@@ -202,6 +202,16 @@ pub enum Error {
         hook: String,
     },
 
+    /// Nothing to put through a model again.
+    #[error(
+        "no sequence of text is whole in the run: expected each to begin at position 0, in `{}`\nhint: record it without `--skip-special`",
+        .path.display()
+    )]
+    NoSequences {
+        /// The run.
+        path: PathBuf,
+    },
+
     /// Training cannot go on.
     #[error("the loss is no longer finite at step {step}\nhint: lower the learning rate (now {lr:e})")]
     Diverged {

@@ -51,11 +51,36 @@ pub(crate) fn structured_rows(n: usize, width: usize, directions: usize, seed: u
 /// A complete run of `n_documents`, in two shards. The special tokens have huge vectors; if `damaged`, one row has a NaN and
 /// one an outlier.
 pub(crate) fn write_run(dir: &Path, n_documents: u64, damaged: bool) -> Run {
+    let mut rows = structured_rows((n_documents * DOC_TOKENS) as usize, WIDTH, DIRECTIONS, 11);
+    for first in rows.chunks_exact_mut(WIDTH * DOC_TOKENS as usize) {
+        first[..WIDTH].fill(1000.0);
+    }
+    if damaged {
+        rows[3 * WIDTH + 1] = f32::NAN;
+        rows[7 * WIDTH..8 * WIDTH].fill(-500.0);
+    }
+    let documents = (0..n_documents).map(|_| Written {
+        source: "test".into(),
+        meta: None,
+        tokens: (0..DOC_TOKENS as u32).map(|pos| (pos, "t".to_owned())).collect(),
+    });
+    write_documents(dir, WIDTH, &documents.collect::<Vec<_>>(), &rows)
+}
+
+/// A document of a run: its tokens by id and text; the first one is special.
+pub(crate) struct Written {
+    pub(crate) source: String,
+    pub(crate) meta: Option<String>,
+    pub(crate) tokens: Vec<(u32, String)>,
+}
+
+/// A complete run of these documents in two shards, with these rows (`[tokens, width]`) at [`hook`].
+pub(crate) fn write_documents(dir: &Path, width: usize, documents: &[Written], rows: &[f32]) -> Run {
     let shape = ModelShape {
         n_layers: 1,
         n_heads: 2,
         n_kv_heads: 1,
-        d_model: WIDTH,
+        d_model: width,
         d_head: 8,
         d_mlp: 32,
         d_vocab: 50,
@@ -65,39 +90,35 @@ pub(crate) fn write_run(dir: &Path, n_documents: u64, damaged: bool) -> Run {
     let entry = HookPointEntry::new(hook(), &shape, Dtype::F32).unwrap();
     let writer =
         RunWriter::create(dir, Manifest::new(Model::new("tiny", shape), Corpus::default(), vec![entry])).unwrap();
-    let mut rows = structured_rows((n_documents * DOC_TOKENS) as usize, WIDTH, DIRECTIONS, 11);
-    for first in rows.chunks_exact_mut(WIDTH * DOC_TOKENS as usize) {
-        first[..WIDTH].fill(1000.0);
-    }
-    if damaged {
-        rows[3 * WIDTH + 1] = f32::NAN;
-        rows[7 * WIDTH..8 * WIDTH].fill(-500.0);
-    }
-    let middle = n_documents / 2;
-    for (index, documents) in [0..middle, middle..n_documents].into_iter().enumerate() {
-        let first = documents.start * DOC_TOKENS;
+    let (first_half, second_half) = documents.split_at(documents.len() / 2);
+    let (mut doc_id, mut token_idx) = (0, 0);
+    for (index, documents) in [first_half, second_half].into_iter().enumerate() {
+        let first = token_idx;
         let mut shard = writer.shard(index, first).unwrap();
         let (mut tokens, mut table) = (TokenColumns::default(), Vec::new());
-        for doc_id in documents.clone() {
-            for pos in 0..DOC_TOKENS as u32 {
-                tokens.push(doc_id, pos, pos, "t", None, pos == 0, None);
+        for document in documents {
+            for (pos, (id, text)) in (0..).zip(&document.tokens) {
+                tokens.push(doc_id, pos, *id, text, None, pos == 0, None);
             }
+            let n_tokens = document.tokens.len() as u64;
             table.push(DocumentRow {
                 doc_id,
-                source: "test".into(),
-                n_tokens: DOC_TOKENS,
+                source: document.source.clone(),
+                n_tokens,
                 sha256: String::new(),
-                meta: None,
-                first_token_idx: doc_id * DOC_TOKENS,
+                meta: document.meta.clone(),
+                first_token_idx: token_idx,
             });
+            doc_id += 1;
+            token_idx += n_tokens;
         }
         shard.write_tokens(&tokens).unwrap();
         shard.write_documents(&table).unwrap();
-        let range = first as usize * WIDTH..(documents.end * DOC_TOKENS) as usize * WIDTH;
+        let range = first as usize * width..token_idx as usize * width;
         let bytes: Vec<u8> = rows[range].iter().flat_map(|x| x.to_le_bytes()).collect();
         shard.write_acts(0, Dtype::F32, bytes.into()).unwrap();
-        let n = documents.end - documents.start;
-        shard.commit(serde_json::Value::Null, Counts::captured(n, n * DOC_TOKENS)).unwrap();
+        let n = documents.len() as u64;
+        shard.commit(serde_json::Value::Null, Counts::captured(n, token_idx - first)).unwrap();
     }
     writer.finish("").unwrap();
     Run::open(dir).unwrap()

@@ -56,7 +56,20 @@ fn from_a_checkpoint_to_a_picture() {
     assert_eq!((example.token_idx, example.act), acts[0]);
     assert!(!table.stats(strongest..strongest + 1).unwrap()[0].top_logits.is_empty());
 
-    polariscope(&["evaluate", &run_arg, "--sae", &sae_arg, "--json"]);
+    let report = text(&dir.path().join("report.html"));
+    polariscope(&[
+        "evaluate",
+        &run_arg,
+        "--sae",
+        &sae_arg,
+        "--model",
+        &model,
+        "--model-tokens",
+        "500",
+        "--report",
+        &report,
+    ]);
+    assert!(fs::read_to_string(&report).unwrap().contains("<svg"));
     polariscope(&["verify", &run_arg]);
     polariscope(&["inspect", &run_arg]);
     polariscope(&["inspect", &sae_arg]);

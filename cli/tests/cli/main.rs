@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod chat;
+mod evaluate;
 mod export;
 mod hands;
 mod help;

@@ -1,0 +1,484 @@
+//! What becomes of the model's predictions where a coder stands in for an activation?
+//!
+//! Some documents of the run go through the model again, once as they are and once for each thing that replaces the activation
+//! at the coder's hook point: the coder, the random dictionary and the principal components beside it
+//! ([`super::baselines`]), zero, and the mean. Special tokens keep their activation in all of these passes; a prediction counts
+//! where neither the token nor the one that it predicts is special. Of the logits, in whatever the model computes, softmax,
+//! cross-entropy and divergence are taken in f64:
+//! - `delta_ce` = CE_replaced − CE_clean, in nats (GDM);
+//! - `kl_div` = E KL(p_clean ‖ p_replaced), in nats;
+//! - `ce_loss_score` = (CE_ablated − CE_replaced) / (CE_ablated − CE_clean);
+//! - `kl_div_score` = (KL_ablated − KL_replaced) / KL_ablated;
+//!
+//! where ablated is by zero, as in SAEBench, and in the fields that end in `_mean` by the mean, which is harder to beat.
+
+use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
+
+use data::{HookPoint, Run};
+use engine::{
+    gemma::model::{Batch, Forward, Model},
+    hook::Hooks,
+};
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+use super::baselines::References;
+use crate::{
+    error::{Error, Result},
+    random::Random,
+    sae::{Scratch, SparseCoder},
+    sparse::SparseRows,
+};
+
+/// Tokens that go through the model.
+pub const TOKENS: u64 = 8192;
+/// Tokens that go through it at once.
+pub const BATCH_TOKENS: usize = 2048;
+
+/// Rows of logits that exist at a time, of each pass.
+const LOGIT_ROWS: i64 = 32;
+
+/// What goes through the model.
+#[derive(Clone, Debug)]
+pub struct RecoveredOptions {
+    /// At least so many tokens, if the run has them: the document with the last one is taken whole.
+    pub tokens: u64,
+    /// At once.
+    pub batch_tokens: usize,
+    /// Which documents.
+    pub seed: u64,
+}
+
+impl Default for RecoveredOptions {
+    fn default() -> Self {
+        Self { tokens: TOKENS, batch_tokens: BATCH_TOKENS, seed: 0 }
+    }
+}
+
+/// What the model predicts with something in the place of an activation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Replaced {
+    /// In nats.
+    pub ce_loss: f64,
+    /// CE_replaced − CE_clean.
+    pub delta_ce: f64,
+    /// E KL(p_clean ‖ p_replaced).
+    pub kl_div: f64,
+    /// With zero ablation as 0 and the model as it is as 1.
+    pub ce_loss_score: f64,
+    /// With zero ablation as 0 and the model as it is as 1.
+    pub kl_div_score: f64,
+    /// With mean ablation as 0 and the model as it is as 1.
+    pub ce_loss_score_mean: f64,
+    /// With mean ablation as 0 and the model as it is as 1.
+    pub kl_div_score_mean: f64,
+}
+
+/// What the model predicts with a coder in the place of an activation, and with less than that.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recovered {
+    /// Predictions that were counted.
+    pub n_predictions: u64,
+    /// Of the model as it is, in nats.
+    pub ce_loss: f64,
+    /// The coder in the place of the activation.
+    pub coder: Replaced,
+    /// The random dictionary, where there is one.
+    pub random_dictionary: Option<Replaced>,
+    /// As many principal components as latents fire.
+    pub pca: Replaced,
+    /// Zero.
+    pub zero: Replaced,
+    /// The mean.
+    pub mean: Replaced,
+}
+
+/// What is put where `truth` was: given what the coder reads (`[n, d_in]`) and what it speaks of (`[n, d_out]`).
+type Rebuild<'a> = &'a dyn Fn(&[f32], &[f32]) -> Vec<f32>;
+
+/// Puts a coder into the model. `progress` is given the tokens done; when it breaks, the result is [`Error::Interrupted`].
+pub fn recovered(
+    run: &Run,
+    hooks: [HookPoint; 2],
+    coder: &dyn SparseCoder,
+    references: &References,
+    model: &Model,
+    options: &RecoveredOptions,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<Recovered> {
+    for (hook, expected) in [(hooks[0], coder.d_in()), (hooks[1], coder.d_out())] {
+        let width = hook.shape(&model.shape()).map_or(0, |shape| shape.iter().product());
+        if width != expected {
+            return Err(Error::Width { expected, width, hook: hook.to_string() });
+        }
+    }
+    let coded = |coder: &dyn SparseCoder, rows: &[f32], truth: &[f32]| {
+        let mut acts = SparseRows::new();
+        coder.encode(rows, &mut Scratch::default(), &mut acts);
+        let mut out = vec![0.0; truth.len()];
+        coder.decode(&acts, rows, &mut out);
+        out
+    };
+    let mean: Vec<f32> = references.mean.iter().map(|&mean| mean as f32).collect();
+    let zero = |_: &[f32], truth: &[f32]| vec![0.0; truth.len()];
+    let mean = |_: &[f32], truth: &[f32]| mean.repeat(truth.len() / mean.len());
+    let by_coder = |rows: &[f32], truth: &[f32]| coded(coder, rows, truth);
+    let pca = |_: &[f32], truth: &[f32]| {
+        let mut out = vec![0.0; truth.len()];
+        references.pca.project(references.rank, truth, &mut out);
+        out
+    };
+    let dictionary = references.dictionary.as_ref();
+    let random = |rows: &[f32], truth: &[f32]| dictionary.map_or_else(Vec::new, |random| coded(random, rows, truth));
+    let mut rebuilds: Vec<Rebuild<'_>> = vec![&zero, &mean, &by_coder, &pca];
+    if dictionary.is_some() {
+        rebuilds.push(&random);
+    }
+    let sums = Passes { model, hooks, rebuilds: &rebuilds }.run(run, options, progress)?;
+    Ok(sums.recovered())
+}
+
+/// CE and KL, summed over predictions.
+#[derive(Clone, Debug, Default)]
+struct Losses {
+    n: u64,
+    clean: f64,
+    /// CE and KL of each replacement.
+    replaced: Vec<(f64, f64)>,
+}
+
+impl Losses {
+    fn recovered(&self) -> Recovered {
+        let n = self.n as f64;
+        let clean = self.clean / n;
+        let of = |at: usize| (self.replaced[at].0 / n, self.replaced[at].1 / n);
+        let (zero, mean) = (of(0), of(1));
+        let replaced = |at: usize| {
+            let (ce, kl) = of(at);
+            let scores = |ablated: (f64, f64)| ((ablated.0 - ce) / (ablated.0 - clean), (ablated.1 - kl) / ablated.1);
+            let (ce_loss_score, kl_div_score) = scores(zero);
+            let (ce_loss_score_mean, kl_div_score_mean) = scores(mean);
+            Replaced {
+                ce_loss: ce,
+                delta_ce: ce - clean,
+                kl_div: kl,
+                ce_loss_score,
+                kl_div_score,
+                ce_loss_score_mean,
+                kl_div_score_mean,
+            }
+        };
+        Recovered {
+            n_predictions: self.n,
+            ce_loss: clean,
+            coder: replaced(2),
+            random_dictionary: (self.replaced.len() > 4).then(|| replaced(4)),
+            pca: replaced(3),
+            zero: replaced(0),
+            mean: replaced(1),
+        }
+    }
+}
+
+/// A sequence as the model saw it.
+#[derive(Clone, Debug, Default)]
+struct Sequence {
+    ids: Vec<u32>,
+    special: Vec<bool>,
+}
+
+struct Passes<'a> {
+    model: &'a Model,
+    hooks: [HookPoint; 2],
+    rebuilds: &'a [Rebuild<'a>],
+}
+
+impl Passes<'_> {
+    fn run(
+        &self,
+        run: &Run,
+        options: &RecoveredOptions,
+        progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<Losses> {
+        let mut losses = Losses { replaced: vec![(0.0, 0.0); self.rebuilds.len()], ..Losses::default() };
+        let mut documents: Vec<u64> = (0..run.n_documents()).collect();
+        shuffle(&mut documents, options.seed);
+        let (mut taken, mut waiting, mut batch) = (0, 0, Vec::new());
+        for document in documents {
+            if taken >= options.tokens {
+                break;
+            }
+            for sequence in sequences(run, document)? {
+                taken += sequence.ids.len() as u64;
+                waiting += sequence.ids.len();
+                batch.push(sequence);
+                if waiting >= options.batch_tokens {
+                    self.add(&batch, &mut losses)?;
+                    (waiting, batch) = (0, Vec::new());
+                    if progress(taken).is_break() {
+                        return Err(Error::Interrupted);
+                    }
+                }
+            }
+        }
+        if !batch.is_empty() {
+            self.add(&batch, &mut losses)?;
+        }
+        if losses.n == 0 {
+            return Err(Error::NoSequences { path: run.dir().into() });
+        }
+        Ok(losses)
+    }
+
+    fn add(&self, sequences: &[Sequence], losses: &mut Losses) -> Result<()> {
+        let mut batch = Batch::default();
+        let (mut replace, mut rows, mut next) = (Vec::new(), Vec::new(), Vec::new());
+        for Sequence { ids, special } in sequences {
+            for at in 1..ids.len() {
+                if !special[at - 1] && !special[at] {
+                    rows.push((batch.ids.len() + at - 1) as i64);
+                    next.push(i64::from(ids[at]));
+                }
+            }
+            replace.extend(special.iter().map(|special| !special));
+            batch.push(ids);
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let clean = self.resid(&batch, Hooks::none())?;
+        let mut others = Vec::new();
+        for &rebuild in self.rebuilds {
+            others.push(self.resid(&batch, self.spliced(rebuild, &replace))?);
+        }
+        let device = clean.device();
+        let rows = Tensor::from_slice(&rows).to_device(device).f_split(LOGIT_ROWS, 0)?;
+        let next = Tensor::from_slice(&next).to_device(device).f_split(LOGIT_ROWS, 0)?;
+        for (rows, next) in rows.iter().zip(&next) {
+            let next = next.unsqueeze(1);
+            let log_p = |resid: &Tensor| -> Result<Tensor> {
+                let logits = self.model.logit_lens(&resid.f_index_select(0, rows)?); // [rows, d_vocab]
+                Ok(logits.f_to_kind(Kind::Double)?.f_log_softmax(-1, Kind::Double)?)
+            };
+            let ce = |log_p: &Tensor| -> Result<f64> {
+                Ok(-log_p.f_gather(1, &next, false)?.f_sum(Kind::Double)?.f_double_value(&[])?)
+            };
+            let clean = log_p(&clean)?;
+            let p = clean.f_exp()?;
+            losses.clean += ce(&clean)?;
+            for (other, sums) in others.iter().zip(&mut losses.replaced) {
+                let other = log_p(other)?;
+                sums.0 += ce(&other)?;
+                let kl = p.f_mul(&clean.f_sub(&other)?)?.f_sum(Kind::Double)?;
+                sums.1 += kl.f_double_value(&[])?;
+            }
+            losses.n += next.size()[0] as u64;
+        }
+        Ok(())
+    }
+
+    fn resid(&self, batch: &Batch, mut hooks: Hooks<'_>) -> Result<Tensor> {
+        Ok(self.model.forward(batch, None, &mut hooks, Forward::default())?.resid)
+    }
+
+    /// Hooks that replace the rows that are `chosen`.
+    fn spliced<'a>(&self, rebuild: Rebuild<'a>, chosen: &'a [bool]) -> Hooks<'a> {
+        let [input, output] = self.hooks;
+        let read: Rc<RefCell<Vec<f32>>> = Rc::default();
+        let seen = Rc::clone(&read);
+        let mut hooks = Hooks::none();
+        hooks.read(input, move |_, value| *read.borrow_mut() = kept(value, chosen));
+        hooks.add(output, move |_, value| {
+            let truth = kept(value, chosen);
+            let rebuilt = rebuild(&seen.borrow(), &truth);
+            let places: Vec<i64> = (0..).zip(chosen).filter(|(_, chosen)| **chosen).map(|(at, _)| at).collect();
+            let shape = value.size();
+            let flat = value.view([shape[0], -1]);
+            let rebuilt = Tensor::from_slice(&rebuilt)
+                .view([places.len() as i64, -1])
+                .to_device(value.device())
+                .to_kind(value.kind());
+            let places = Tensor::from_slice(&places).to_device(value.device());
+            Some(flat.index_copy(0, &places, &rebuilt).view(shape.as_slice()))
+        });
+        hooks
+    }
+}
+
+/// The rows that are chosen, end to end, in f32.
+fn kept(value: &Tensor, chosen: &[bool]) -> Vec<f32> {
+    let value = value.to_kind(Kind::Float).to_device(tch::Device::Cpu).contiguous();
+    let mut values = vec![0.0; value.numel()];
+    value.copy_data(&mut values, value.numel());
+    let width = values.len() / chosen.len().max(1);
+    values
+        .chunks_exact(width.max(1))
+        .zip(chosen)
+        .filter(|(_, chosen)| **chosen)
+        .flat_map(|(row, _)| row)
+        .copied()
+        .collect()
+}
+
+/// The sequences of a document, as far as they are whole: of text, from the first position on.
+fn sequences(run: &Run, document: u64) -> Result<Vec<Sequence>> {
+    let tokens = run.tokens(run.document_tokens(document)?)?;
+    let mut sequences: Vec<Sequence> = Vec::new();
+    // Where nothing says that a sequence began, there is none.
+    let mut whole = false;
+    for at in 0..tokens.len() {
+        let follows = at > 0 && tokens.pos[at] == tokens.pos[at - 1] + 1;
+        if tokens.pos[at] == 0 {
+            sequences.push(Sequence::default());
+            whole = true;
+        } else if !follows {
+            whole = false;
+        }
+        if tokens.modality[at] != 0 {
+            whole = false;
+        }
+        if let Some(sequence) = sequences.last_mut().filter(|_| whole) {
+            sequence.ids.push(tokens.token_id[at]);
+            sequence.special.push(tokens.special[at]);
+        }
+    }
+    sequences.retain(|sequence| sequence.ids.len() > 1);
+    Ok(sequences)
+}
+
+/// Brings numbers into an order drawn from a seed.
+pub(super) fn shuffle<T>(values: &mut [T], seed: u64) {
+    let mut random = Random::new(seed);
+    for i in (1..values.len()).rev() {
+        values.swap(i, random.below(i as u64 + 1) as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use engine::gemma::model::{Logits, Precision};
+
+    use super::*;
+    use crate::{
+        Activation, Matrix, Sae,
+        metrics::pca::Pca,
+        testing::{DOC_TOKENS, write_run},
+    };
+
+    const WIDTH: usize = 32;
+
+    fn model() -> Model {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/gemma3/text");
+        Model::load(fixture, Precision::F32).unwrap()
+    }
+
+    fn point() -> HookPoint {
+        "blocks.2.hook_resid_post".parse().unwrap()
+    }
+
+    /// `x` as `relu(x) − relu(−x)`, times `scale`.
+    fn identity(scale: f32) -> Sae {
+        let mut w_dec = Matrix::zeros(2 * WIDTH, WIDTH);
+        for latent in 0..2 * WIDTH {
+            w_dec.row_mut(latent)[latent % WIDTH] = if latent < WIDTH { scale } else { -scale };
+        }
+        let mut w_enc = w_dec.transposed();
+        crate::kernels::scale(w_enc.as_mut_slice(), 1.0 / scale);
+        Sae {
+            w_enc,
+            w_dec,
+            b_enc: vec![0.0; 2 * WIDTH],
+            b_dec: vec![0.0; WIDTH],
+            activation: Activation::Relu,
+            ..Sae::default()
+        }
+    }
+
+    fn references(dictionary: Option<Sae>) -> References {
+        let mut directions = vec![0.0; WIDTH * WIDTH];
+        (0..WIDTH).for_each(|i| directions[i * WIDTH + i] = 1.0);
+        let (mean, variances) = (vec![0.25; WIDTH], vec![1.0; WIDTH]);
+        References {
+            mean: mean.clone(),
+            pca: Pca { mean, variances, directions },
+            rank: WIDTH,
+            one_site: true,
+            dictionary,
+        }
+    }
+
+    fn found(coder: &Sae, dictionary: Option<Sae>) -> Recovered {
+        found_at([point(); 2], coder, dictionary)
+    }
+
+    fn found_at(hooks: [HookPoint; 2], coder: &Sae, dictionary: Option<Sae>) -> Recovered {
+        let folder = tempfile::tempdir().unwrap();
+        let run = write_run(&folder.path().join("run"), 6, false);
+        let options = RecoveredOptions { tokens: 1000, batch_tokens: 60, seed: 1 };
+        let references = references(dictionary);
+        let go_on = &mut |_| ControlFlow::Continue(());
+        recovered(&run, hooks, coder, &references, &model(), &options, go_on).unwrap()
+    }
+
+    #[test]
+    fn a_perfect_coder_recovers_everything_and_nothing_recovers_nothing() {
+        let (perfect, zero) = (identity(1.0), identity(0.0));
+        let zero = Sae { w_enc: Matrix::zeros(WIDTH, 2 * WIDTH), ..zero };
+        let found = found(&perfect, Some(zero));
+        // The first token is special, and the last one has nothing to predict.
+        assert_eq!(found.n_predictions, 6 * (DOC_TOKENS - 2));
+        for same in [&found.coder, &found.pca] {
+            assert!(same.delta_ce.abs() < 1e-5 && same.kl_div.abs() < 1e-6, "{same:?}");
+            assert!((same.ce_loss_score - 1.0).abs() < 1e-4 && (same.kl_div_score_mean - 1.0).abs() < 1e-4);
+        }
+        let random = found.random_dictionary.unwrap();
+        assert!((random.ce_loss - found.zero.ce_loss).abs() < 1e-9 && random.ce_loss_score.abs() < 1e-6);
+        assert!(found.zero.kl_div > 0.01 && found.zero.kl_div_score == 0.0 && found.mean.ce_loss_score_mean == 0.0);
+        assert!((found.zero.ce_loss - found.ce_loss - found.zero.delta_ce).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_is_read_and_what_is_replaced_may_be_two_places() {
+        // What leaves one layer is what enters the next.
+        let hooks = [point(), "blocks.3.hook_resid_pre".parse().unwrap()];
+        let found = found_at(hooks, &identity(1.0), None);
+        assert!(found.coder.delta_ce.abs() < 1e-5 && found.coder.kl_div.abs() < 1e-6, "{:?}", found.coder);
+        assert!(found.zero.kl_div > 0.01);
+    }
+
+    #[test]
+    fn losses_equal_those_of_whole_logits() {
+        let (half, model) = (identity(0.5), model());
+        let found = found(&half, None);
+        assert!(found.random_dictionary.is_none());
+        // Every document of the run has the same tokens: its position is its id.
+        let ids: Vec<u32> = (0..DOC_TOKENS as u32).collect();
+        let logits = |hooks: &mut Hooks<'_>| {
+            let options = Forward { logits: Logits::All, ..Forward::default() };
+            let logits = model.forward(&Batch::one(&ids), None, hooks, options).unwrap().logits.unwrap();
+            logits.to_kind(Kind::Double).log_softmax(-1, Kind::Double)
+        };
+        let clean = logits(&mut Hooks::none());
+        let mut hooks = Hooks::none();
+        hooks.add(point(), |_, value| {
+            let halved = value * 0.5;
+            halved.get(0).copy_(&value.get(0));
+            Some(halved)
+        });
+        let halved = logits(&mut hooks);
+        let (mut ce, mut kl) = (0.0, 0.0);
+        for at in 1..ids.len() - 1 {
+            let row = |log_p: &Tensor| Vec::<f64>::try_from(log_p.get(at as i64)).unwrap();
+            let (p, q) = (row(&clean), row(&halved));
+            ce -= q[ids[at + 1] as usize];
+            kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+        }
+        let n = (DOC_TOKENS - 2) as f64;
+        assert!((found.coder.ce_loss - ce / n).abs() < 1e-5, "{} {}", found.coder.ce_loss, ce / n);
+        assert!((found.coder.kl_div - kl / n).abs() < 1e-5, "{} {}", found.coder.kl_div, kl / n);
+        let score = (found.zero.ce_loss - ce / n) / (found.zero.ce_loss - found.ce_loss);
+        assert!((found.coder.ce_loss_score - score).abs() < 1e-4);
+    }
+}
