@@ -5,7 +5,7 @@
 //!
 //! # fn main() -> scope::Result<()> {
 //! let run = data::Run::open("runs/news")?;
-//! let hook = "blocks.12.hook_resid_post".parse()?;
+//! let hook: data::HookPoint = "blocks.12.hook_resid_post".parse()?;
 //! let config = scope::TrainConfig { d_sae: 4096, k: 32, ..Default::default() };
 //! scope::train(&run, hook, &config, &run.sae_dir("news-12")?, &mut |progress| {
 //!     println!("step {}: explained variance {:.3}", progress.step, progress.explained_variance);
@@ -24,7 +24,7 @@
 //! - Weights that lie in a file as ours do stay there: a wide dictionary opens without being read.
 //! - Nothing is unpickled.
 //! - Special tokens and outliers never enter training or statistics.
-//! - The fast path of training gives what the plain one in [`loss`] gives; a test holds them together.
+//! - The fast path of training gives what the plain one in `loss/plain.rs` gives; a test holds them together.
 //! - The same seed gives the same weights, whatever the number of threads, and however often the training was resumed.
 
 pub mod encode;
