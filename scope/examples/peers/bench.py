@@ -62,7 +62,7 @@ def saelens(train, steps, d_sae, lr):
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=train.shape[1], d_sae=d_sae, k=K))
     sae.b_dec.data = torch.from_numpy(train[:8192].mean(0))
     config = SAETrainerConfig(
-        total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr=lr,
+        total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, lr=lr, lr_end=0.0,
         lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5,
     )
     trainer = SAETrainer(config, sae, batches(train, steps))
@@ -78,6 +78,8 @@ def saelens(train, steps, d_sae, lr):
 
 
 def sparsify(train, steps, d_sae, lr):
+    # Its kernels want a GPU.
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sparsify import SparseCoder, SparseCoderConfig
 
     sae = SparseCoder(train.shape[1], SparseCoderConfig(num_latents=d_sae, k=K))
