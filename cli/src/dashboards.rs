@@ -12,9 +12,8 @@ use engine::gemma::model::Model;
 use scope::{LogitLens as _, Sae, SparseCoder as _};
 use serde_json::json;
 
-use crate::failure::Interrupted;
 use crate::join::feature_table;
-use crate::{catalog, encode, interrupt, output, progress};
+use crate::{catalog, encode, export, output, progress};
 
 /// The coder and its names.
 #[derive(Debug, Args)]
@@ -92,17 +91,7 @@ impl Dashboards {
         };
         let bar = progress::steps(n.into(), "describing features");
         let directions = known.as_ref().map(|known| known as &dyn Directions);
-        let report = dashboards::export(&table, &options, directions, out, &mut |at| {
-            bar.set_length(at.total);
-            bar.set_position(at.done);
-            interrupt::flow()
-        });
-        bar.finish_and_clear();
-        let report = match report {
-            // Nothing is left behind, so the same command does it from the start.
-            Err(data::Error::Interrupted) => return Err(Interrupted { resume: None }.into()),
-            other => other?,
-        };
+        let report = progress::watch(&bar, |at| dashboards::export(&table, &options, directions, out, at))?;
         if as_json {
             return output::json(&json!({
                 "features": report.features, "silent": report.silent, "activations": report.activations,
@@ -167,9 +156,7 @@ fn matching(sae: Sae, table: &FeatureTable, folder: &Path) -> Result<Option<Sae>
 
 /// `A..B`, either of which may be left out.
 fn features(text: &str, n_features: u32) -> Result<Range<u32>> {
-    let number = |text: &str, otherwise| if text.is_empty() { Some(otherwise) } else { text.parse().ok() };
-    let ends = text.split_once("..").and_then(|(start, end)| Some(number(start, 0)?..number(end, n_features)?));
-    match ends {
+    match export::ends(text, n_features) {
         Some(range) if range.start <= range.end && range.end <= n_features => Ok(range),
         _ => bail!(
             "expected features as `A..B` within 0..{n_features}, found `{text}`\nhint: for example `--features 0..1000`"

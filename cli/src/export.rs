@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
@@ -11,7 +12,6 @@ use data::export::{self, ExportOptions, Format};
 use serde_json::json;
 
 use crate::dashboards::Dashboards;
-use crate::failure::Interrupted;
 use crate::location::Location;
 use crate::{interrupt, output, progress};
 
@@ -111,17 +111,7 @@ impl Export {
         let size = output::size(export::estimate(&run, &options)?);
         output::note(&format!("writing about {size} to `{}`", self.out.display()));
         let bar = progress::steps(0, "exporting rows");
-        let report = export::export(&run, &options, &self.out, &mut |at| {
-            bar.set_length(at.total);
-            bar.set_position(at.done);
-            interrupt::flow()
-        });
-        bar.finish_and_clear();
-        let report = match report {
-            // Nothing is left behind, so the same command does it from the start.
-            Err(data::Error::Interrupted) => return Err(Interrupted { resume: None }.into()),
-            other => other?,
-        };
+        let report = progress::watch(&bar, |at| export::export(&run, &options, &self.out, at))?;
         if report.saturated > 0 {
             let n = output::count(report.saturated);
             output::note(&format!("note: {n} numbers were beyond the range of f16 and are now at its ends"));
@@ -143,12 +133,17 @@ impl Export {
 
 /// `A..B`, either of which may be left out.
 fn range(text: &str, n_tokens: u64) -> Result<Range<u64>> {
-    let number = |text: &str, otherwise| if text.is_empty() { Some(otherwise) } else { text.parse().ok() };
-    let ends = text.split_once("..").and_then(|(start, end)| Some(number(start, 0)?..number(end, n_tokens)?));
-    match ends {
+    match ends(text, n_tokens) {
         Some(range) => Ok(range),
         None => bail!("expected tokens as `A..B`, found `{text}`\nhint: for example `--tokens 0..1000`"),
     }
+}
+
+/// The ends of `A..B`: 0 and `n` where they are left out.
+pub(crate) fn ends<T: FromStr + Default>(text: &str, n: T) -> Option<Range<T>> {
+    let number = |text: &str, otherwise| if text.is_empty() { Some(otherwise) } else { text.parse().ok() };
+    let (start, end) = text.split_once("..")?;
+    Some(number(start, T::default())?..number(end, n)?)
 }
 
 #[cfg(test)]

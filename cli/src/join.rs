@@ -10,7 +10,6 @@ use fs_err as fs;
 use serde_json::{Value, json};
 
 use crate::bytes::Bytes;
-use crate::failure::Interrupted;
 use crate::location::Location;
 use crate::output::{self, count, table};
 use crate::{interrupt, progress};
@@ -145,13 +144,7 @@ impl Join {
             memory: self.memory.in_memory(),
         };
         let bar = progress::tokens(features.run().n_tokens(), "counting");
-        let report = join::join(features, &options, &mut |at| {
-            bar.set_length(at.total);
-            bar.set_position(at.done);
-            interrupt::flow()
-        });
-        bar.finish_and_clear();
-        let report = uninterrupted(report)?;
+        let report = progress::watch(&bar, |at| join::join(features, &options, at))?;
         features.write_join(&report)?;
         self.copy(features, &with.to_string())?;
         if self.json { output::json(&report) } else { output::text(&self.words(features, &report)) }
@@ -168,13 +161,7 @@ impl Join {
             memory: self.memory.in_memory(),
         };
         let bar = progress::tokens(features.run().n_tokens(), "counting pairs");
-        let pairs = correlate(features, other, &options, &mut |at| {
-            bar.set_length(at.total);
-            bar.set_position(at.done);
-            interrupt::flow()
-        });
-        bar.finish_and_clear();
-        let pairs = uninterrupted(pairs)?;
+        let pairs = progress::watch(&bar, |at| correlate(features, other, &options, at))?;
         features.write_correlation(other, &pairs)?;
         self.copy(features, &format!("features-{}", other.name()))?;
         if self.json {
@@ -260,14 +247,6 @@ pub(crate) fn feature_table(run: &data::Run, sae: &std::path::Path) -> Result<Fe
         bail!("no feature table is in `{run}`\nhint: `polariscope encode {run} --sae {}` writes one", sae.display());
     }
     Ok(run.feature_table(&name)?)
-}
-
-fn uninterrupted<T>(result: data::Result<T>) -> Result<T> {
-    match result {
-        // Nothing was written, so the same command does it from the start.
-        Err(data::Error::Interrupted) => Err(Interrupted { resume: None }.into()),
-        other => Ok(other?),
-    }
 }
 
 fn pair_json(pair: &FeaturePair) -> Value {

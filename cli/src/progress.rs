@@ -1,6 +1,13 @@
 //! What does a long job show while it runs?
 
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use data::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::failure::Interrupted;
+use crate::interrupt;
 
 /// A bar over bytes with rate and time left; nothing is drawn where standard error is no terminal.
 pub(crate) fn bytes(total: u64, what: &str) -> ProgressBar {
@@ -29,6 +36,23 @@ pub(crate) fn steps_of_many(total: u64, what: &str, names: &[&str]) -> (Progress
     };
     let lines = names.iter().map(line).collect();
     (together.add(steps(total, what)), lines)
+}
+
+/// Does a job that leaves nothing behind if Ctrl-C ends it, so that the same command does it from the start.
+pub(crate) fn watch<T>(
+    bar: &ProgressBar,
+    job: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> data::Result<T>,
+) -> Result<T> {
+    let result = job(&mut |at| {
+        bar.set_length(at.total);
+        bar.set_position(at.done);
+        interrupt::flow()
+    });
+    bar.finish_and_clear();
+    match result {
+        Err(data::Error::Interrupted) => Err(Interrupted { resume: None }.into()),
+        other => Ok(other?),
+    }
 }
 
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {

@@ -5,7 +5,6 @@ use clap::Args;
 use data::routing::{self, LayerRouting, PairLift, RoutingOptions, RoutingReport, TokenLift};
 use serde_json::{Value, json};
 
-use crate::failure::Interrupted;
 use crate::location::Location;
 use crate::output::{self, count, table};
 use crate::{interrupt, progress};
@@ -73,16 +72,7 @@ impl Routing {
             special: self.special,
         };
         let bar = progress::tokens(run.n_tokens(), "counting");
-        let report = routing::analyse(&run, &options, &mut |progress| {
-            bar.set_length(progress.tokens_total);
-            bar.set_position(progress.tokens_done);
-            interrupt::flow()
-        });
-        bar.finish_and_clear();
-        let report = match report {
-            Err(data::Error::Interrupted) => return Err(Interrupted { resume: None }.into()),
-            other => other?,
-        };
+        let report = progress::watch(&bar, |at| routing::analyse(&run, &options, at))?;
         if self.json { output::json(&self.value(&report)?) } else { output::text(&self.text(&report)) }
     }
 

@@ -21,13 +21,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::hook_point::HookPoint;
 use crate::manifest::HookPointEntry;
+use crate::progress::OnProgress;
 use crate::store::Run;
 use crate::{Dtype, files};
 
@@ -79,16 +80,6 @@ pub struct ExportReport {
     /// Bytes on disk.
     pub bytes: u64,
 }
-
-/// How far an export is, in rows: a token at one hook point is one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExportProgress {
-    pub done: u64,
-    pub total: u64,
-}
-
-/// Told of progress, and asked whether to go on.
-pub type Progress<'a> = &'a mut dyn FnMut(ExportProgress) -> ControlFlow<()>;
 
 impl Format {
     pub const ALL: [Self; 5] = [Self::Parquet, Self::Npy, Self::Safetensors, Self::Datasets, Self::SaeLens];
@@ -184,7 +175,7 @@ pub fn estimate(run: &Run, options: &ExportOptions) -> Result<u64> {
 }
 
 /// Writes `out`, which must not exist.
-pub fn export(run: &Run, options: &ExportOptions, out: &Path, progress: Progress<'_>) -> Result<ExportReport> {
+pub fn export(run: &Run, options: &ExportOptions, out: &Path, progress: OnProgress<'_>) -> Result<ExportReport> {
     files::refuse_existing(out)?;
     let hooks = vectors(run, options)?;
     let selection = Selection::new(run, options.tokens.clone(), options.skip_special, &hooks)?;

@@ -123,6 +123,7 @@ pub mod verify;
 mod acts_read;
 mod acts_write;
 mod parquet_io;
+mod progress;
 mod random;
 mod schema;
 
@@ -135,6 +136,7 @@ pub use error::{Error, Result};
 pub use hook_point::{HookPoint, ModelShape, Site};
 pub use manifest::{Counts, HookPointEntry, JournalEntry, Manifest, Routing, Shard, Shuffled, Statistics};
 pub use place::Place;
+pub use progress::{OnProgress, Progress};
 pub use routing::{RoutingColumns, RoutingLayer};
 pub use shard::workers::Worker;
 pub use shard::{RunWriter, ShardWriter};

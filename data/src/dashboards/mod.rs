@@ -17,13 +17,14 @@ mod sae_dashboard;
 #[cfg(test)]
 mod tests;
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::features::FeatureTable;
 use crate::files::{self, BuildFolder};
+use crate::progress::{OnProgress, Progress};
 
 use describe::Describer;
 
@@ -106,13 +107,6 @@ pub struct DashboardReport {
     pub bytes: u64,
 }
 
-/// How far an export is, in features.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DashboardProgress {
-    pub done: u64,
-    pub total: u64,
-}
-
 /// Where a coder stands, as both formats name it.
 struct Names<'a> {
     options: &'a DashboardOptions,
@@ -134,14 +128,14 @@ impl Names<'_> {
     }
 }
 
-/// Writes the folder `out`, which must not exist. Without `directions` there are no vectors, no aligned neurons and no
+/// Writes the folder `out`, which must not exist; progress is in features. Without `directions` there are no vectors, no aligned neurons and no
 /// histograms of logits.
 pub fn export(
     table: &FeatureTable,
     options: &DashboardOptions,
     directions: Option<&dyn Directions>,
     out: &Path,
-    progress: &mut dyn FnMut(DashboardProgress) -> ControlFlow<()>,
+    progress: OnProgress<'_>,
 ) -> Result<DashboardReport> {
     files::refuse_existing(out)?;
     let features = options.features.clone().unwrap_or(0..table.n_features());
@@ -184,7 +178,7 @@ pub fn export(
         }
         (first, batch) = (some.end, batch + 1);
         let done = u64::from(first - features.start);
-        if progress(DashboardProgress { done, total }).is_break() {
+        if progress(Progress { done, total }).is_break() {
             return Err(Error::Interrupted);
         }
     }

@@ -92,7 +92,7 @@ fn options(format: DashboardFormat) -> DashboardOptions {
     }
 }
 
-fn go_on(_: DashboardProgress) -> ControlFlow<()> {
+fn go_on(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 

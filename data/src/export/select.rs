@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{ExportProgress, ExportReport, Progress, STEP_BYTES, Vectors};
+use super::{ExportReport, STEP_BYTES, Vectors};
 use crate::convert;
 use crate::error::{Error, Result};
+use crate::progress::{OnProgress, Progress};
 use crate::store::Run;
 use crate::tables::TokenColumns;
 
@@ -147,13 +148,13 @@ impl Step {
 
 /// Counts rows and asks whether to go on.
 pub(super) struct Meter<'a> {
-    progress: Progress<'a>,
-    at: ExportProgress,
+    progress: OnProgress<'a>,
+    at: Progress,
 }
 
 impl<'a> Meter<'a> {
-    pub(super) fn new(selection: &Selection<'_>, hooks: &[Vectors], progress: Progress<'a>) -> Self {
-        Self { progress, at: ExportProgress { done: 0, total: selection.n * hooks.len() as u64 } }
+    pub(super) fn new(selection: &Selection<'_>, hooks: &[Vectors], progress: OnProgress<'a>) -> Self {
+        Self { progress, at: Progress { done: 0, total: selection.n * hooks.len() as u64 } }
     }
 
     pub(super) fn add(&mut self, rows: usize) -> Result<()> {

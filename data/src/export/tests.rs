@@ -1,5 +1,6 @@
 //! Do others find the numbers that are stored, and is nothing half written?
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -28,7 +29,7 @@ fn small(dtype: Dtype) -> (tempfile::TempDir, Run) {
 
 fn written(run: &Run, options: &ExportOptions) -> (ExportReport, PathBuf) {
     let out = run.dir().with_file_name(format!("out-{}", options.format.name()));
-    let mut last = ExportProgress { done: 0, total: 0 };
+    let mut last = crate::Progress { done: 0, total: 0 };
     let report = export(run, options, &out, &mut |at| {
         last = at;
         ControlFlow::Continue(())

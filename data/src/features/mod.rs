@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::hook_point::HookPoint;
 use crate::parquet_io::TableOptions;
 
-pub use pairs::{FeaturePair, PairOptions, PairProgress, PairRank, correlate};
+pub use pairs::{FeaturePair, PairOptions, PairRank, correlate};
 pub use read::{FeatureActs, FeatureTable, StatsColumns};
 pub use sort::{FeatureRows, SortedFeatures};
 pub(crate) use windows::{ByToken, WINDOW, Windows};

@@ -5,13 +5,14 @@
 //! bounded by [`PairOptions::memory`] and a stretch of tokens, and the number of passes is
 //! features × features of the other × 12 bytes / memory.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
 
 use super::{ByToken, FeatureTable, Windows};
 use crate::error::{Error, Result};
+use crate::progress::{OnProgress, Progress};
 
 /// Bytes of the counts of a pair.
 const PAIR_BYTES: usize = size_of::<u32>() + size_of::<f64>();
@@ -66,13 +67,6 @@ impl Default for PairOptions {
     }
 }
 
-/// How far it is: tokens read, over all passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PairProgress {
-    pub done: u64,
-    pub total: u64,
-}
-
 /// The activations of a coder on disk.
 pub(super) struct Side {
     /// In the order of tokens.
@@ -89,12 +83,12 @@ struct Sums {
 
 /// For each feature of `table` the features of `other`, another coder's table over the same tokens, that go with it.
 ///
-/// `progress` is called after each stretch of tokens; when it breaks, the result is [`Error::Interrupted`].
+/// `progress` is called after each stretch of tokens, with how many were read over all passes.
 pub fn correlate(
     table: &FeatureTable,
     other: &FeatureTable,
     options: &PairOptions,
-    progress: &mut dyn FnMut(PairProgress) -> ControlFlow<()>,
+    progress: OnProgress<'_>,
 ) -> Result<Vec<FeaturePair>> {
     let run = table.run();
     let differ = || Error::OtherTokens { origin: run.dir().into(), path: other.run().dir().into() };
@@ -133,7 +127,7 @@ pub(super) struct Count<'a> {
     /// Which of some tokens are special.
     pub(super) special: &'a dyn Fn(Range<u64>) -> Result<Vec<bool>>,
     pub(super) options: PairOptions,
-    pub(super) progress: &'a mut dyn FnMut(PairProgress) -> ControlFlow<()>,
+    pub(super) progress: OnProgress<'a>,
 }
 
 /// Counts of a block of features of the left side by all of the right one.
@@ -181,7 +175,7 @@ impl Count<'_> {
                 }
                 block.add(&ours, theirs.as_ref().unwrap_or(&ours));
                 done += window.end - window.start;
-                if (self.progress)(PairProgress { done, total }).is_break() {
+                if (self.progress)(Progress { done, total }).is_break() {
                     return Err(Error::Interrupted);
                 }
             }

@@ -7,14 +7,14 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::io::{BufReader, BufWriter, Read, Write};
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use arrow::datatypes::{Float32Type, UInt32Type, UInt64Type};
 use fs_err as fs;
 use rayon::slice::ParallelSliceMut;
 
-use super::pairs::{Count, PairOptions, PairProgress, Side};
+use super::pairs::{Count, PairOptions, Side};
 use super::{
     COACTIVATION, Example, ExampleGroup, FeatureStats, FeatureTableInfo, GROUP_ROWS, GROUPS, INFO_KEY, tables,
 };
@@ -23,6 +23,7 @@ use crate::files::{self, BuildFolder};
 use crate::manifest::{FileEntry, shard_file_name};
 use crate::parquet_io::{TableFile, TableOptions, TableWriter};
 use crate::place::Place;
+use crate::progress::OnProgress;
 use crate::schema;
 use crate::sums::Sums;
 
@@ -229,7 +230,7 @@ impl SortedFeatures {
         &mut self,
         special: &dyn Fn(Range<u64>) -> Result<Vec<bool>>,
         options: PairOptions,
-        progress: &mut dyn FnMut(PairProgress) -> ControlFlow<()>,
+        progress: OnProgress<'_>,
     ) -> Result<()> {
         let path = self.target.folder.path().join(COACTIVATION);
         let table = TableOptions { delta: &["feature"], ..TableOptions::default() };

@@ -1,14 +1,15 @@
 //! How are features and labels counted together, and what do the counts say?
 
 use std::cmp::Ordering;
-use std::ops::{AddAssign, ControlFlow, Range};
+use std::ops::{AddAssign, Range};
 
 use rayon::prelude::*;
 
 use super::labels::{Labels, Source};
-use super::{JoinInfo, JoinLayer, JoinOptions, JoinProgress, JoinReport, JoinRow};
+use super::{JoinInfo, JoinLayer, JoinOptions, JoinReport, JoinRow};
 use crate::error::{Error, Result};
 use crate::features::{ByToken, FeatureTable, Windows};
+use crate::progress::{OnProgress, Progress};
 use crate::random::Random;
 
 /// Bytes of the counts of a feature and a label: real and control.
@@ -19,7 +20,7 @@ pub(super) struct Join<'a> {
     pub(super) table: &'a FeatureTable,
     pub(super) options: &'a JoinOptions,
     pub(super) source: Source,
-    pub(super) progress: &'a mut dyn FnMut(JoinProgress) -> ControlFlow<()>,
+    pub(super) progress: OnProgress<'a>,
 }
 
 /// Counts of a layer, for a block of features.
@@ -67,7 +68,7 @@ impl Join<'_> {
         let at_once = (rows / d_sae.max(1)).clamp(1, layers.len().max(1));
         let block = rows.clamp(1, d_sae.max(1));
         let passes = layers.len().div_ceil(at_once) * d_sae.div_ceil(block);
-        let mut at = JoinProgress { done: 0, total: n_tokens * passes as u64 };
+        let mut at = Progress { done: 0, total: n_tokens * passes as u64 };
         let mut report = JoinReport {
             info: JoinInfo {
                 with: self.options.with.clone(),
@@ -98,7 +99,7 @@ impl Join<'_> {
     }
 
     /// Reads the run once, for some layers and some features.
-    fn count(&mut self, layers: Range<usize>, features: Range<usize>, at: &mut JoinProgress) -> Result<Block> {
+    fn count(&mut self, layers: Range<usize>, features: Range<usize>, at: &mut Progress) -> Result<Block> {
         let run = self.table.run().clone();
         let mut block = Block::new(layers, features, self.source.n_labels());
         let mut acts = Windows::new(self.table.acts_files()?);

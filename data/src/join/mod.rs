@@ -67,13 +67,13 @@ mod labels;
 mod tests;
 
 use std::fmt;
-use std::ops::ControlFlow;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
 use crate::error::{Error, Result};
 use crate::features::FeatureTable;
+use crate::progress::OnProgress;
 
 use labels::Source;
 
@@ -222,21 +222,10 @@ pub struct JoinReport {
     pub rows: Vec<JoinRow>,
 }
 
-/// How far it is: tokens read, over all passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JoinProgress {
-    pub done: u64,
-    pub total: u64,
-}
-
 /// Counts which features go together with which labels. The same table, options and seed give the same report.
 ///
-/// `progress` is called after each stretch of tokens; when it breaks, the result is [`Error::Interrupted`].
-pub fn join(
-    table: &FeatureTable,
-    options: &JoinOptions,
-    progress: &mut dyn FnMut(JoinProgress) -> ControlFlow<()>,
-) -> Result<JoinReport> {
+/// `progress` is called after each stretch of tokens, with how many were read over all passes.
+pub fn join(table: &FeatureTable, options: &JoinOptions, progress: OnProgress<'_>) -> Result<JoinReport> {
     table.run().require_order("features by token")?;
     let source = Source::open(table.run(), options)?;
     count::Join { table, options, source, progress }.run()

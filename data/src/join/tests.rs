@@ -9,6 +9,7 @@ use serde_json::json;
 use super::*;
 use crate::features::{FeatureStats, FeatureTableInfo, FeatureTableWriter};
 use crate::manifest::{Corpus, Counts, HookPointEntry, Manifest, Model, Routing};
+use crate::progress::Progress;
 use crate::random::Random;
 use crate::routing::RoutingColumns;
 use crate::{DocumentRow, Dtype, ModelShape, Run, RunWriter, TokenColumns};
@@ -157,7 +158,7 @@ fn run(dir: &Path, meta: bool) -> Run {
     run
 }
 
-fn go_on(_: JoinProgress) -> ControlFlow<()> {
+fn go_on(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 

@@ -6,7 +6,6 @@
 //! into [`TABLE_BYTES`], and for one layer at least.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::datatypes::{UInt32Type, UInt64Type};
@@ -18,6 +17,7 @@ use super::tally::{BatchTokens, Common, Link, Tally};
 use crate::error::{Error, Result};
 use crate::manifest::{Routing, Shard};
 use crate::parquet_io::{Batches, TableFile};
+use crate::progress::{OnProgress, Progress};
 use crate::store::Run;
 
 /// Bytes of counts of token by expert.
@@ -44,21 +44,10 @@ impl Default for RoutingOptions {
     }
 }
 
-/// How far it has come, in tokens read; each is read several times.
-#[derive(Clone, Copy, Debug)]
-pub struct RoutingProgress {
-    pub tokens_done: u64,
-    pub tokens_total: u64,
-}
-
 /// Counts the choices of a run. The same run gives the same report.
 ///
 /// `progress` is called after each batch; when it breaks, the result is [`Error::Interrupted`].
-pub fn analyse(
-    run: &Run,
-    options: &RoutingOptions,
-    progress: &mut dyn FnMut(RoutingProgress) -> ControlFlow<()>,
-) -> Result<RoutingReport> {
+pub fn analyse(run: &Run, options: &RoutingOptions, progress: OnProgress<'_>) -> Result<RoutingReport> {
     analyse_within(run, options, TABLE_BYTES, progress)
 }
 
@@ -67,7 +56,7 @@ pub(super) fn analyse_within(
     run: &Run,
     options: &RoutingOptions,
     table_bytes: usize,
-    progress: &mut dyn FnMut(RoutingProgress) -> ControlFlow<()>,
+    progress: OnProgress<'_>,
 ) -> Result<RoutingReport> {
     let routing = run.routing_info()?.clone();
     let mut layers = if options.layers.is_empty() { routing.layers.clone() } else { options.layers.clone() };
@@ -100,7 +89,7 @@ pub(super) fn analyse_within(
 struct Work<'a> {
     run: &'a Run,
     options: &'a RoutingOptions,
-    progress: &'a mut dyn FnMut(RoutingProgress) -> ControlFlow<()>,
+    progress: OnProgress<'a>,
     done: u64,
     total: u64,
 }
@@ -223,7 +212,7 @@ impl Work<'_> {
 
     fn step(&mut self, tokens: usize) -> Result<()> {
         self.done += tokens as u64;
-        let now = RoutingProgress { tokens_done: self.done, tokens_total: self.total.max(self.done) };
+        let now = Progress { done: self.done, total: self.total.max(self.done) };
         if (self.progress)(now).is_break() { Err(Error::Interrupted) } else { Ok(()) }
     }
 }

@@ -18,7 +18,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::manifest::Routing;
 
-pub use analysis::{RoutingOptions, RoutingProgress, analyse};
+pub use analysis::{RoutingOptions, analyse};
 pub use read::{RoutingBatch, RoutingBatches, RoutingLayer};
 pub use report::{
     ExpertLoad, LayerRouting, LoadBalance, NeighbourOverlap, NextLayer, PairLift, RoutingReport, TokenLift,
