@@ -100,8 +100,6 @@ pub(crate) struct Start {
 pub(crate) struct Sample<'a> {
     pub(crate) inputs: &'a [&'a Estimate],
     pub(crate) outputs: &'a [&'a Estimate],
-    /// Whether they are the same sites.
-    pub(crate) tied: bool,
 }
 
 impl Sample<'_> {
@@ -123,7 +121,7 @@ impl Sample<'_> {
     }
 }
 
-/// The first weights: decoder rows in random directions with norm 1. Where a coder writes what it reads, the encoder is its
+/// The first weights: decoder rows in random directions with norm 1. Of an autoencoder, the encoder is its
 /// transpose, otherwise random too; times the factor with which the `k` largest activations of each row reconstruct the sample
 /// best. `b_dec` is the geometric median, and where that is not subtracted from the input, `b_enc` makes the mean
 /// pre-activation 0.
@@ -146,9 +144,8 @@ pub(crate) fn weights(
     }
     for group in &mut weights.groups {
         for latent in 0..group.encoder.rows() {
-            if sample.tied {
-                let n = group.encoder.cols();
-                group.encoder.row_mut(latent).copy_from_slice(&group.decoder.row(latent)[..n]);
+            if layout.is_autoencoder {
+                group.encoder.row_mut(latent).copy_from_slice(group.decoder.row(latent));
             } else {
                 let row = group.encoder.row_mut(latent);
                 row.fill_with(|| random.normal() as f32);
@@ -200,7 +197,8 @@ fn scale_encoder(layout: &Layout, sample: Sample<'_>, weights: &mut Weights, k: 
         with_itself += f64::from(dot(&y, &y));
         targets += f64::from(dot(&target, &target));
     }
-    let best = if sample.tied { with_target / with_itself } else { UNTIED_NORM * (targets / with_itself).sqrt() };
+    let best =
+        if layout.is_autoencoder { with_target / with_itself } else { UNTIED_NORM * (targets / with_itself).sqrt() };
     let factor = if best.is_finite() && best > 0.0 { best as f32 } else { 1.0 };
     for group in &mut weights.groups {
         scale(group.encoder.as_mut_slice(), factor);
@@ -272,7 +270,7 @@ mod tests {
         let norms: f32 = rows.chunks_exact(5).map(crate::sae::norm).sum();
         assert!((estimate.scale * norms / 100.0 - 5.0_f32.sqrt()).abs() < 1e-5, "the mean norm is √d_in");
         let layout = Layout::autoencoder(5, 7);
-        let sample = Sample { inputs: &[&estimate], outputs: &[&estimate], tied: true };
+        let sample = Sample { inputs: &[&estimate], outputs: &[&estimate] };
         let first = |seed| weights(&layout, 0, sample, 3, seed, &workers);
         let (group, start) = (&first(3).0.groups[0], first(3).1);
         let factor = group.encoder.row(0)[0] / group.decoder.row(0)[0];
@@ -295,7 +293,7 @@ mod tests {
         let (x, y) = (structured_rows(200, 5, 8, 1), structured_rows(200, 6, 8, 2));
         let sites = estimate(std::iter::once(Ok(vec![x, y])), &[5, 6], true).unwrap().unwrap();
         let layout = Layout::transcoder([5, 6], 20, true);
-        let sample = Sample { inputs: &[&sites[0]], outputs: &[&sites[1]], tied: false };
+        let sample = Sample { inputs: &[&sites[0]], outputs: &[&sites[1]] };
         let (weights, _) = weights(&layout, 0, sample, 3, 1, &workers);
         let group = &weights.groups[0];
         let mean = |latent: usize| {

@@ -17,19 +17,17 @@
 
 /// The second chance of dead latents: they reconstruct what the living ones leave.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AuxK<'a> {
-    /// The dead latents, ascending.
-    pub(crate) dead: &'a [u32],
+pub(crate) struct AuxK {
     /// How many of them may fire in a row.
     pub(crate) k: usize,
     /// α.
     pub(crate) weight: f64,
 }
 
-impl AuxK<'_> {
+impl AuxK {
     /// α, reduced when fewer latents are dead than could fire.
-    pub(crate) fn scaled_weight(&self) -> f64 {
-        self.weight * (self.dead.len() as f64 / self.k.max(1) as f64).min(1.0)
+    pub(crate) fn scaled_weight(self, n_dead: usize) -> f64 {
+        self.weight * (n_dead as f64 / self.k.max(1) as f64).min(1.0)
     }
 }
 

@@ -101,7 +101,7 @@ pub(crate) struct Input<'a> {
     pub(crate) sparsity: f64,
     /// The dead latents, ascending.
     pub(crate) dead: &'a [u32],
-    pub(crate) aux: Option<AuxK<'a>>,
+    pub(crate) aux: Option<AuxK>,
 }
 
 impl Step {
@@ -159,23 +159,23 @@ impl Step {
             residual.resize_rows(n);
         }
         self.blocks.resize_with(n.div_ceil(BLOCK_ROWS), Block::default);
-        let aux = input.aux.filter(|aux| !aux.dead.is_empty() && aux.k > 0);
+        let aux = input.aux.filter(|aux| !input.dead.is_empty() && aux.k > 0);
         workers.install(|| {
             self.choose(weights, rule, input, aux);
             self.count_what_fires();
             self.dense = aux
-                .filter(|aux| weights.groups.len() == 1 && Dense::suits(aux.dead.len(), aux.k))
-                .map(|aux| Dense::new(aux.dead, &weights.groups[0], n));
+                .filter(|aux| weights.groups.len() == 1 && Dense::suits(input.dead.len(), aux.k))
+                .map(|_| Dense::new(input.dead, &weights.groups[0], n));
             self.reconstruct(weights, rule, input, aux.is_some());
             let mut outcome = self.totals(n);
-            let aux_factor = aux.map(|aux| self.aux_factor(&mut outcome, aux));
+            let aux_factor = aux.map(|aux| self.aux_factor(&mut outcome, aux.scaled_weight(input.dead.len())));
             self.differentiate(weights, rule, input, &mut outcome, aux_factor);
             outcome
         })
     }
 
     /// Encodes, and leaves in each block what may have a gradient.
-    fn choose(&mut self, weights: &Weights, rule: &mut dyn Rule, input: Input<'_>, aux: Option<AuxK<'_>>) {
+    fn choose(&mut self, weights: &Weights, rule: &mut dyn Rule, input: Input<'_>, aux: Option<AuxK>) {
         rule.prepare(weights);
         if rule.wants_a_look() {
             let n = (input.x.len() / self.layout.d_in()).min(LOOK_ROWS);
@@ -194,7 +194,7 @@ impl Step {
         }
     }
 
-    fn select(&mut self, weights: &Weights, rule: &dyn Rule, input: Input<'_>, aux: Option<AuxK<'_>>) {
+    fn select(&mut self, weights: &Weights, rule: &dyn Rule, input: Input<'_>, aux: Option<AuxK>) {
         let (layout, threads) = (&self.layout, &self.threads);
         let width = layout.d_in();
         self.blocks
@@ -210,8 +210,8 @@ impl Step {
                     rule.select(pre_acts, weights, select, &mut block.kept);
                     if let Some(aux) = aux {
                         dead_pre_acts.clear();
-                        dead_pre_acts.extend(aux.dead.iter().map(|&latent| pre_acts[latent as usize]));
-                        aux_top_k.with(aux.k).select_among(aux.dead, dead_pre_acts, &mut block.aux);
+                        dead_pre_acts.extend(input.dead.iter().map(|&latent| pre_acts[latent as usize]));
+                        aux_top_k.with(aux.k).select_among(input.dead, dead_pre_acts, &mut block.aux);
                     }
                 }
             });
@@ -296,11 +296,11 @@ impl Step {
     }
 
     /// The factor of AuxK's gradients; its loss goes into `outcome`.
-    fn aux_factor(&self, outcome: &mut Outcome, aux: AuxK<'_>) -> f64 {
+    fn aux_factor(&self, outcome: &mut Outcome, weight: f64) -> f64 {
         let n = outcome.n_rows as f64;
         let sum = self.sum_over_blocks(|block| &block.sum_residual);
         let variance = variance(outcome.n_rows, &sum, outcome.sum_square_error.iter().sum());
-        let scale = aux.scaled_weight() / variance;
+        let scale = weight / variance;
         let missing: f64 = self.blocks.iter().map(|block| block.sum_square_aux).sum();
         // A perfect reconstruction leaves nothing to learn from, and NaN must not reach the weights.
         if !(scale * missing).is_finite() {

@@ -293,7 +293,7 @@ impl Training {
         last: &mut [Option<TrainProgress>],
         ended: &mut [Option<Result<TrainSummary>>],
     ) -> Result<bool> {
-        let mut batch = loop {
+        let batch = loop {
             let Some(batch) = self.reader.next() else { return Ok(false) };
             let mut batch = batch?;
             let before = batch.acts[0].len() / self.widths[0];
@@ -317,7 +317,6 @@ impl Training {
         for at in failed.into_iter().rev() {
             self.coders.remove(at);
         }
-        batch.token_idx.clear();
         self.reader.recycle(batch);
         for coder in &mut self.coders {
             let Some(at) = &last[coder.job] else { continue };

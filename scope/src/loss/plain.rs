@@ -53,7 +53,7 @@ pub(crate) struct Problem<'a> {
     /// λ.
     pub(crate) sparsity: f64,
     pub(crate) dead: &'a [u32],
-    pub(crate) aux: Option<AuxK<'a>>,
+    pub(crate) aux: Option<AuxK>,
     /// What AuxK reconstructs; `None` takes `E = −R`, as training does. (It is held fixed while the gradient is taken.)
     pub(crate) error: Option<&'a [f64]>,
 }
@@ -214,18 +214,18 @@ impl Problem<'_> {
     }
 
     fn aux(&self, z: &Tensor, residual: &Tensor, leaves: &Leaves, n: f64) -> Option<Tensor> {
-        let aux = self.aux.filter(|aux| !aux.dead.is_empty())?;
-        let dead = indices(aux.dead);
+        let aux = self.aux.filter(|_| !self.dead.is_empty())?;
+        let dead = indices(self.dead);
         let error = match self.error {
             Some(error) => Tensor::from_slice(error).view_as(residual),
             None => -residual.detach(),
         };
-        let k = aux.k.min(aux.dead.len()) as i64;
+        let k = aux.k.min(self.dead.len()) as i64;
         let positive = z.index_select(1, &dead).relu();
         let (_, which) = positive.topk(k, 1, true, false);
         let mask = positive.zeros_like().scatter_value(1, &which, 1.0);
         let f = z.zeros_like().index_add(1, &dead, &(positive * mask));
-        let scale = aux.scaled_weight() / variance(&error);
+        let scale = aux.scaled_weight(self.dead.len()) / variance(&error);
         let missing = self.decode(&f, leaves, false) - error;
         scale.is_finite().then(|| square(&missing) * (scale / n))
     }
@@ -430,7 +430,7 @@ mod tests {
                     if !levels.is_empty() && layout.groups.len() > 1 {
                         continue;
                     }
-                    let aux = (k_aux > 0).then_some(AuxK { dead: &dead, k: k_aux, weight: 0.5 });
+                    let aux = (k_aux > 0).then_some(AuxK { k: k_aux, weight: 0.5 });
                     let problem = Problem {
                         layout: &layout,
                         objective: &objective,

@@ -8,6 +8,7 @@ use crate::{
     layout::Layout,
     matrix::{Matrix, matmul_columns},
     rule::{Rule, Terms},
+    sae::norm,
 };
 
 impl Step {
@@ -61,12 +62,12 @@ impl Step {
         }
         let pre_act = charges.pre_act * terms.per_deviation();
         let factor = terms.factor;
-        outcome.sparsity_loss += self.charge_of_the_dead(weights, rule, input.dead, pre_act);
         if let Some(dense) = &mut self.dense {
             dense.differentiate(self.inputs.as_slice(), self.aux_residual.as_slice());
         }
         let from_norms = self.sum_of_norms();
         let always = if pre_act > 0.0 { self.sum_of_inputs() } else { Vec::new() };
+        outcome.sparsity_loss += pre_act * self.lack_of_the_dead(weights, input.dead, &always);
         for group in 0..weights.groups.len() {
             let always = (!always.is_empty()).then_some(Always { dead: &dead, inputs: &always, dz: pre_act });
             self.differentiate_group(weights, group, input.levels, aux_factor, always, &from_norms);
@@ -119,8 +120,6 @@ impl Step {
             .for_each(|(block, ((((encoder, decoder), sum_dz), squares), touched))| {
                 let first = latents.start + block * BLOCK_LATENTS;
                 let n = sum_dz.len();
-                encoder.fill(0.0);
-                decoder.fill(0.0);
                 let entries: usize = (first..first + n).map(|latent| by_latent.latent(latent).0.len()).sum();
                 let is_dense = may_be_dense && entries as f64 > DENSE * (n * n_rows) as f64;
                 if is_dense {
@@ -142,6 +141,8 @@ impl Step {
                         continue;
                     }
                     if !is_dense {
+                        encoder.fill(0.0);
+                        decoder.fill(0.0);
                         let level = levels.partition_point(|&end| end <= latent).min(residuals.len() - 1);
                         add_rows(rows, values, &residuals[level], d_out, decoder);
                         add_rows(rows, dz, &inputs, d_in, encoder);
@@ -246,12 +247,12 @@ impl Step {
         }
     }
 
-    /// What rows in which dead latents do not fire are charged: `λ_p·Σ(θ − z)`.
-    fn charge_of_the_dead(&self, weights: &Weights, rule: &dyn Rule, dead: &[u32], pre_act: f64) -> f64 {
-        if pre_act == 0.0 || rule.own() == 0 || dead.is_empty() {
+    /// `Σ(θ − z)` of the rows in which dead latents do not fire; `sum` is that of what was encoded, empty where it is not charged.
+    fn lack_of_the_dead(&self, weights: &Weights, dead: &[u32], sum: &[f32]) -> f64 {
+        if sum.is_empty() || dead.is_empty() {
             return 0.0;
         }
-        let (sum, n) = (self.sum_of_inputs(), self.inputs.rows() as f64);
+        let n = self.inputs.rows() as f64;
         let all: f64 = dead
             .iter()
             .map(|&latent| {
@@ -268,7 +269,7 @@ impl Step {
                 fires += f64::from(group.own[0][at] - act);
             }
         }
-        pre_act * (all - fires)
+        all - fires
     }
 
     /// The sum of the rows that were encoded.
@@ -354,10 +355,6 @@ fn sites(layout: &Layout, first: usize, row: &[f32]) -> impl Iterator<Item = std
     let end = first + row.len();
     let ours = layout.outputs.iter().filter(move |site| site.start >= first && site.end <= end);
     ours.map(move |site| site.start - first..site.end - first)
-}
-
-fn norm(row: &[f32]) -> f32 {
-    dot(row, row).sqrt()
 }
 
 /// Removes from a gradient what would only change the norm of its row, which the step takes away again.

@@ -94,8 +94,8 @@ impl<'a> Case<'a> {
         Self { layout, objective, per_group: false, levels: &[], dead: &[], aux: None }
     }
 
-    fn aux(&self) -> Option<AuxK<'a>> {
-        self.aux.map(|(k, weight)| AuxK { dead: self.dead, k, weight })
+    fn aux(&self) -> Option<AuxK> {
+        self.aux.map(|(k, weight)| AuxK { k, weight })
     }
 
     fn run(&self, threads: usize) -> (Outcome, Weights) {
@@ -286,7 +286,7 @@ fn a_batch_of_equal_rows_has_a_finite_loss() {
             levels: &[],
             sparsity: 1.0,
             dead: &dead,
-            aux: Some(AuxK { dead: &dead, k: 3, weight: 1.0 }),
+            aux: Some(AuxK { k: 3, weight: 1.0 }),
         };
         let outcome = step.run(&workers, &weights, rule.as_mut(), input);
         assert!(outcome.loss.is_finite() && outcome.aux_loss.is_finite() && outcome.gradient_norm.is_finite());

@@ -38,8 +38,6 @@ const WINDOW: usize = 16;
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) layout: Layout,
-    /// Whether it writes the sites that it reads.
-    tied: bool,
     objective: Objective,
     levels: Vec<usize>,
     schedule: Schedule,
@@ -69,7 +67,6 @@ impl Plan {
             part(SPARSITY_WARMUP_FRACTION, steps).min(SPARSITY_WARMUP_STEPS)
         };
         Self {
-            tied: layout.is_autoencoder,
             objective: config.objective(inputs[0]),
             levels: config.levels(),
             schedule: Schedule {
@@ -176,15 +173,16 @@ impl Session {
 
     pub(super) fn begin(inputs: &[&Estimate], outputs: &[&Estimate], plan: Plan, config: &TrainConfig) -> Result<Self> {
         let workers = Workers::new(config.threads)?;
-        let rule = plan.objective.rule(&plan.layout, false);
-        let sample = Sample { inputs, outputs, tied: plan.tied };
-        let (mut weights, start) = init::weights(&plan.layout, rule.own(), sample, config.k, config.seed, &workers);
-        for group in &mut weights.groups {
-            rule.start(group, start);
-        }
-        let adam = Adam::new(&plan.layout, rule.own());
+        let own = plan.own();
+        let sample = Sample { inputs, outputs };
+        let (weights, start) = init::weights(&plan.layout, own, sample, config.k, config.seed, &workers);
+        let adam = Adam::new(&plan.layout, own);
         let scales = [inputs, outputs].map(|sites| sites.iter().map(|site| site.scale).collect());
-        Ok(Self::with(workers, weights, adam, scales, plan, config))
+        let mut session = Self::with(workers, weights, adam, scales, plan, config);
+        for group in &mut session.weights.groups {
+            session.rule.start(group, start);
+        }
+        Ok(session)
     }
 
     pub(super) fn resume(
@@ -254,7 +252,7 @@ impl Session {
             .filter(|&(_, &silent)| silent >= self.plan.dead_window)
             .map(|(latent, _)| latent)
             .collect();
-        let aux = (self.aux_weight > 0.0).then_some(AuxK { dead: &dead, k: self.plan.aux_k, weight: self.aux_weight });
+        let aux = (self.aux_weight > 0.0).then_some(AuxK { k: self.plan.aux_k, weight: self.aux_weight });
         let lr = self.plan.schedule.lr(self.step);
         let input = Input {
             x,
