@@ -9,7 +9,7 @@ use data::Run;
 use data::dashboards::{self, DashboardFormat, DashboardOptions, Directions};
 use data::features::FeatureTable;
 use engine::gemma::model::Model;
-use scope::{LogitLens as _, Sae, SparseCoder as _};
+use scope::{Coder, LogitLens as _};
 use serde_json::json;
 
 use crate::join::feature_table;
@@ -76,7 +76,7 @@ impl Dashboards {
                 sae.display()
             ));
         }
-        let known = coder.map(|sae| Known { sae, model });
+        let known = coder.map(|coder| Known { coder, model });
         let n = table.n_features();
         let options = DashboardOptions {
             format,
@@ -111,13 +111,13 @@ impl Dashboards {
 
 /// What is known of a direction.
 struct Known {
-    sae: Sae,
+    coder: Coder,
     model: Option<Model>,
 }
 
 impl Directions for Known {
     fn direction(&self, feature: u32) -> Vec<f32> {
-        self.sae.w_dec().row(feature as usize).to_vec()
+        self.coder.stream_direction(feature as usize)
     }
 
     fn logits(&self, direction: &[f32]) -> Vec<f32> {
@@ -128,21 +128,17 @@ impl Directions for Known {
 }
 
 /// The coder of a table: where it was named, or among those of the run.
-fn coder(run: &Run, table: &FeatureTable, named: &Path) -> Result<Option<Sae>> {
-    const FILES: [&str; 2] = ["sae_weights.safetensors", "cfg.json"];
-    if named.join(FILES[1]).is_file() {
-        return matching(Sae::load(named)?, table, named);
+fn coder(run: &Run, table: &FeatureTable, named: &Path) -> Result<Option<Coder>> {
+    const CONFIG: &str = "cfg.json";
+    if named.join(CONFIG).is_file() {
+        return matching(Coder::load(named)?, table, named);
     }
-    let mut folder = None;
-    for file in FILES {
-        let Some(path) = run.sae_file(&table.info().coder, file)? else { return Ok(None) };
-        folder = path.parent().map(Path::to_owned);
-    }
-    folder.map_or(Ok(None), |folder| matching(Sae::load(&folder)?, table, &folder))
+    let Some(folder) = run.sae_folder(&table.info().coder, CONFIG)? else { return Ok(None) };
+    matching(Coder::load(&folder)?, table, &folder)
 }
 
-fn matching(sae: Sae, table: &FeatureTable, folder: &Path) -> Result<Option<Sae>> {
-    let (expected, found) = (table.n_features() as usize, sae.d_sae());
+fn matching(coder: Coder, table: &FeatureTable, folder: &Path) -> Result<Option<Coder>> {
+    let (expected, found) = (table.n_features() as usize, coder.d_sae());
     if found != expected {
         bail!(
             "expected a coder of {expected} features as in the table `{}`, found {found} in `{}`\nhint: encode the run with \
@@ -151,7 +147,7 @@ fn matching(sae: Sae, table: &FeatureTable, folder: &Path) -> Result<Option<Sae>
             folder.display()
         );
     }
-    Ok(Some(sae))
+    Ok(Some(coder))
 }
 
 /// `A..B`, either of which may be left out.

@@ -12,7 +12,7 @@ use engine::weights::Weights;
 use scope::metrics::probe::{ProbeOptions, Probing};
 use scope::metrics::recovered::{self, Recovered, RecoveredOptions};
 use scope::metrics::{EvaluateOptions, Evaluation};
-use scope::{Sae, SelfTest, SparseCoder as _};
+use scope::{Coder, SelfTest, Sites};
 use serde_json::{Value, json};
 
 use crate::compute::Compute;
@@ -130,8 +130,8 @@ impl Evaluate {
     }
 
     fn one(&self, run: &Run, location: &Location, model: Option<&Model>) -> Result<Found> {
-        let sae = Sae::load(location.coder()?)?;
-        let hooks = self.hooks(&sae, location)?;
+        let coder = Coder::load(location.coder()?)?;
+        let sites = self.sites(&coder, location)?;
         let name = name(location);
         let options = EvaluateOptions {
             max_tokens: self.max_tokens,
@@ -141,7 +141,7 @@ impl Evaluate {
         };
         let tokens = self.max_tokens.unwrap_or(run.n_tokens()).min(run.n_tokens());
         let bar = progress::tokens(tokens, "evaluating");
-        let (evaluation, references) = scope::metrics::measure(run, hooks, &sae, &options, &mut |tokens| {
+        let (evaluation, references) = scope::metrics::measure(run, &sites, &*coder, &options, &mut |tokens| {
             bar.set_position(tokens);
             interrupt::flow()
         })?;
@@ -150,11 +150,15 @@ impl Evaluate {
             return Err(Interrupted { resume: None }.into());
         }
         let recovered = match model {
+            Some(_) if !coder.is_online() => {
+                output::note(&format!("{name} is not put into the model: {}", scope::Error::NotOnline));
+                None
+            }
             Some(model) => {
                 let bar = progress::tokens(self.model_tokens.min(run.n_tokens()), "through the model");
                 let options =
                     RecoveredOptions { tokens: self.model_tokens, seed: self.seed, ..RecoveredOptions::default() };
-                let found = recovered::recovered(run, hooks, &sae, &references, model, &options, &mut |tokens| {
+                let found = recovered::recovered(run, &sites, &*coder, &references, model, &options, &mut |tokens| {
                     bar.set_position(tokens);
                     interrupt::flow()
                 });
@@ -164,17 +168,26 @@ impl Evaluate {
             None => None,
         };
         let probing =
-            if self.probe || self.report.is_some() { self.probing(run, hooks[0], &sae, &references)? } else { None };
-        let check = if self.check { Some(selftest(run, &sae, self.compute.threads)?) } else { None };
-        let storage = Storage::of(run, hooks[1])?;
-        Ok(Found { name, sae, hooks, evaluation, recovered, probing, storage, check })
+            if self.probe || self.report.is_some() { self.probing(run, &sites, &coder, &references)? } else { None };
+        let check = match &coder {
+            Coder::Sae(sae) if self.check => Some(selftest(run, sae, self.compute.threads)?),
+            Coder::Crosscoder(_) if self.check => {
+                output::note(
+                    "no check: of a coder between several hook points nothing but what its files say is tried",
+                );
+                None
+            }
+            _ => None,
+        };
+        let storage = Storage::of(run, sites.outputs[0])?;
+        Ok(Found { name, coder, sites, evaluation, recovered, probing, storage, check })
     }
 
     fn probing(
         &self,
         run: &Run,
-        hook: HookPoint,
-        sae: &Sae,
+        sites: &Sites,
+        coder: &Coder,
         references: &scope::metrics::baselines::References,
     ) -> Result<Option<Probing>> {
         if run.shuffled().is_some() && !self.probe {
@@ -183,7 +196,7 @@ impl Evaluate {
         }
         let options = ProbeOptions { seed: self.seed, threads: self.compute.threads, ..ProbeOptions::default() };
         let bar = progress::steps(0, "probing");
-        let found = scope::metrics::probe::probe(run, hook, sae, references, &options, &mut |tokens| {
+        let found = scope::metrics::probe::probe(run, sites, &**coder, references, &options, &mut |tokens| {
             bar.set_position(tokens);
             interrupt::flow()
         });
@@ -191,8 +204,17 @@ impl Evaluate {
         Ok(Some(found?))
     }
 
-    fn hooks(&self, sae: &Sae, location: &Location) -> Result<[HookPoint; 2]> {
+    fn sites(&self, coder: &Coder, location: &Location) -> Result<Sites> {
         let unsaid = |flag: &str| format!("`{location}` does not say its hook point\nhint: name it with `{flag}`");
+        let sae = match coder {
+            Coder::Sae(sae) => sae,
+            Coder::Crosscoder(_) if self.hook_point.is_some() || self.hook_point_out.is_some() => {
+                bail!("expected no hook point beside a coder between several, which names its own");
+            }
+            Coder::Crosscoder(_) => {
+                return coder.sites()?.with_context(|| format!("`{location}` does not name its hook points"));
+            }
+        };
         let input = self.hook_point.as_deref().or_else(|| sae.hook_name()).with_context(|| unsaid("--hook-point"))?;
         let input: HookPoint = input.parse()?;
         let output = match (self.hook_point_out.as_deref(), sae.transcoder) {
@@ -200,7 +222,16 @@ impl Evaluate {
             (None, false) => input,
             (None, true) => sae.hook_name_out().with_context(|| unsaid("--hook-point-out"))?.parse()?,
         };
-        Ok([input, output])
+        Ok([input, output].into())
+    }
+}
+
+/// Hook points in a few words.
+pub(crate) fn shown(hooks: &[HookPoint]) -> String {
+    match hooks {
+        [one] => one.to_string(),
+        [first, .., last] => format!("{first} … {last} ({})", hooks.len()),
+        [] => String::new(),
     }
 }
 
@@ -213,8 +244,8 @@ fn name(location: &Location) -> String {
 /// What was found of a coder.
 pub(crate) struct Found {
     pub(crate) name: String,
-    pub(crate) sae: Sae,
-    pub(crate) hooks: [HookPoint; 2],
+    pub(crate) coder: Coder,
+    pub(crate) sites: Sites,
     pub(crate) evaluation: Evaluation,
     pub(crate) recovered: Option<Recovered>,
     pub(crate) probing: Option<Probing>,
@@ -240,12 +271,16 @@ impl Found {
     fn value(&self) -> Result<Value> {
         let mut value = serde_json::to_value(&self.evaluation)?;
         value["sae"] = json!(self.name);
-        value["architecture"] = json!(self.sae.architecture());
-        value["d_in"] = json!(self.sae.d_in());
-        value["d_out"] = json!(self.sae.d_out());
-        value["d_sae"] = json!(self.sae.d_sae());
-        value["hook_name"] = json!(self.hooks[0]);
-        value["hook_name_out"] = json!(self.hooks[1]);
+        value["architecture"] = json!(self.coder.architecture());
+        value["d_in"] = json!(self.coder.d_in());
+        value["d_out"] = json!(self.coder.d_out());
+        value["d_sae"] = json!(self.coder.d_sae());
+        value["hook_name"] = json!(self.sites.inputs[0]);
+        value["hook_name_out"] = json!(self.sites.outputs[0]);
+        if self.evaluation.sites.len() > 1 {
+            value["hook_names"] = json!(self.sites.inputs);
+            value["hook_names_out"] = json!(self.sites.outputs);
+        }
         value["store_dtype"] = json!(self.storage.dtype);
         value["storage_explained_variance"] = json!(self.storage.explained_variance);
         if let Some(recovered) = &self.recovered {
@@ -254,17 +289,22 @@ impl Found {
         if let Some(probing) = &self.probing {
             value["probing"] = serde_json::to_value(probing)?;
         }
-        if let Some(check) = &self.check {
-            value["check"] = import::value(check, &self.sae);
+        if let (Some(check), Coder::Sae(sae)) = (&self.check, &self.coder) {
+            value["check"] = import::value(check, sae);
         }
         Ok(value)
     }
 
     fn words(&self) -> String {
         let mut parts = vec![self.core(), self.beside()];
+        if !self.evaluation.sites.is_empty() {
+            parts.insert(1, self.by_site());
+        }
         parts.extend(self.recovered.as_ref().map(predictions));
         parts.extend(self.probing.as_ref().map(probes));
-        parts.extend(self.check.as_ref().map(|check| verdict(check, &self.sae)));
+        if let (Some(check), Coder::Sae(sae)) = (&self.check, &self.coder) {
+            parts.push(verdict(check, sae));
+        }
         parts.join("\n")
     }
 
@@ -298,6 +338,16 @@ impl Found {
         }
         let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
         output::table(&rows, &[1])
+    }
+
+    /// Each hook point that is written, where there are several.
+    fn by_site(&self) -> String {
+        let mut rows = vec![["hook point", "explained_variance", "mse", "cosine"].map(str::to_owned).to_vec()];
+        rows.extend(self.evaluation.sites.iter().map(|site| {
+            let four = [site.explained_variance, site.mse, site.cosine].map(|value| format!("{value:.4}"));
+            std::iter::once(site.hook_point.to_string()).chain(four).collect()
+        }));
+        output::table(&rows, &[1, 2, 3])
     }
 
     /// Dictionaries that learnt nothing.
@@ -339,7 +389,9 @@ fn predictions(found: &Recovered) -> String {
     if let Some(random) = &found.random_dictionary {
         row("random dictionary", random);
     }
-    row("principal components", &found.pca);
+    if let Some(pca) = &found.pca {
+        row("principal components", pca);
+    }
     row("mean", &found.mean);
     row("zero", &found.zero);
     output::table(&rows, &[1, 2, 3, 4, 5, 6])
@@ -398,8 +450,8 @@ pub(crate) fn summary(coders: &[Found]) -> (Vec<&'static str>, Vec<Vec<String>>)
         let random = baselines.random_dictionary.as_ref().map(|random| random.explained_variance);
         let mut row = vec![
             coder.name.clone(),
-            coder.hooks[1].to_string(),
-            output::count(coder.sae.d_sae() as u64),
+            shown(&coder.sites.outputs),
+            output::count(coder.coder.d_sae() as u64),
             format!("{:.1}", metrics.l0),
             three(metrics.explained_variance),
             random.map_or_else(missing, three),

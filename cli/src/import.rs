@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use data::Run;
 use scope::selftest::Reading;
-use scope::{ImportOptions, Sae, SelfTest, SparseCoder as _};
+use scope::{Coder, ImportOptions, Metrics, Sae, SelfTest, SparseCoder as _};
 use serde_json::{Value, json};
 
 use crate::{interrupt, output, place};
@@ -70,8 +70,12 @@ impl Import {
         let run = self.check.as_ref().map(Run::open).transpose()?;
         let source = Path::new(&self.source);
         let source = if source.exists() { source.to_owned() } else { from_hub(&self.source)? };
-        let sae = scope::pretrained::open(&source, &options)?;
-        sae.save(&self.out)?;
+        let coder = scope::pretrained::open(&source, &options)?;
+        coder.save(&self.out)?;
+        let sae = match coder {
+            Coder::Sae(sae) => sae,
+            Coder::Crosscoder(_) => return self.several(&coder, run.as_ref()),
+        };
         let found = match &run {
             Some(run) => Some(selftest(run, &sae, self.threads)?),
             None => None,
@@ -86,6 +90,48 @@ impl Import {
         output::text(&words(&sae, &self.out))?;
         if let Some(found) = found {
             output::text(&verdict(&found, &sae))?;
+        }
+        Ok(())
+    }
+}
+
+impl Import {
+    /// What is said of a coder between several hook points.
+    fn several(&self, coder: &Coder, run: Option<&Run>) -> Result<()> {
+        let trial = match (coder, run, coder.sites()?) {
+            (Coder::Crosscoder(coder), Some(run), Some(sites)) => {
+                output::note("trying the coder on the run");
+                Some(scope::selftest::trial(run, coder, &sites, self.threads)?)
+            }
+            (_, Some(_), None) => bail!("the files of the coder do not name its hook points, so it cannot be tried"),
+            _ => None,
+        };
+        let [inputs, outputs] = coder.hook_names();
+        if self.json {
+            return output::json(&json!({
+                "sae": self.out, "architecture": coder.architecture(), "d_in": coder.d_in(), "d_out": coder.d_out(),
+                "d_sae": coder.d_sae(), "hook_names": inputs, "hook_names_out": outputs, "metadata": coder.metadata(),
+                "check": trial.as_ref().map(|trial| json!({
+                    "fits": trial.fits, "label_l0": trial.label, "l0": trial.metrics.l0,
+                    "explained_variance": trial.metrics.explained_variance,
+                    "dead_fraction": trial.metrics.dead_fraction, "l2_ratio": trial.metrics.l2_ratio,
+                })),
+            }));
+        }
+        let list = |names: Vec<Option<&str>>| {
+            names.into_iter().map(|name| name.unwrap_or("a hook point without a name")).collect::<Vec<_>>().join(", ")
+        };
+        let speaks = if inputs == outputs { String::new() } else { format!("\nwrites {}", list(outputs)) };
+        output::text(&format!(
+            "{} with {} latents\nreads {}{speaks}\ncoder in `{}`",
+            coder.architecture(),
+            output::count(coder.d_sae() as u64),
+            list(inputs),
+            self.out.display()
+        ))?;
+        if let Some(trial) = trial {
+            let fits = if trial.fits { "it fits" } else { "it does not fit" };
+            output::text(&format!("as its files say: {}\ncheck: {fits}", of_metrics(&trial.metrics, trial.label)))?;
         }
         Ok(())
     }
@@ -136,7 +182,10 @@ pub(crate) fn verdict(found: &SelfTest, sae: &Sae) -> String {
 }
 
 fn figures(reading: &Reading, label: Option<f64>) -> String {
-    let metrics = &reading.metrics;
+    of_metrics(&reading.metrics, label)
+}
+
+fn of_metrics(metrics: &Metrics, label: Option<f64>) -> String {
     let label = label.map_or_else(|| "unknown".to_owned(), |label| format!("{label}"));
     format!(
         "L0 {:.1} (label {label}), explained variance {:.3}, dead {:.3}, norm ratio {:.3}",

@@ -39,7 +39,7 @@ impl Inspect {
         let place = location.place()?;
         let (value, text) = if place.has(MANIFEST)? {
             run_directory(&place)?
-        } else if place.has(CODER)? && place.has(CODER_WEIGHTS)? {
+        } else if place.has(CODER)? && (place.has(CODER_WEIGHTS[0])? || place.has(CODER_WEIGHTS[1])?) {
             coder(&location.coder()?)?
         } else if place.is_remote() {
             bail!(
@@ -54,7 +54,8 @@ impl Inspect {
 
 const MANIFEST: &str = "manifest.json";
 const CODER: &str = "cfg.json";
-const CODER_WEIGHTS: &str = "sae_weights.safetensors";
+/// Weights of a coder; the second of one between several sites.
+const CODER_WEIGHTS: [&str; 2] = ["sae_weights.safetensors", "W_enc_0.safetensors"];
 
 /// Lines of `name  value` under a heading.
 struct Sheet {
@@ -273,7 +274,13 @@ fn coder(dir: &Path) -> Result<(Value, String)> {
     let Some(fields) = config.as_object() else {
         bail!("expected a JSON object in `{}`", path.display());
     };
-    let bytes = fs::metadata(dir.join(CODER_WEIGHTS))?.len();
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == "safetensors") {
+            bytes += fs::metadata(path)?.len();
+        }
+    }
     let mut sheet = Sheet::new(format!("coder `{}`", dir.display()));
     for (name, value) in fields.iter().filter(|(name, _)| *name != "metadata") {
         sheet.row(name, plain(value));

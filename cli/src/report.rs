@@ -9,13 +9,12 @@ mod svg;
 
 use data::Run;
 use data::manifest::Provenance;
-use scope::SparseCoder as _;
 use scope::metrics::recovered::{Recovered, Replaced};
 use scope::metrics::{DENSITY_BINS, Evaluation, geometry, groups};
 
 use self::html::{escape, figure, fixed, table};
 use self::svg::{CODER, OTHER, Plot, RANDOM, RULE, Series};
-use crate::evaluate::{Found, summary};
+use crate::evaluate::{self, Found, summary};
 use crate::output;
 
 /// The page. `command` is the command line as one would type it again.
@@ -80,7 +79,7 @@ fn by_layer(coders: &[Found]) -> String {
         .iter()
         .enumerate()
         .map(|(i, coder)| {
-            let layer = coder.hooks[1].layer;
+            let layer = coder.sites.outputs[0].layer.filter(|_| coder.sites.outputs.len() == 1);
             (i as f64, layer.map_or_else(|| coder.name.clone(), |layer| format!("layer {layer}")))
         })
         .collect();
@@ -114,7 +113,7 @@ fn by_layer(coders: &[Found]) -> String {
         vec![
             Series::new("coder", CODER, scores(|found| Some(&found.coder))),
             Series::new("random", RANDOM, scores(|found| found.random_dictionary.as_ref())),
-            Series::new("PCA", OTHER, scores(|found| Some(&found.pca))),
+            Series::new("PCA", OTHER, scores(|found| found.pca.as_ref())),
         ],
     );
     format!(
@@ -128,15 +127,19 @@ fn by_layer(coders: &[Found]) -> String {
 }
 
 fn section(coder: &Found) -> String {
-    let Found { sae, hooks, evaluation, .. } = coder;
-    let speaks = if hooks[0] == hooks[1] { String::new() } else { format!(", speaks of <code>{}</code>", hooks[1]) };
+    let Found { coder: sae, sites, evaluation, .. } = coder;
+    let speaks = if sites.same() {
+        String::new()
+    } else {
+        format!(", speaks of <code>{}</code>", evaluate::shown(&sites.outputs))
+    };
     let mut out = format!(
         "<h2>{}</h2>\n<p>{} with {} latents, reads <code>{}</code>{speaks} ({} → {} dimensions). Measured on {} tokens; \
          special tokens and rows of more than ten times the median norm are left out.</p>\n",
         escape(&coder.name),
         escape(&sae.architecture()),
         output::count(sae.d_sae() as u64),
-        hooks[0],
+        evaluate::shown(&sites.inputs),
         sae.d_in(),
         sae.d_out(),
         output::count(evaluation.metrics.n_tokens),
@@ -152,6 +155,7 @@ fn section(coder: &Found) -> String {
         out.push_str(part);
     }
     out.push_str(&figures([density(evaluation), positions(evaluation), geometry(evaluation), code(evaluation)]));
+    out.push_str(&by_site(evaluation));
     out.push_str(&sources(evaluation));
     if let Some(found) = &coder.recovered {
         out.push_str("<h3>In the model</h3>\n");
@@ -323,6 +327,17 @@ fn code(evaluation: &Evaluation) -> (Plot, String) {
     (plot, caption)
 }
 
+fn by_site(evaluation: &Evaluation) -> String {
+    if evaluation.sites.is_empty() {
+        return String::new();
+    }
+    let rows = evaluation.sites.iter().map(|site| {
+        vec![site.hook_point.to_string(), fixed(site.explained_variance, 4), fixed(site.mse, 4), fixed(site.cosine, 4)]
+    });
+    let head = ["Hook point", "Explained variance", "MSE", "Cosine"];
+    table("By hook point that is written, each about its own mean.", &head, &rows.collect::<Vec<_>>())
+}
+
 fn sources(evaluation: &Evaluation) -> String {
     if evaluation.sources.is_empty() {
         return String::new();
@@ -350,7 +365,7 @@ fn predictions(found: &Recovered) -> String {
     };
     let mut rows = vec![row("The coder", &found.coder)];
     rows.extend(found.random_dictionary.as_ref().map(|random| row("Random dictionary", random)));
-    rows.push(row("Principal components", &found.pca));
+    rows.extend(found.pca.as_ref().map(|pca| row("Principal components", pca)));
     rows.push(row("Mean ablation", &found.mean));
     rows.push(row("Zero ablation", &found.zero));
     let caption = format!(

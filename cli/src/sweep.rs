@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use data::{HookPoint, ModelShape};
 use fs_err as fs;
 use scope::train::{BATCH, D_SAE, K};
 use scope::{Architecture, SparsityLoss, TrainConfig, Wiring};
@@ -17,17 +18,26 @@ const EPOCHS: u32 = 1;
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
-    /// The hook point to train on
-    #[arg(long, value_name = "NAME")]
+    /// The hook point to train on; several make a crosscoder: `blocks.5-9.hook_resid_post`, or names with commas
+    #[arg(long, value_name = "NAMES")]
     hook_point: Option<String>,
 
-    /// The hook point that is to be written, of a transcoder, which writes another one than it reads
-    #[arg(long, value_name = "NAME", requires = "hook_point")]
+    /// What is to be written, of a transcoder, which writes another hook point than it reads; with several, of a cross-layer
+    /// transcoder, whose latents write their own layer and every later one
+    #[arg(long, value_name = "NAMES", requires = "hook_point")]
     hook_point_out: Option<String>,
 
     /// Give a transcoder a matrix beside its latents, which takes the linear part
     #[arg(long, requires = "hook_point_out")]
     skip: bool,
+
+    /// Let each latent of a crosscoder read one hook point, and write that and every later one (Gemma Scope 2)
+    #[arg(long, requires = "hook_point", conflicts_with = "hook_point_out")]
+    causal: bool,
+
+    /// Let `--k` be that of each layer, where each latent reads one; otherwise it is that of all layers together
+    #[arg(long, requires = "hook_point")]
+    per_layer: bool,
 
     /// `standard` (L1), `gated`, `topk`, `batchtopk`, `jumprelu`, `matryoshka_batchtopk` or `matryoshka_jumprelu`
     /// [default: batchtopk]
@@ -111,20 +121,27 @@ fn sparsity_loss(name: &str) -> Result<SparsityLoss, String> {
 }
 
 impl Settings {
-    /// What is to be trained, and how.
-    pub(crate) fn coder(&self) -> Result<(Wiring, TrainConfig)> {
-        let Some(input) = &self.hook_point else {
+    /// What is to be trained on a run of a model of this shape, and how.
+    pub(crate) fn coder(&self, model: &ModelShape) -> Result<(Wiring, TrainConfig)> {
+        let Some(inputs) = &self.hook_point else {
             bail!(
                 "no hook point to train on\nhint: `--hook-point`, or `hook_point` in a sweep, names one of the run's"
             );
         };
-        let input = input.parse()?;
-        let wiring = match &self.hook_point_out {
-            None if self.skip => bail!(
+        let inputs = HookPoint::parse_list(inputs, model)?;
+        let outputs = self.hook_point_out.as_deref().map(|names| HookPoint::parse_list(names, model)).transpose()?;
+        let wiring = match (&inputs[..], outputs.as_deref()) {
+            (_, None) if self.skip => bail!(
                 "only a transcoder has a matrix beside its latents\nhint: `--hook-point-out` names what it is to write"
             ),
-            None => Wiring::Autoencoder(input),
-            Some(output) => Wiring::Transcoder { input, output: output.parse()?, skip: self.skip },
+            (_, Some(_)) if self.causal => {
+                bail!("expected no `causal` beside `hook_point_out`: such a coder is always")
+            }
+            (&[_], None) if self.causal => bail!("expected several hook points with `causal`, found one"),
+            (&[hook], None) => Wiring::Autoencoder(hook),
+            (_, None) => Wiring::Crosscoder { sites: inputs, causal: self.causal },
+            (&[input], Some(&[output])) => Wiring::Transcoder { input, output, skip: self.skip },
+            (_, Some(outputs)) => Wiring::CrossLayer { outputs: outputs.to_vec(), inputs, skip: self.skip },
         };
         let given = [self.tokens.is_some(), self.steps.is_some(), self.epochs.is_some()];
         if given.into_iter().filter(|&given| given).count() > 1 {
@@ -135,6 +152,7 @@ impl Settings {
             architecture: self.architecture.unwrap_or_default(),
             d_sae: self.d_sae.unwrap_or(D_SAE),
             k: self.k.unwrap_or(K),
+            per_group: self.per_layer,
             sparsity_loss: self.sparsity_loss.unwrap_or_default(),
             sparsity: self.sparsity,
             sparsity_warmup_steps: self.sparsity_warmup_steps,
@@ -165,12 +183,12 @@ const CODERS: &str = "coders";
 const LEVELS: &str = "level_widths";
 
 /// Reads a file of many coders: the name of each, what it is, and how it is trained.
-pub(crate) fn read(path: &Path) -> Result<Vec<(String, Wiring, TrainConfig)>> {
+pub(crate) fn read(path: &Path, model: &ModelShape) -> Result<Vec<(String, Wiring, TrainConfig)>> {
     let text = fs::read_to_string(path)?;
-    coders(&text).with_context(|| format!("not a sweep: `{}`", path.display()))
+    coders(&text, model).with_context(|| format!("not a sweep: `{}`", path.display()))
 }
 
-fn coders(text: &str) -> Result<Vec<(String, Wiring, TrainConfig)>> {
+fn coders(text: &str, model: &ModelShape) -> Result<Vec<(String, Wiring, TrainConfig)>> {
     let mut common: Table = match toml::from_str(text) {
         Ok(table) => table,
         Err(error) => bail!("{}\n{EXPECTED}", error.message()),
@@ -193,7 +211,7 @@ fn coders(text: &str) -> Result<Vec<(String, Wiring, TrainConfig)>> {
             Ok(settings) => settings,
             Err(error) => bail!("{}\n{EXPECTED}", error.message()),
         };
-        let (wiring, config) = settings.coder()?;
+        let (wiring, config) = settings.coder(model)?;
         let name = name(config.architecture, table, &tables);
         if coders.iter().any(|(known, ..)| *known == name) {
             bail!("two coders of the sweep are the same: `{name}`\nhint: another `seed` makes another coder");
@@ -257,7 +275,8 @@ fn name(architecture: Architecture, table: &Table, all: &[Table]) -> String {
 /// A value as a part of a name.
 fn word(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        // It becomes a part of a folder's name.
+        Value::String(text) => text.replace(',', "+").replace('*', "all").replace(' ', ""),
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
         Value::Boolean(yes) => yes.to_string(),
@@ -270,12 +289,39 @@ fn word(value: &Value) -> String {
 mod tests {
     use super::*;
 
+    fn model() -> ModelShape {
+        ModelShape { n_layers: 4, d_model: 8, ..ModelShape::default() }
+    }
+
+    #[test]
+    fn several_hook_points_make_a_crosscoder_or_a_cross_layer_transcoder() {
+        let text = "[[coders]]\nhook_point = \"blocks.1-3.hook_resid_post\"\ncausal = [false, true]\n[[coders]]\n\
+                    hook_point = \"blocks.0.mlp.hook_in,blocks.1.mlp.hook_in\"\nhook_point_out = \"blocks.0-1.hook_mlp_out\"\n\
+                    per_layer = true";
+        let coders = coders(text, &model()).unwrap();
+        let names: Vec<&str> = coders.iter().map(|(name, ..)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "batchtopk-causal-false-blocks.1-3.hook_resid_post",
+                "batchtopk-causal-true-blocks.1-3.hook_resid_post",
+                "batchtopk-blocks.0.mlp.hook_in+blocks.1.mlp.hook_in-to-blocks.0-1.hook_mlp_out-per_layer-true",
+            ]
+        );
+        let Wiring::Crosscoder { sites, causal: true } = &coders[1].1 else { panic!("{:?}", coders[1].1) };
+        assert_eq!(sites.len(), 3);
+        let (Wiring::CrossLayer { outputs, skip: false, .. }, true) = (&coders[2].1, coders[2].2.per_group) else {
+            panic!("{:?}", coders[2])
+        };
+        assert_eq!(outputs[1].to_string(), "blocks.1.hook_mlp_out");
+    }
+
     #[test]
     fn lists_make_one_coder_for_each_choice() {
         let text = "epochs = 3\nhook_point = \"blocks.1.hook_resid_post\"\n[[coders]]\narchitecture = [\"topk\", \"batchtopk\"]\n\
                     k = [8, 16]\n[[coders]]\narchitecture = \"matryoshka_batchtopk\"\nd_sae = 64\nlevel_widths = [8, 64]\n\
                     hook_point = \"blocks.2.hook_resid_post\"";
-        let coders = coders(text).unwrap();
+        let coders = coders(text, &model()).unwrap();
         let names: Vec<&str> = coders.iter().map(|(name, ..)| name.as_str()).collect();
         assert_eq!(
             names,
@@ -289,13 +335,13 @@ mod tests {
         );
         let (_, wiring, config) = &coders[4];
         assert_eq!((config.level_widths.as_deref(), config.epochs, config.k), (Some(&[8, 64][..]), 3, K));
-        assert_eq!(wiring.inputs()[0].to_string(), "blocks.2.hook_resid_post");
+        assert_eq!(wiring.sites().name(), "blocks.2.hook_resid_post");
         assert_eq!((coders[1].2.k, coders[1].2.d_sae), (16, D_SAE));
     }
 
     #[test]
     fn what_is_wrong_in_a_sweep_is_said() {
-        let error = |text: &str| format!("{:#}", coders(text).unwrap_err());
+        let error = |text: &str| format!("{:#}", coders(text, &model()).unwrap_err());
         assert!(error("k = ").contains("hint: settings of `polariscope train`"));
         assert!(error("hook_point = \"blocks.1.hook_resid_post\"\nwidth = 3").contains("unknown field `width`"));
         assert!(error("k = 3").starts_with("no hook point to train on"));

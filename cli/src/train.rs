@@ -7,9 +7,10 @@ use anyhow::Result;
 use clap::Args;
 use data::{HookPoint, Place, Run};
 use indicatif::ProgressBar;
-use scope::{Job, Notice, TrainConfig, TrainProgress, TrainSummary, Wiring};
+use scope::{Job, Notice, Sites, TrainConfig, TrainProgress, TrainSummary, Wiring};
 use serde_json::json;
 
+use crate::evaluate::shown;
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
 use crate::location::Location;
@@ -23,6 +24,8 @@ use crate::{interrupt, output, progress};
                         --epochs 10 --out runs/news/saes/resid-9\n  \
                         polariscope train runs/news --hook-point blocks.9.mlp.hook_in --hook-point-out \
                         blocks.9.hook_mlp_out --skip --out runs/news/saes/mlp-9\n  \
+                        polariscope train runs/news --hook-point 'blocks.*.mlp.hook_in' --hook-point-out \
+                        'blocks.*.hook_mlp_out' --per-layer --out runs/news/saes/clt\n  \
                         polariscope train runs/news --sweep sweep.toml --out runs/news/saes\n\n\
                   A sweep file has the same settings with `_` for `-`, and lists where one coder is wanted for each value:\n  \
                         epochs = 10\n  \
@@ -74,14 +77,14 @@ impl Train {
             ..config
         };
         if let Some(file) = &self.sweep {
-            let jobs = sweep::read(file)?;
+            let jobs = sweep::read(file, &run.manifest().model.shape)?;
             let jobs = jobs.into_iter().map(|(name, wiring, settings)| {
                 let out = self.out.join(&name).place()?;
                 Ok((name, Job { wiring, config: config(settings), out }))
             });
             return self.sweep(&run, &jobs.collect::<Result<Vec<_>>>()?, invocation);
         }
-        let (wiring, settings) = self.settings.coder()?;
+        let (wiring, settings) = self.settings.coder(&run.manifest().model.shape)?;
         let Some(last) = train(&run, &wiring, &config(settings), &self.out.place()?, invocation)? else {
             if self.json {
                 return output::json(&json!({ "sae": self.out.to_string() }));
@@ -166,13 +169,28 @@ fn tokens(run: &Run, config: &TrainConfig) -> u64 {
 
 /// What will be trained, and what it costs.
 fn about(run: &Run, wiring: &Wiring, config: &TrainConfig) -> Result<String> {
-    let width =
-        |hooks: Vec<HookPoint>| hooks.into_iter().map(|hook| Ok(run.hook_point(hook)?.width)).sum::<Result<usize>>();
-    let [d_in, d_out] = [width(wiring.inputs())?, width(wiring.outputs())?];
-    let bytes = 4 * ((d_in + d_out) * config.d_sae + d_out + config.d_sae) as u64;
+    let Sites { inputs, outputs } = wiring.sites();
+    let widths = |hooks: &[HookPoint]| -> Result<Vec<usize>> {
+        hooks.iter().map(|&hook| Ok(run.hook_point(hook)?.width)).collect()
+    };
+    let (d_in, d_out) = (widths(&inputs)?, widths(&outputs)?);
+    let values: usize = if wiring.has_groups() {
+        let n = inputs.len().max(1);
+        let of_group = |at: usize| d_in[at] + d_out[at.min(d_out.len())..].iter().sum::<usize>();
+        (0..n).map(|at| of_group(at) * config.d_sae / n).sum()
+    } else {
+        (d_in.iter().sum::<usize>() + d_out.iter().sum::<usize>()) * config.d_sae
+    };
+    let bytes = 4 * (values + d_out.iter().sum::<usize>() + config.d_sae) as u64;
     let on = match wiring {
         Wiring::Autoencoder(hook) => format!("on `{hook}`"),
-        Wiring::Transcoder { input, output, .. } => format!("from `{input}` to `{output}`"),
+        Wiring::Crosscoder { causal, .. } => {
+            let how = if *causal { ", each latent reading one and writing no earlier one" } else { "" };
+            format!("between {}{how}", shown(&inputs))
+        }
+        Wiring::Transcoder { .. } | Wiring::CrossLayer { .. } => {
+            format!("from {} to {}", shown(&inputs), shown(&outputs))
+        }
     };
     let k = if config.architecture.has_k(config.sparsity_loss) { format!(", k {}", config.k) } else { String::new() };
     Ok(format!(

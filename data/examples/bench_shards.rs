@@ -158,6 +158,7 @@ fn write_features(run: &Run, n: usize) -> AnyResult<()> {
     let info = FeatureTableInfo {
         coder: "bench".to_owned(),
         hook_point: run.hook_points()[1].name,
+        groups: Vec::new(),
         d_sae: D_SAE,
         n_tokens: N_TOKENS as u64,
         n_ordinary_tokens: N_TOKENS as u64,

@@ -140,5 +140,5 @@ pub use progress::{OnProgress, Progress};
 pub use routing::{RoutingColumns, RoutingLayer};
 pub use shard::workers::Worker;
 pub use shard::{RunWriter, ShardWriter};
-pub use store::{Acts, Run};
+pub use store::{Acts, ActsShard, Run};
 pub use tables::{DocumentRow, TokenColumns};

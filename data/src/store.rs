@@ -356,6 +356,20 @@ impl Run {
         if self.place().has(&relative)? { self.file(&relative).map(Some) } else { Ok(None) }
     }
 
+    /// The folder of a sparse coder of this run with all of its files; `None` where it has no file `marker`, which says that it is
+    /// whole.
+    pub fn sae_folder(&self, name: &str, marker: &str) -> Result<Option<PathBuf>> {
+        let folder = self.sae_dir(name)?;
+        let within = format!("saes/{name}");
+        if !self.place().has(&format!("{within}/{marker}"))? {
+            return Ok(None);
+        }
+        for file in self.place().names_in(&within, false)? {
+            self.file(&format!("{within}/{file}"))?;
+        }
+        Ok(Some(folder))
+    }
+
     /// The names of the sparse coders of this run.
     pub fn saes(&self) -> Result<Vec<String>> {
         self.place().names_in("saes", true)

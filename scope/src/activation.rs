@@ -110,21 +110,34 @@ impl<'a> Select<'a> {
         }
     }
 
-    /// Appends `n` rows that were selected in bands of `width` latents.
-    pub(crate) fn merge(&mut self, bands: &[SparseRows], width: usize, n: usize, out: &mut SparseRows) {
-        let (mut latents, mut values) = (Vec::new(), Vec::new());
+    /// Appends `n` rows that were selected in bands of latents, each with the number of its first one. What only a few of may
+    /// fire is chosen once more among the bands of each of `together`.
+    pub(crate) fn merge(
+        &mut self,
+        bands: &[(usize, SparseRows)],
+        together: &[Range<usize>],
+        n: usize,
+        out: &mut SparseRows,
+    ) {
+        let few = matches!(self.activation, Activation::TopK { .. } | Activation::AbsTopK { .. });
+        let (mut latents, mut values, mut chosen) = (Vec::new(), Vec::new(), Vec::new());
         for row in 0..n {
-            latents.clear();
-            values.clear();
-            for (band, rows) in bands.iter().enumerate() {
-                let (found, acts) = rows.row(row);
-                latents.extend(found.iter().map(|latent| latent + (band * width) as u32));
-                values.extend_from_slice(acts);
+            chosen.clear();
+            for bands in together.iter().map(|range| &bands[range.clone()]) {
+                latents.clear();
+                values.clear();
+                for (first, rows) in bands {
+                    let (found, acts) = rows.row(row);
+                    latents.extend(found.iter().map(|latent| latent + *first as u32));
+                    values.extend_from_slice(acts);
+                }
+                if few && bands.len() > 1 {
+                    self.top_k.append_among(&latents, &values, &mut chosen);
+                } else {
+                    chosen.extend(values.iter().copied().zip(latents.iter().copied()));
+                }
             }
-            match self.activation {
-                Activation::TopK { .. } | Activation::AbsTopK { .. } => self.top_k.select_among(&latents, &values, out),
-                _ => out.push_row(values.iter().copied().zip(latents.iter().copied())),
-            }
+            out.push_row(chosen.iter().copied());
         }
     }
 }

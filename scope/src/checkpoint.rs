@@ -31,7 +31,7 @@ pub(crate) const FOLDER: &str = "checkpoints";
 /// The key in the header under which the state stands.
 const KEY: &str = "polariscope.training";
 /// The version of this layout.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// How many checkpoints are kept: the last, and one before it.
 const KEPT: usize = 2;
 
@@ -51,7 +51,8 @@ pub(crate) struct State {
     pub(crate) cursor: data::Cursor,
     /// What each site that is read is multiplied with, and each that is written.
     pub(crate) scales: [Vec<f32>; 2],
-    pub(crate) threshold: RunningThreshold,
+    /// Of all latents, or of each group.
+    pub(crate) thresholds: Vec<RunningThreshold>,
     /// The last batches, of which progress tells the mean.
     pub(crate) window: VecDeque<Outcome>,
     /// For each latent, rows since it last fired.

@@ -14,10 +14,12 @@ use data::{
 use rayon::prelude::*;
 
 use crate::{
+    coder::Coder,
     error::{Error, Result},
     kernels::by_value,
     matrix::{Matrix, Right, matmul},
-    sae::{Sae, SparseCoder, encode_blocks, norm},
+    sae::{SparseCoder, encode_blocks, norm},
+    sites::Sites,
     sparse::SparseRows,
     stats::{Describer, ExampleOptions, Places},
     topk::TopK,
@@ -178,8 +180,9 @@ pub struct EncodeSummary {
     pub dead_features: usize,
 }
 
-/// Encodes a hook point of a run with the coder in `sae_dir`, and describes its features. Without a `model`, or where the
-/// coder does not write into the residual stream, features have no logits.
+/// Encodes a hook point of a run with the coder in `sae_dir`, or several at once, and describes its features. Without a
+/// `model`, or where the coder does not write into the residual stream, features have no logits; where it writes several sites,
+/// they are those of [`Coder::stream_direction`].
 ///
 /// When `progress` breaks, the result is [`Error::Interrupted`], and nothing stays behind.
 pub fn encode(
@@ -189,29 +192,29 @@ pub fn encode(
     options: &EncodeOptions,
     progress: &mut dyn FnMut(&EncodeProgress) -> ControlFlow<()>,
 ) -> Result<EncodeSummary> {
-    let sae = Sae::load(sae_dir)?;
-    let hook = match (options.hook, sae.hook_name()) {
-        (Some(hook), _) => hook,
-        (None, Some(name)) => name.parse()?,
+    let coder = Coder::load(sae_dir)?;
+    let sites = match (options.hook, coder.inputs_named()?) {
+        (Some(hook), _) => vec![hook],
+        (None, Some(hooks)) => hooks,
         (None, None) => {
             let what =
                 "expected `metadata.hook_name`, found none\nhint: name the hook point with `--hook-point`".into();
             return Err(Error::Config { what, path: sae_dir.join("cfg.json") });
         }
     };
-    let width = run.hook_point(hook)?.width;
-    if width != sae.d_in() {
-        return Err(Error::Width { expected: sae.d_in(), width, hook: hook.to_string() });
-    }
+    let sites = Sites { inputs: sites, outputs: Vec::new() };
+    sites.check_inputs(run, &*coder)?;
     let folder = || sae_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = options.name.clone().unwrap_or_else(folder);
     let workers = Workers::new(options.threads)?;
-    let mut job = Job { run, hook, sae: &sae, workers: &workers, progress, n_acts: 0, not_finite: 0 };
+    let sae: &dyn SparseCoder = &*coder;
+    let mut job = Job { run, sites: &sites, sae, workers: &workers, progress, n_acts: 0, not_finite: 0 };
 
     let places = places(run)?;
     let info = FeatureTableInfo {
         coder: folder(),
-        hook_point: hook,
+        hook_point: sites.inputs[0],
+        groups: coder.groups(&sites.inputs),
         d_sae: sae.d_sae() as u32,
         n_tokens: run.n_tokens(),
         n_ordinary_tokens: places.n_regular(),
@@ -232,9 +235,8 @@ pub fn encode(
         seed: options.seed,
     };
     // A wide coder is described without its neighbours, and then without a second decoder in memory.
-    let units = if options.neighbours > 0 { unit_rows(sae.w_dec()) } else { Matrix::default() };
-    let d_out = sae.d_out();
-    let model = model.filter(|model| model.d_model() == d_out && options.logits > 0);
+    let units = if options.neighbours > 0 { unit_rows(sae.w_dec().into_owned()) } else { Matrix::default() };
+    let model = model.filter(|model| coder.writes_stream(model.d_model()) && options.logits > 0);
     let mut dead_features = 0;
     for first in (0..sae.d_sae()).step_by(BLOCK_FEATURES) {
         let features = first..(first + BLOCK_FEATURES).min(sae.d_sae());
@@ -255,10 +257,13 @@ pub fn encode(
             sorted.write_groups(&described.groups)?;
         }
         let neighbours = nearest(&units, features.clone(), options.neighbours, &workers);
-        let directions = &sae.w_dec().as_slice()[first * d_out..features.end * d_out];
-        let effects = model.map(|model| model.logit_effects(directions, options.logits)).unwrap_or_default();
+        let effects = model.map(|model| {
+            let directions: Vec<f32> = features.clone().flat_map(|feature| coder.stream_direction(feature)).collect();
+            model.logit_effects(&directions, options.logits)
+        });
+        let effects = effects.unwrap_or_default();
         for (i, stats) in stats.iter_mut().enumerate() {
-            stats.decoder_norm = norm(sae.w_dec().row(first + i));
+            stats.decoder_norm = norm(&sae.decoder_row(first + i));
             stats.neighbours.clone_from(&neighbours[i]);
             if let Some(effect) = effects.get(i) {
                 stats.top_logits.clone_from(&effect.top);
@@ -294,8 +299,8 @@ pub fn encode(
 
 struct Job<'a> {
     run: &'a Run,
-    hook: HookPoint,
-    sae: &'a Sae,
+    sites: &'a Sites,
+    sae: &'a dyn SparseCoder,
     workers: &'a Workers,
     progress: &'a mut dyn FnMut(&EncodeProgress) -> ControlFlow<()>,
     n_acts: u64,
@@ -317,12 +322,10 @@ impl Job<'_> {
         let mut done = 0;
         let (mut token_idx, mut features, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for shard in 0..self.run.shards().len() {
-            for acts in self.run.acts_shard(self.hook, shard)? {
-                let acts = acts?;
+            for rows in self.sites.shard(self.run, shard)? {
+                let (mut token, mut rows) = rows?;
                 self.report(EncodePhase::Encode, done, self.run.n_tokens())?;
-                let mut rows = acts.to_f32();
                 self.not_finite += silence_not_finite(&mut rows, width);
-                let mut token = acts.first_token_idx;
                 for block in encode_blocks(self.sae, &rows, self.workers) {
                     for (latents, acts) in block.acts.iter() {
                         if !places.is_special(token) {
@@ -378,8 +381,7 @@ fn silence_not_finite(rows: &mut [f32], width: usize) -> u64 {
 }
 
 /// The rows scaled to norm 1.
-fn unit_rows(matrix: &Matrix) -> Matrix {
-    let mut units = matrix.clone();
+fn unit_rows(mut units: Matrix) -> Matrix {
     for row in 0..units.rows() {
         let row = units.row_mut(row);
         let norm = norm(row);

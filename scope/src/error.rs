@@ -173,6 +173,31 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// A coder between several hook points was named where one is read and written.
+    #[error(
+        "expected a coder of one hook point, found one between several: `{}`\nhint: `encode`, `evaluate` and `join` take it",
+        .path.display()
+    )]
+    SeveralSites {
+        /// The coder's folder.
+        path: PathBuf,
+    },
+
+    /// A coder whose latents need sites that come later than some that they write.
+    #[error(
+        "expected latents that write no site from a later one, found a coder that reads all sites at once, which cannot stand in the model\nhint: `train --causal` makes one that can"
+    )]
+    NotOnline,
+
+    /// Another number of hook points than the coder has.
+    #[error("expected {expected} hook points, for which the coder was made, found {found}")]
+    Sites {
+        /// The coder's.
+        expected: usize,
+        /// Those that were named.
+        found: usize,
+    },
+
     /// A setting is out of range.
     #[error("expected {expected}, found `{name}` = {found}")]
     Setting {

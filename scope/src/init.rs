@@ -121,8 +121,8 @@ impl Sample<'_> {
     }
 }
 
-/// The first weights: decoder rows in random directions with norm 1. Of an autoencoder, the encoder is its
-/// transpose, otherwise random too; times the factor with which the `k` largest activations of each row reconstruct the sample
+/// The first weights: decoder rows in random directions with norm 1. Where what is written is what is read, the encoder reads
+/// the same directions, otherwise random ones; times the factor with which the `k` largest activations of each row reconstruct the sample
 /// best. `b_dec` is the geometric median, and where that is not subtracted from the input, `b_enc` makes the mean
 /// pre-activation 0.
 pub(crate) fn weights(
@@ -143,12 +143,16 @@ pub(crate) fn weights(
         }
     }
     for group in &mut weights.groups {
+        // Where the columns that are read stand among those that are written.
+        let read = group.layout.reads.start.saturating_sub(group.layout.writes.start);
         for latent in 0..group.encoder.rows() {
-            if layout.is_autoencoder {
-                group.encoder.row_mut(latent).copy_from_slice(group.decoder.row(latent));
+            let row = group.encoder.row_mut(latent);
+            if layout.tied {
+                row.copy_from_slice(&group.decoder.row(latent)[read..][..row.len()]);
             } else {
-                let row = group.encoder.row_mut(latent);
                 row.fill_with(|| random.normal() as f32);
+            }
+            if !layout.is_autoencoder {
                 make_unit(row);
             }
         }
@@ -197,8 +201,7 @@ fn scale_encoder(layout: &Layout, sample: Sample<'_>, weights: &mut Weights, k: 
         with_itself += f64::from(dot(&y, &y));
         targets += f64::from(dot(&target, &target));
     }
-    let best =
-        if layout.is_autoencoder { with_target / with_itself } else { UNTIED_NORM * (targets / with_itself).sqrt() };
+    let best = if layout.tied { with_target / with_itself } else { UNTIED_NORM * (targets / with_itself).sqrt() };
     let factor = if best.is_finite() && best > 0.0 { best as f32 } else { 1.0 };
     for group in &mut weights.groups {
         scale(group.encoder.as_mut_slice(), factor);

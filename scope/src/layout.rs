@@ -20,6 +20,8 @@ pub(crate) struct Layout {
     pub(crate) skips: Vec<[Range<usize>; 2]>,
     /// Whether what is written is what is read, and `b_dec` is subtracted before it is encoded.
     pub(crate) is_autoencoder: bool,
+    /// Whether what is written is what is read: then latents begin by reading what they write.
+    pub(crate) tied: bool,
 }
 
 /// Latents that read and write the same columns.
@@ -34,12 +36,18 @@ pub(crate) struct GroupLayout {
 impl Layout {
     /// Of an autoencoder of rows of `width` values.
     pub(crate) fn autoencoder(width: usize, d_sae: usize) -> Self {
-        Self { is_autoencoder: true, ..Self::transcoder([width; 2], d_sae, false) }
+        Self { is_autoencoder: true, tied: true, ..Self::transcoder([width; 2], d_sae, false) }
     }
 
     /// Of a transcoder.
     pub(crate) fn transcoder([d_in, d_out]: [usize; 2], d_sae: usize, skip: bool) -> Self {
         Self::all_to_all(&[d_in], &[d_out], d_sae, skip)
+    }
+
+    /// Of a crosscoder of sites of these widths: latents read all of them, or one and none of an earlier one.
+    pub(crate) fn crosscoder(sites: &[usize], d_sae: usize, causal: bool) -> Self {
+        let layout = if causal { Self::causal } else { Self::all_to_all };
+        Self { tied: true, ..layout(sites, sites, d_sae, false) }
     }
 
     /// Every latent reads all sites and writes all sites.
@@ -48,10 +56,9 @@ impl Layout {
         let [reads, writes] = [end(&inputs), end(&outputs)].map(|end| 0..end);
         let skips = if skip { vec![[reads.clone(), writes.clone()]] } else { Vec::new() };
         let groups = vec![GroupLayout { latents: 0..d_sae, reads, writes }];
-        Self { inputs, outputs, groups, skips, is_autoencoder: false }
+        Self { inputs, outputs, groups, skips, is_autoencoder: false, tied: false }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "the step can, no coder between several sites is made yet"))]
     /// Group after group reads one site, and writes the site of the same place and every later one. Latents are shared out
     /// evenly, the first groups having one more where that does not come out.
     pub(crate) fn causal(inputs: &[usize], outputs: &[usize], d_sae: usize, skip: bool) -> Self {
@@ -67,7 +74,7 @@ impl Layout {
         let groups = groups.collect();
         let pairs = inputs.iter().zip(&outputs).map(|(reads, writes)| [reads.clone(), writes.clone()]);
         let skips = if skip { pairs.collect() } else { Vec::new() };
-        Self { inputs, outputs, groups, skips, is_autoencoder: false }
+        Self { inputs, outputs, groups, skips, is_autoencoder: false, tied: false }
     }
 
     /// Values in a row that is read.

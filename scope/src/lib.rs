@@ -27,6 +27,8 @@
 //! - The fast path of training gives what the plain one in `loss/plain.rs` gives; a test holds them together.
 //! - The same seed gives the same weights, whatever the number of threads, and however often the training was resumed.
 
+pub mod coder;
+pub mod crosscoder;
 pub mod encode;
 pub mod error;
 pub mod metrics;
@@ -34,6 +36,7 @@ pub mod npz;
 pub mod pretrained;
 pub mod sae;
 pub mod selftest;
+pub mod sites;
 pub mod sparse;
 pub mod splice;
 pub mod train;
@@ -64,6 +67,8 @@ mod topk;
 mod testing;
 
 pub use activation::Activation;
+pub use coder::Coder;
+pub use crosscoder::Crosscoder;
 pub use encode::{EncodeOptions, EncodeProgress, EncodeSummary, LogitLens, encode};
 pub use error::{Error, Result};
 pub use matrix::Matrix;
@@ -72,6 +77,7 @@ pub use normalization::Normalization;
 pub use pretrained::ImportOptions;
 pub use sae::{Sae, SparseCoder};
 pub use selftest::{SelfTest, selftest};
+pub use sites::Sites;
 pub use sparse::SparseRows;
 pub use splice::{Coders, Splice};
 pub use train::{

@@ -203,7 +203,7 @@ impl Objective {
             Self::TopK { k } => Box::new(TopKRule::new(k, scopes(layout, per_group))),
             Self::BatchTopK { k } => Box::new(BatchTopKRule::new(k, scopes(layout, per_group))),
             Self::JumpRelu { bandwidth, price, pre_act, frequency } => {
-                Box::new(JumpRelu::new(bandwidth, price, pre_act, frequency))
+                Box::new(JumpRelu::new(bandwidth, price, pre_act, frequency, scopes(layout, per_group)))
             }
         }
     }

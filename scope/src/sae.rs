@@ -54,8 +54,26 @@ pub trait SparseCoder: Send + Sync {
     /// If `rows` and `out` do not have as many rows as `acts`.
     fn decode(&self, acts: &SparseRows, rows: &[f32], out: &mut [f32]);
 
-    /// The direction that each latent writes, `[d_sae, d_out]`.
-    fn w_dec(&self) -> &Matrix;
+    /// The direction that each latent writes, `[d_sae, d_out]`; made for this where it does not lie in memory so.
+    fn w_dec(&self) -> Cow<'_, Matrix>;
+
+    /// The direction that one latent writes, `[d_out]`.
+    fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]>;
+
+    /// The widths of the sites that are read, whose rows lie end to end.
+    fn inputs(&self) -> Vec<usize> {
+        vec![self.d_in()]
+    }
+
+    /// The widths of the sites that are written, whose rows lie end to end.
+    fn outputs(&self) -> Vec<usize> {
+        vec![self.d_out()]
+    }
+
+    /// Whether what it writes at a site is known before later sites are: of coders of one site, always.
+    fn is_online(&self) -> bool {
+        true
+    }
 
     /// How long a decoder row is in the reconstruction of `row` (`[d_in]`), where the coder norms each token; otherwise 1.
     fn decoder_scale(&self, _row: &[f32]) -> f32 {
@@ -67,12 +85,22 @@ pub trait SparseCoder: Send + Sync {
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// `[BLOCK_ROWS, d_in]`.
-    centered: Matrix,
+    pub(crate) centered: Matrix,
     /// `[BLOCK_ROWS, at most BAND]`.
     pub(crate) pre_acts: Matrix,
     pub(crate) found: Vec<(f32, u32)>,
-    /// Of each band, what fires.
-    bands: Vec<SparseRows>,
+    /// Of each band, its first latent and what fires.
+    pub(crate) bands: Vec<(usize, SparseRows)>,
+}
+
+impl Scratch {
+    /// Makes room for `n` bands, and for pre-activations of so many latents at a time.
+    pub(crate) fn make_room(&mut self, n_bands: usize, width: usize) {
+        if self.pre_acts.cols() != width {
+            self.pre_acts = Matrix::zeros(BLOCK_ROWS, width);
+        }
+        self.bands.resize_with(n_bands, || (0, SparseRows::new()));
+    }
 }
 
 /// A coder with one encoder and one decoder, an autoencoder or a transcoder:
@@ -238,24 +266,27 @@ impl Sae {
     ) {
         let (d_in, d_sae) = (self.d_in(), self.d_sae());
         let n = centered.len() / d_in;
-        let n_bands = d_sae.div_ceil(BAND);
-        scratch.bands.resize_with(n_bands, SparseRows::new);
+        let n_bands = scratch.bands.len();
         for (band, first) in (0..d_sae).step_by(BAND).enumerate() {
             let latents = first..(first + BAND).min(d_sae);
             let width = latents.len();
             let pre_acts = &mut scratch.pre_acts.as_mut_slice()[..n * width];
             matmul_by_columns(centered, self.w_enc.as_slice(), d_sae, latents.clone(), pre_acts);
-            let found = if n_bands == 1 { &mut *out } else { &mut scratch.bands[band] };
-            if n_bands > 1 {
+            let found = if n_bands == 1 {
+                &mut *out
+            } else {
+                let (first_latent, found) = &mut scratch.bands[band];
+                *first_latent = first;
                 found.clear();
-            }
+                found
+            };
             for row in pre_acts.chunks_exact_mut(width) {
                 crate::kernels::add(&self.b_enc[latents.clone()], row);
                 select.select(row, latents.clone(), scratch.found, found);
             }
         }
         if n_bands > 1 {
-            select.merge(scratch.bands, BAND, n, out);
+            select.merge(scratch.bands, std::slice::from_ref(&(0..n_bands)), n, out);
         }
     }
 }
@@ -264,7 +295,7 @@ impl Sae {
 struct BandScratch<'a> {
     pre_acts: &'a mut Matrix,
     found: &'a mut Vec<(f32, u32)>,
-    bands: &'a mut Vec<SparseRows>,
+    bands: &'a mut Vec<(usize, SparseRows)>,
 }
 
 impl SparseCoder for Sae {
@@ -282,22 +313,20 @@ impl SparseCoder for Sae {
     }
 
     fn encode(&self, rows: &[f32], scratch: &mut Scratch, out: &mut SparseRows) {
-        let (d_in, width) = (self.d_in(), self.d_sae().min(BAND));
+        let (d_in, d_sae) = (self.d_in(), self.d_sae());
         assert_eq!(rows.len() % d_in, 0, "rows are d_in values each");
-        let Scratch { centered, pre_acts, found, bands } = scratch;
         if let Activation::MatchingPursuit { residual_threshold, max_iterations, stop_on_duplicate_support } =
             self.activation
         {
             let stop = matching_pursuit::Ending { residual_threshold, max_iterations, stop_on_duplicate_support };
             for block in rows.chunks(BLOCK_ROWS * d_in) {
-                let residual = self.prepare(block, centered).to_vec();
-                matching_pursuit::encode(residual, &self.w_dec, stop, pre_acts, out);
+                let residual = self.prepare(block, &mut scratch.centered).to_vec();
+                matching_pursuit::encode(residual, &self.w_dec, stop, &mut scratch.pre_acts, out);
             }
             return;
         }
-        if pre_acts.cols() != width {
-            *pre_acts = Matrix::zeros(BLOCK_ROWS, width);
-        }
+        scratch.make_room(d_sae.div_ceil(BAND), d_sae.min(BAND));
+        let Scratch { centered, pre_acts, found, bands } = scratch;
         let mut select = Select::new(&self.activation, &self.b_enc);
         let mut scratch = BandScratch { pre_acts, found, bands };
         for block in rows.chunks(BLOCK_ROWS * d_in) {
@@ -326,8 +355,12 @@ impl SparseCoder for Sae {
         }
     }
 
-    fn w_dec(&self) -> &Matrix {
-        &self.w_dec
+    fn w_dec(&self) -> Cow<'_, Matrix> {
+        Cow::Borrowed(&self.w_dec)
+    }
+
+    fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]> {
+        Cow::Borrowed(self.w_dec.row(latent))
     }
 
     fn decoder_scale(&self, row: &[f32]) -> f32 {
@@ -342,7 +375,7 @@ impl Sae {
     }
 }
 
-fn divide(values: &mut [f32], divisor: f32) {
+pub(crate) fn divide(values: &mut [f32], divisor: f32) {
     for value in values {
         *value /= divisor;
     }

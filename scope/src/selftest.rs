@@ -4,15 +4,18 @@
 //! What goes wrong with coders from elsewhere is always the same few things: another site (in front of a norm and behind it),
 //! a norm's weight folded or not, a scale that was never folded or was folded twice, a bias subtracted or not. Each is tried.
 
-use std::ops::ControlFlow;
+use std::{borrow::Cow, ops::ControlFlow};
 
 use data::{BatchOptions, BatchReader, HookPoint, Run};
 
 use crate::{
+    activation::Activation,
+    crosscoder::Crosscoder,
     error::{Error, Result},
     matrix::Matrix,
     metrics::{EvaluateOptions, Metrics, evaluate},
     sae::{Sae, Scratch, SparseCoder},
+    sites::Sites,
     sparse::SparseRows,
 };
 
@@ -198,10 +201,9 @@ pub fn selftest(
 
 /// The L0 that the files give: what stands there, or `k`.
 fn label(sae: &Sae) -> Option<f64> {
-    use crate::activation::Activation::{AbsTopK, TopK};
     match sae.activation {
-        TopK { k } | AbsTopK { k } => Some(k as f64),
-        _ => sae.metadata.get("l0").and_then(serde_json::Value::as_f64).filter(|l0| *l0 > 0.0),
+        Activation::TopK { k } | Activation::AbsTopK { k } => Some(k as f64),
+        _ => said(&sae.metadata),
     }
 }
 
@@ -233,8 +235,39 @@ fn sites(run: &Run, sae: &Sae, [input, output]: [Option<HookPoint>; 2]) -> Vec<[
     pairs
 }
 
+/// What a coder between several sites does as its files say; nothing else is tried.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trial {
+    /// The L0 that its maker gives.
+    pub label: Option<f64>,
+    /// On [`TOKENS`] tokens.
+    pub metrics: Metrics,
+    /// Whether it fits.
+    pub fits: bool,
+}
+
+/// Tries a coder between several sites on a run that holds all of them.
+pub fn trial(run: &Run, coder: &Crosscoder, sites: &Sites, threads: usize) -> Result<Trial> {
+    let label = match coder.activation {
+        Activation::TopK { k } | Activation::AbsTopK { k } => {
+            Some((k * if coder.per_group { coder.groups.len() } else { 1 }) as f64)
+        }
+        _ => said(&coder.metadata),
+    };
+    let options = EvaluateOptions { max_tokens: Some(TOKENS), threads, ..EvaluateOptions::default() };
+    let metrics = evaluate(run, sites, coder, &options, &mut |_| ControlFlow::Continue(()))?;
+    Ok(Trial { label, fits: fit(&metrics, label), metrics })
+}
+
+fn said(metadata: &serde_json::Map<String, serde_json::Value>) -> Option<f64> {
+    metadata.get("l0").and_then(serde_json::Value::as_f64).filter(|l0| *l0 > 0.0)
+}
+
 fn fits(reading: &Reading, label: Option<f64>) -> bool {
-    let metrics = &reading.metrics;
+    fit(&reading.metrics, label)
+}
+
+fn fit(metrics: &Metrics, label: Option<f64>) -> bool {
     let l0 = label.is_none_or(|label| (metrics.l0 / label - 1.0).abs() <= L0_TOLERANCE);
     let ratio = (L2_RATIO[0]..=L2_RATIO[1]).contains(&metrics.l2_ratio);
     l0 && ratio && metrics.explained_variance >= MIN_EXPLAINED_VARIANCE
@@ -279,7 +312,7 @@ impl Trials<'_> {
         self.sae.apply_b_dec_to_input = subtracts_bias;
         let scaled = Scaled { sae: &self.sae, scales };
         let options = EvaluateOptions { max_tokens: Some(TOKENS), threads: self.threads, ..EvaluateOptions::default() };
-        let metrics = evaluate(self.run, hooks, &scaled, &options, &mut |_| ControlFlow::Continue(()))?;
+        let metrics = evaluate(self.run, &hooks.into(), &scaled, &options, &mut |_| ControlFlow::Continue(()))?;
         Ok(Reading { hooks, scale, factor: scales[0], subtracts_bias, metrics })
     }
 
@@ -343,8 +376,12 @@ impl SparseCoder for Scaled<'_> {
         crate::kernels::scale(out, 1.0 / self.scales[1]);
     }
 
-    fn w_dec(&self) -> &Matrix {
+    fn w_dec(&self) -> Cow<'_, Matrix> {
         self.sae.w_dec()
+    }
+
+    fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]> {
+        self.sae.decoder_row(latent)
     }
 }
 

@@ -14,6 +14,7 @@ use engine::{
 use tch::{Kind, Tensor};
 
 use crate::{
+    coder::Coder,
     error::{Error, Result},
     kernels::weighted_sum,
     sae::{Sae, Scratch, SparseCoder},
@@ -114,7 +115,9 @@ impl Splice {
                     changes.push(scale * change);
                 }
             }
-            weighted_sum(&latents, &changes, self.coder.w_dec().as_slice(), row);
+            for (&latent, change) in latents.iter().zip(&changes) {
+                weighted_sum(&[0], std::slice::from_ref(change), &self.coder.decoder_row(latent as usize), row);
+            }
         }
     }
 
@@ -157,7 +160,7 @@ impl Coders {
         if let Some(sae) = self.open.get(dir) {
             return Ok(Rc::clone(sae));
         }
-        let sae = Rc::new(Sae::load(dir)?);
+        let sae = Rc::new(Coder::load(dir)?.single(dir)?);
         self.open.insert(dir.to_owned(), Rc::clone(&sae));
         Ok(sae)
     }

@@ -267,6 +267,7 @@ impl Step {
         let mut outcome = Outcome {
             n_rows,
             n_kept: self.fired.iter().map(|&n| n as usize).sum(),
+            smallest: vec![None; self.layout.groups.len()],
             sum: vec![0.0; self.layout.d_out()],
             sum_square: vec![0.0; sites],
             sum_square_error: vec![0.0; sites],
@@ -286,8 +287,15 @@ impl Step {
             }
             of_levels += block.sum_square_levels;
             of_gates += block.sum_square_gates;
-            let positive = block.kept.rows.values().iter().copied().filter(|&act| act > 0.0);
-            outcome.smallest = positive.chain(outcome.smallest).min_by(f32::total_cmp);
+            for (latents, values) in block.kept.rows.iter() {
+                let mut start = 0;
+                for (group, smallest) in self.layout.groups.iter().zip(&mut outcome.smallest) {
+                    let end = start + latents[start..].partition_point(|&it| (it as usize) < group.latents.end);
+                    let positive = values[start..end].iter().copied().filter(|&act| act > 0.0);
+                    *smallest = positive.chain(*smallest).min_by(f32::total_cmp);
+                    start = end;
+                }
+            }
         }
         let all = n_rows as f64 * variance(n_rows, &outcome.sum, outcome.sum_square.iter().sum());
         outcome.loss = of_levels / (self.residuals.len() as f64 * all);

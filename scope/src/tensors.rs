@@ -71,16 +71,22 @@ impl<'a> TensorFile<'a> {
     }
 
     /// The tensor `name` of shape `[rows, cols]`: as it lies in the file where that is possible, without reading it.
-    pub(crate) fn matrix(&self, name: &str, shape @ [rows, cols]: [usize; 2]) -> Result<Matrix> {
+    pub(crate) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        self.rows(name, &shape)
+    }
+
+    /// The tensor `name` of this shape, with every axis behind the first as one.
+    pub(crate) fn rows(&self, name: &str, shape: &[usize]) -> Result<Matrix> {
         let tensors = self.tensors()?;
-        let tensor = self.find_of_shape(&tensors, name, &shape)?;
+        let tensor = self.find_of_shape(&tensors, name, shape)?;
+        let (rows, cols) = (shape[0], shape[1..].iter().product());
         if tensor.dtype() == Dtype::F32 {
             let start = tensor.data().as_ptr().addr() - self.bytes.as_ptr().addr();
             if let Some(matrix) = Matrix::mapped(rows, cols, &self.bytes, start) {
                 return Ok(matrix);
             }
         }
-        Ok(Matrix::from_slice(rows, cols, &self.f32(name, &shape)?))
+        Ok(Matrix::from_slice(rows, cols, &self.f32(name, shape)?))
     }
 
     fn find<'t>(&self, tensors: &SafeTensors<'t>, name: &str) -> Result<TensorView<'t>> {

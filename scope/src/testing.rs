@@ -11,7 +11,7 @@ use data::{
 
 use crate::{
     random::Random,
-    sae::{Sae, Scratch, SparseCoder},
+    sae::{Scratch, SparseCoder},
     sparse::SparseRows,
     tensors::TensorFile,
 };
@@ -76,8 +76,53 @@ pub(crate) struct Written {
 
 /// A complete run of these documents in two shards, with these rows (`[tokens, width]`) at [`hook`].
 pub(crate) fn write_documents(dir: &Path, width: usize, documents: &[Written], rows: &[f32]) -> Run {
+    write_sites(dir, width, documents, &[(hook(), rows)])
+}
+
+/// Layers of [`write_layers`].
+pub(crate) const LAYERS: usize = 3;
+
+/// A run with the stream, the inputs and the outputs of the MLPs of [`LAYERS`] layers: the stream is the sum of outputs, and
+/// outputs are made of few directions that inputs and those of earlier layers tell.
+pub(crate) fn write_layers(dir: &Path, n_documents: u64) -> Run {
+    let n = (n_documents * DOC_TOKENS) as usize;
+    let mut mixing = Random::new(8);
+    let mut resid = structured_rows(n, WIDTH, DIRECTIONS, 11);
+    let mut sites: Vec<(HookPoint, Vec<f32>)> = Vec::new();
+    for layer in 0..LAYERS {
+        let matrix: Vec<f32> = (0..WIDTH * WIDTH).map(|_| 0.3 * mixing.normal() as f32).collect();
+        // Layers have other scales, as those of models have.
+        let factor = 2.0_f32.powi(layer as i32);
+        let input: Vec<f32> = resid.iter().map(|x| x * factor).collect();
+        let output: Vec<f32> = input
+            .chunks_exact(WIDTH)
+            .flat_map(|row| matrix.chunks_exact(WIDTH).map(|column| row.iter().zip(column).map(|(a, b)| a * b).sum()))
+            .map(|sum: f32| sum.max(0.0))
+            .collect();
+        for (x, y) in resid.iter_mut().zip(&output) {
+            *x += y / factor;
+        }
+        for (site, rows) in [("mlp.hook_in", input), ("hook_mlp_out", output), ("hook_resid_post", resid.clone())] {
+            sites.push((format!("blocks.{layer}.{site}").parse().unwrap(), rows));
+        }
+    }
+    for (_, rows) in &mut sites {
+        for first in rows.chunks_exact_mut(WIDTH * DOC_TOKENS as usize) {
+            first[..WIDTH].fill(1000.0);
+        }
+    }
+    let documents = (0..n_documents).map(|_| Written {
+        source: "test".into(),
+        meta: None,
+        tokens: (0..DOC_TOKENS as u32).map(|pos| (pos, "t".to_owned())).collect(),
+    });
+    let sites: Vec<_> = sites.iter().map(|(hook, rows)| (*hook, &rows[..])).collect();
+    write_sites(dir, WIDTH, &documents.collect::<Vec<_>>(), &sites)
+}
+
+fn write_sites(dir: &Path, width: usize, documents: &[Written], sites: &[(HookPoint, &[f32])]) -> Run {
     let shape = ModelShape {
-        n_layers: 1,
+        n_layers: LAYERS,
         n_heads: 2,
         n_kv_heads: 1,
         d_model: width,
@@ -87,9 +132,8 @@ pub(crate) fn write_documents(dir: &Path, width: usize, documents: &[Written], r
         n_ctx: 64,
         ..ModelShape::default()
     };
-    let entry = HookPointEntry::new(hook(), &shape, Dtype::F32).unwrap();
-    let writer =
-        RunWriter::create(dir, Manifest::new(Model::new("tiny", shape), Corpus::default(), vec![entry])).unwrap();
+    let entries = sites.iter().map(|(hook, _)| HookPointEntry::new(*hook, &shape, Dtype::F32).unwrap()).collect();
+    let writer = RunWriter::create(dir, Manifest::new(Model::new("tiny", shape), Corpus::default(), entries)).unwrap();
     let (first_half, second_half) = documents.split_at(documents.len() / 2);
     let (mut doc_id, mut token_idx) = (0, 0);
     for (index, documents) in [first_half, second_half].into_iter().enumerate() {
@@ -115,8 +159,10 @@ pub(crate) fn write_documents(dir: &Path, width: usize, documents: &[Written], r
         shard.write_tokens(&tokens).unwrap();
         shard.write_documents(&table).unwrap();
         let range = first as usize * width..token_idx as usize * width;
-        let bytes: Vec<u8> = rows[range].iter().flat_map(|x| x.to_le_bytes()).collect();
-        shard.write_acts(0, Dtype::F32, bytes.into()).unwrap();
+        for (at, (_, rows)) in sites.iter().enumerate() {
+            let bytes: Vec<u8> = rows[range.clone()].iter().flat_map(|x| x.to_le_bytes()).collect();
+            shard.write_acts(at, Dtype::F32, bytes.into()).unwrap();
+        }
         let n = documents.len() as u64;
         shard.commit(serde_json::Value::Null, Counts::captured(n, token_idx - first)).unwrap();
     }
@@ -136,7 +182,7 @@ pub(crate) const EXPECTED_ROWS: usize = 9;
 
 /// Encodes and decodes the inputs of a fixture's `expected.safetensors`, and compares with what stands there.
 #[track_caller]
-pub(crate) fn check_expected(sae: &Sae, folder: &Path, d_sae: usize) {
+pub(crate) fn check_expected(sae: &dyn SparseCoder, folder: &Path, d_sae: usize) {
     const ROWS: usize = EXPECTED_ROWS;
     let path = folder.join("expected.safetensors");
     let expected = TensorFile::open(&path).unwrap();

@@ -44,9 +44,17 @@ impl TopK {
 
     /// The same among `latents` alone (ascending), of which `pre_acts` has the values in that order.
     pub(crate) fn select_among(&mut self, latents: &[u32], pre_acts: &[f32], out: &mut SparseRows) {
+        out.push_row(self.among(latents, pre_acts));
+    }
+
+    /// As [`TopK::select_among`], to the end of `out`.
+    pub(crate) fn append_among(&mut self, latents: &[u32], pre_acts: &[f32], out: &mut Vec<(f32, u32)>) {
+        out.extend(self.among(latents, pre_acts));
+    }
+
+    fn among(&mut self, latents: &[u32], pre_acts: &[f32]) -> impl Iterator<Item = (f32, u32)> {
         self.find(pre_acts);
-        let named = |&(value, index): &(f32, u32)| (value, latents[index as usize]);
-        out.push_row(self.found.iter().map(named));
+        self.found.iter().map(|&(value, index)| (value, latents[index as usize]))
     }
 
     fn find(&mut self, values: &[f32]) {

@@ -17,6 +17,7 @@ use crate::{
     error::{Error, Result},
     init::{self, Estimate},
     pretrained::sae_lens,
+    sites::{Sites, side_by_side},
 };
 
 use config::setting;
@@ -162,7 +163,7 @@ pub fn sweep(
             scale: coder.session.scales[0][0],
             not_finite: training.not_finite,
         };
-        let hook = || jobs[coder.job].wiring.inputs()[0].to_string();
+        let hook = || jobs[coder.job].wiring.sites().name();
         ended[coder.job] = Some(if nothing { Err(Error::NoActivations { hook: hook() }) } else { Ok(summary) });
     }
     Ok(ended.into_iter().flatten().collect())
@@ -170,10 +171,7 @@ pub fn sweep(
 
 /// Whether a whole coder reads and writes what it should.
 fn is_ours(out: &Path, wiring: &Wiring) -> bool {
-    let name = |hooks: Vec<HookPoint>| hooks[0].to_string();
-    let [input, output] = [name(wiring.inputs()), name(wiring.outputs())];
-    crate::Sae::load(out)
-        .is_ok_and(|sae| sae.hook_name() == Some(input.as_str()) && sae.hook_name_out() == Some(output.as_str()))
+    crate::Coder::load(out).is_ok_and(|coder| coder.sites().is_ok_and(|sites| sites == Some(wiring.sites())))
 }
 
 /// A coder that is whole needs no checkpoints any more, which are three times its size.
@@ -187,6 +185,7 @@ fn check(jobs: &[Job]) -> Result<bool> {
     let Some(first) = jobs.first() else { return Err(setting("coders", "at least one", 0)) };
     for job in jobs {
         job.config.check()?;
+        job.wiring.check(&job.config)?;
         let (one, other) = (&first.config, &job.config);
         if one.batch != other.batch {
             return Err(setting("batch", format!("{} as for the first coder of the sweep", one.batch), other.batch));
@@ -211,6 +210,8 @@ struct Training {
     widths: Vec<usize>,
     coders: Vec<Coder>,
     not_finite: u64,
+    /// Rows of several sites side by side: that are read, that are written.
+    rows: [Vec<f32>; 2],
 }
 
 /// One of them.
@@ -235,7 +236,8 @@ impl Training {
     /// Begins all coders, or goes on with all of them from the last step of which each has a checkpoint.
     fn open(run: &Run, jobs: &[Job], open: Vec<(usize, PathBuf)>) -> Result<Self> {
         let mut hooks: Vec<HookPoint> = Vec::new();
-        for hook in jobs.iter().flat_map(|job| job.wiring.inputs().into_iter().chain(job.wiring.outputs())) {
+        let sites = jobs.iter().map(|job| job.wiring.sites());
+        for hook in sites.flat_map(|sites| sites.inputs.into_iter().chain(sites.outputs)) {
             if !hooks.contains(&hook) {
                 hooks.push(hook);
             }
@@ -249,8 +251,8 @@ impl Training {
         for (job, out) in open {
             let Job { wiring, config, .. } = &jobs[job];
             let find = |hook: HookPoint| hooks.iter().position(|&known| known == hook).unwrap_or(0);
-            let sites =
-                [wiring.inputs(), wiring.outputs()].map(|sites| sites.into_iter().map(find).collect::<Vec<_>>());
+            let Sites { inputs, outputs } = wiring.sites();
+            let sites = [inputs, outputs].map(|sites| sites.into_iter().map(find).collect::<Vec<_>>());
             let [inputs, outputs] =
                 [&sites[0], &sites[1]].map(|sites| sites.iter().map(|&at| widths[at]).collect::<Vec<_>>());
             let plan = Plan::new(wiring, [&inputs, &outputs], tokens(run, hooks[sites[0][0]], config)?, config);
@@ -284,7 +286,7 @@ impl Training {
             Some(cursor) => BatchReader::resume(run, &hooks, config.batches(u32::MAX), cursor)?,
             None => BatchReader::new(run, &hooks, config.batches(u32::MAX))?,
         };
-        Ok(Self { reader, widths, coders, not_finite })
+        Ok(Self { reader, widths, coders, not_finite, rows: Default::default() })
     }
 
     /// One step of every coder; `false` when there is nothing more to read. A coder that diverges is among the ended.
@@ -305,7 +307,18 @@ impl Training {
         };
         let mut failed = Vec::new();
         for (at, coder) in self.coders.iter_mut().enumerate() {
-            let [x, y] = [&coder.sites[0], &coder.sites[1]].map(|sites| &batch.acts[sites[0]][..]);
+            let same = coder.sites[0] == coder.sites[1];
+            for (which, rows) in self.rows.iter_mut().enumerate().filter(|&(which, _)| which == 0 || !same) {
+                if let sites @ [_, _, ..] = &coder.sites[which][..] {
+                    let parts: Vec<_> = sites.iter().map(|&site| (&batch.acts[site][..], self.widths[site])).collect();
+                    side_by_side(&parts, rows);
+                }
+            }
+            let rows = |which: usize| match coder.sites[which][..] {
+                [one] => &batch.acts[one][..],
+                _ => &self.rows[which][..],
+            };
+            let (x, y) = (rows(0), rows(usize::from(!same)));
             match coder.session.step_between(x, y) {
                 Ok(progress) => last[coder.job] = Some(progress),
                 Err(error) => {
@@ -344,7 +357,12 @@ impl Training {
             coder.log.write(&coder.out.join(METRICS_FILE))?;
             let scale = coder.session.scales[0][0];
             let metadata = self.metadata(&coder, run, &jobs[coder.job]);
-            coder.session.into_sae(metadata).save(&coder.out)?;
+            let wiring = &jobs[coder.job].wiring;
+            if wiring.is_several() {
+                coder.session.into_crosscoder(&wiring.sites(), metadata).save(&coder.out)?;
+            } else {
+                coder.session.into_sae(metadata).save(&coder.out)?;
+            }
             close(&coder.out, &jobs[coder.job].out)?;
             let last = last[coder.job].clone();
             ended[coder.job] = Some(Ok(TrainSummary { complete: true, last, scale, not_finite: self.not_finite }));
@@ -366,7 +384,7 @@ impl Training {
                 not_finite: self.not_finite,
                 cursor: self.reader.cursor().clone(),
                 scales: session.scales.clone(),
-                threshold: session.threshold,
+                thresholds: session.thresholds.clone(),
                 window: session.window.clone(),
                 silent: session.silent.clone(),
             };
@@ -384,8 +402,8 @@ impl Training {
         let mut settings = coder.settings.clone();
         for (name, value) in [
             ("norm_convention", json!("expected_average_only_in")),
-            ("norm_scale", json!(coder.session.scales[0][0])),
-            ("norm_scale_out", json!(coder.session.scales[1][0])),
+            ("norm_scale", one_or_all(&coder.session.scales[0])),
+            ("norm_scale_out", one_or_all(&coder.session.scales[1])),
             ("tokens", json!(coder.session.tokens)),
             ("not_finite", json!(self.not_finite)),
             ("excluded", json!({"special": excluded.special, "outliers": excluded.outliers})),
@@ -396,7 +414,7 @@ impl Training {
             "sae_lens_version": sae_lens::LAYOUT_VERSION,
             "sae_lens_training_version": null,
             "model_name": manifest.model.id,
-            "hook_name": job.wiring.inputs()[0].to_string(),
+            "hook_name": job.wiring.sites().name(),
             "hook_head_index": null,
             "model_from_pretrained_kwargs": {},
             "prepend_bos": true,
@@ -449,14 +467,23 @@ fn open_log(out: &Path, step: u64) -> Result<Metrics> {
 /// The settings that decide the result.
 fn settings(wiring: &Wiring, plan: &Plan, config: &TrainConfig, first: &TrainConfig) -> Map<String, Value> {
     let mut settings = plan.settings(config);
-    settings.insert("hook_point".into(), json!(wiring.inputs()[0].to_string()));
-    if let Wiring::Transcoder { output, .. } = wiring {
-        settings.insert("hook_point_out".into(), json!(output.to_string()));
+    let sites = wiring.sites();
+    settings.insert("hook_point".into(), one_or_all(&sites.inputs));
+    if !sites.same() {
+        settings.insert("hook_point_out".into(), one_or_all(&sites.outputs));
+    }
+    if let Wiring::Crosscoder { causal, .. } = wiring {
+        settings.insert("causal".into(), json!(causal));
     }
     settings.insert("order_seed".into(), json!(first.seed));
     settings.insert("buffer".into(), json!(config.buffer));
     settings.insert("max_norm_multiple".into(), json!(config.max_norm_multiple));
     settings
+}
+
+/// The value of one site, or a list of those of several.
+fn one_or_all<T: serde::Serialize>(values: &[T]) -> Value {
+    if let [one] = values { json!(one) } else { json!(values) }
 }
 
 /// How many tokens the training takes: passes count those that are not special.

@@ -374,6 +374,7 @@ fn write_features(run: &Run, toks: &[Tok]) -> Result<()> {
     let info = FeatureTableInfo {
         coder: TABLE.to_owned(),
         hook_point: "blocks.1.hook_resid_post".parse()?,
+        groups: Vec::new(),
         d_sae: N_FEATURES,
         n_tokens: toks.len() as u64,
         n_ordinary_tokens: ordinary,

@@ -19,6 +19,7 @@ fn table(dir: &Path) -> FeatureTable {
     let info = FeatureTableInfo {
         coder: "c".into(),
         hook_point: testing::hook(),
+        groups: Vec::new(),
         d_sae: D_SAE,
         n_tokens: 160,
         n_ordinary_tokens: 144,

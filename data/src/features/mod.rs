@@ -56,8 +56,11 @@ const LEAST_ACT_OCTAVE: i32 = -16;
 pub struct FeatureTableInfo {
     /// The name of the sparse coder, usually also of the table.
     pub coder: String,
-    /// The site that the coder reads.
+    /// The site that the coder reads; of several, the first.
     pub hook_point: HookPoint,
+    /// Where each group of features reads a site of its own: which, and from which feature on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<FeatureGroup>,
     /// How many features there are; they are numbered from 0.
     pub d_sae: u32,
     /// Tokens that were encoded.
@@ -69,6 +72,22 @@ pub struct FeatureTableInfo {
     /// Anything else that is worth keeping.
     #[serde(default)]
     pub notes: serde_json::Value,
+}
+
+/// Features that read a site of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeatureGroup {
+    pub hook_point: HookPoint,
+    /// The group ends where the next one begins.
+    pub first_feature: u32,
+}
+
+impl FeatureTableInfo {
+    /// The site that a feature reads; of those that read several, the first.
+    pub fn hook_point_of(&self, feature: u32) -> HookPoint {
+        let before = self.groups.partition_point(|group| group.first_feature <= feature);
+        before.checked_sub(1).map_or(self.hook_point, |at| self.groups[at].hook_point)
+    }
 }
 
 /// What is known of one feature. Special tokens are left out of everything.

@@ -32,6 +32,7 @@ fn info() -> FeatureTableInfo {
     FeatureTableInfo {
         coder: "c".to_owned(),
         hook_point: testing::hook(),
+        groups: Vec::new(),
         d_sae: D_SAE,
         n_tokens: N_TOKENS,
         n_ordinary_tokens: N_TOKENS - N_TOKENS / testing::DOC_TOKENS,

@@ -31,6 +31,7 @@
 //! # let hook_point = "blocks.0.hook_resid_post".parse()?;
 //! # let info = FeatureTableInfo {
 //! #     coder: "coder".into(), hook_point, d_sae: 2, n_tokens: 40, n_ordinary_tokens: 40, notes: serde_json::Value::Null,
+//! #     groups: Vec::new(),
 //! # };
 //! # let mut features = FeatureTableWriter::create(&run, "coder", info, 1 << 20)?;
 //! # for token in 0..40 {

@@ -141,6 +141,7 @@ fn run(dir: &Path, meta: bool) -> Run {
     let info = FeatureTableInfo {
         coder: "c".into(),
         hook_point: gate,
+        groups: Vec::new(),
         d_sae: D_SAE,
         n_tokens: N_TOKENS,
         n_ordinary_tokens: N_TOKENS - N_TOKENS / DOC_TOKENS,
@@ -337,6 +338,7 @@ fn what_was_not_recorded_is_said() {
     let info = FeatureTableInfo {
         coder: "c".into(),
         hook_point: crate::testing::hook(),
+        groups: Vec::new(),
         d_sae: 1,
         n_tokens: 100,
         n_ordinary_tokens: 90,

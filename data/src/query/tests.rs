@@ -132,6 +132,7 @@ fn with_everything(dir: &std::path::Path) -> Run {
     let info = FeatureTableInfo {
         coder: "a-b".to_owned(),
         hook_point: hook(),
+        groups: Vec::new(),
         d_sae: 2,
         n_tokens: 100,
         n_ordinary_tokens: 90,

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    Activation, SparseRows,
+    Activation, Crosscoder, Sae, SparseRows, Wiring,
     random::Random,
-    testing::{DOC_TOKENS, WIDTH, hook, write_run},
+    testing::{DOC_TOKENS, LAYERS, WIDTH, hook, write_layers, write_run},
+    train::{TrainConfig, train},
 };
 
 const D_SAE: usize = 300;
@@ -147,6 +148,45 @@ fn statistics_equal_brute_force() {
 
     for feature in 0..D_SAE as u32 {
         check_examples(&table.examples(feature..feature + 1).unwrap(), by_feature.get(&feature));
+    }
+}
+
+#[test]
+fn a_coder_between_layers_is_encoded_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_layers(&folder.path().join("run"), 20);
+    let hooks = |site: &str| (0..LAYERS).map(|at| format!("blocks.{at}.{site}").parse().unwrap()).collect::<Vec<_>>();
+    let wiring = Wiring::CrossLayer { inputs: hooks("mlp.hook_in"), outputs: hooks("hook_mlp_out"), skip: false };
+    let config = TrainConfig { d_sae: 30, k: 4, batch: 64, tokens: Some(640), threads: 1, ..TrainConfig::default() };
+    let dir = run.sae_dir("clt").unwrap();
+    train(&run, wiring, &config, &dir, &mut |_| ControlFlow::Continue(())).unwrap();
+    let coder = Crosscoder::load(&dir).unwrap();
+    encode(&run, &dir, Some(&Axes), &options(), &mut go_on).unwrap();
+    let table = run.feature_table("clt").unwrap();
+
+    let site = |at: usize| run.acts(hooks("mlp.hook_in")[at], 0..run.n_tokens()).unwrap();
+    let sites: Vec<_> = (0..LAYERS).map(site).collect();
+    let mut token = 0;
+    for at in 0..run.n_tokens() as usize {
+        let row: Vec<f32> = sites.iter().flat_map(|acts| acts.row_f32(at)).collect();
+        let mut acts = SparseRows::new();
+        coder.encode(&row, &mut crate::sae::Scratch::default(), &mut acts);
+        let found = table.features_at(at as u64..at as u64 + 1).unwrap();
+        assert_eq!(found.feature, acts.row(0).0);
+        assert!(found.act.iter().zip(acts.row(0).1).all(|(a, b)| (a - b).abs() < 1e-4 * b.abs().max(1.0)));
+        token += found.feature.len();
+    }
+    assert!(token > 1000, "{token}");
+    let info = table.info();
+    assert_eq!(info.hook_point, hooks("mlp.hook_in")[0]);
+    assert_eq!([0, 9, 10, 29].map(|feature| info.hook_point_of(feature).layer.unwrap()), [0, 0, 1, 2]);
+    // What a latent of the first layer adds to the stream in all, and one of the last.
+    let stats = table.stats(0..30).unwrap();
+    for latent in [3, 25] {
+        let row = coder.decoder_row(latent);
+        let sum: Vec<f32> = (0..WIDTH).map(|i| (0..LAYERS).map(|site| row[site * WIDTH + i]).sum()).collect();
+        assert_eq!(stats[latent].top_logits, Axes.logit_effects(&sum, 2)[0].top);
+        assert!((stats[latent].decoder_norm - norm(&row)).abs() < 1e-5);
     }
 }
 

@@ -191,8 +191,12 @@ impl Problem<'_> {
                 let h = fires.to_kind(Kind::Double) + (&window / epsilon) * &moved;
                 let mut charged = match price {
                     Price::Target { l0 } => {
-                        let missed = h.sum_dim_intlist(1, false, Kind::Double) - l0;
-                        (&missed * &missed).sum(Kind::Double) * (self.sparsity * 2.0 / l0 / n)
+                        let of_scope = |scope| {
+                            let missed = columns(&h, &scope).sum_dim_intlist(1, false, Kind::Double) - l0;
+                            (&missed * &missed).sum(Kind::Double) * (self.sparsity * 2.0 / l0 / n)
+                        };
+                        let scopes = scopes(self.layout, self.per_group).into_iter();
+                        scopes.map(of_scope).reduce(|a, b| a + b).unwrap()
                     }
                     Price::Count => h.sum(Kind::Double) * (self.sparsity / n),
                     Price::Tanh { scale } => {

@@ -13,7 +13,6 @@
 //! Nobody knows how long the vectors of a random dictionary should be, so both are given the best number and the best constant
 //! vector there are, by least squares; the coder's own value with the same freedom stands beside.
 
-use data::HookPoint;
 use serde::Serialize;
 
 use super::{
@@ -144,22 +143,15 @@ struct RandomSums {
 }
 
 impl BaselineSums {
-    /// `rows` and `acts` are the first ones: from them the mean, and how many latents fire, are taken.
-    pub(super) fn new(
-        coder: &dyn SparseCoder,
-        hooks: [HookPoint; 2],
-        rows: &[f32],
-        acts: &SparseRows,
-        seed: u64,
-    ) -> Self {
+    /// `same`: whether what is read is what is written. `rows` and `acts` are the first ones: from them the mean, and how many latents fire, are taken.
+    pub(super) fn new(coder: &dyn SparseCoder, same: bool, rows: &[f32], acts: &SparseRows, seed: u64) -> Self {
         let (d_in, d_out, d_sae) = (coder.d_in(), coder.d_out(), coder.d_sae());
         let mut random = Random::new(seed);
-        let same = hooks[0] == hooks[1];
         let fits = d_sae.saturating_mul(d_in.max(d_out)) <= MAX_RANDOM_VALUES;
         let sums = fits.then(|| {
             let mut directions = random_units(d_sae, d_out, &mut random);
             for latent in 0..d_sae {
-                crate::kernels::scale(directions.row_mut(latent), norm(coder.w_dec().row(latent)));
+                crate::kernels::scale(directions.row_mut(latent), norm(&coder.decoder_row(latent)));
             }
             let n = acts.n_rows().max(1) as f64;
             let k = ((acts.n_entries() as f64 / n).round() as usize).clamp(1, d_sae);
@@ -174,12 +166,12 @@ impl BaselineSums {
                 decoder: RandomDecoder { directions },
                 of_decoder: Moments::new(d_out),
                 dictionary: random_dictionary(coder, same, k, &mean, &mut random),
-                of_dictionary: Sums::new(d_out, d_sae),
+                of_dictionary: Sums::new(&[d_out], d_sae),
             }
         });
         Self {
             random: sums,
-            shuffled: Sums::new(d_out, d_sae),
+            shuffled: Sums::new(&[d_out], d_sae),
             covariance: Covariance::new(d_out),
             order: random,
             same,

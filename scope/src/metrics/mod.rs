@@ -15,7 +15,7 @@ mod sums;
 
 use std::ops::ControlFlow;
 
-use data::{BatchOptions, BatchReader, HookPoint, Run};
+use data::{BatchOptions, HookPoint, Run};
 use serde::Serialize;
 
 pub use self::sums::{DENSITY_BINS, Metrics};
@@ -29,6 +29,7 @@ use self::{
 use crate::{
     error::{Error, Result},
     sae::SparseCoder,
+    sites::Sites,
     train::{BATCH, BUFFER},
     workers::Workers,
 };
@@ -60,6 +61,8 @@ pub struct Evaluation {
     pub metrics: Metrics,
     /// By position in the sequence; empty where the run is shuffled.
     pub positions: Vec<PositionMetrics>,
+    /// Of each hook point that it writes, where there are several.
+    pub sites: Vec<SiteMetrics>,
     /// By source, where there are between 2 and [`groups::MAX_SOURCES`]; empty where the run is shuffled.
     pub sources: Vec<SourceMetrics>,
     /// What dictionaries reach that learnt nothing.
@@ -70,23 +73,37 @@ pub struct Evaluation {
     pub description_length: DescriptionLength,
 }
 
-/// Measures a coder on a run: it reads the first hook point and speaks of the second, which for an autoencoder is the same.
+/// How a coder reconstructs one of several hook points.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SiteMetrics {
+    /// Which.
+    pub hook_point: HookPoint,
+    /// E‖x − x̂‖², summed over the dimensions.
+    pub mse: f64,
+    /// 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²).
+    pub explained_variance: f64,
+    /// E[cos(x, x̂)].
+    pub cosine: f64,
+}
+
+/// Measures a coder on a run, at the hook points that it reads and writes. Those of several sites count as one vector.
+///
 /// `progress` is given the tokens done and breaks off with what was measured so far.
 pub fn evaluate(
     run: &Run,
-    hooks: [HookPoint; 2],
+    sites: &Sites,
     coder: &dyn SparseCoder,
     options: &EvaluateOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Metrics> {
     let workers = Workers::new(options.threads)?;
-    let mut sums = Sums::new(coder.d_out(), coder.d_sae());
-    read(run, hooks, coder, options, &mut |batch| {
+    let mut sums = Sums::new(&coder.outputs(), coder.d_sae());
+    read(run, sites, coder, options, &mut |batch| {
         sums.add_rows(coder, batch.rows, batch.targets, &mut [], &workers);
         Ok(progress(sums.all.n))
     })?;
     if sums.all.n == 0 {
-        return Err(Error::NoActivations { hook: hooks[0].to_string() });
+        return Err(Error::NoActivations { hook: sites.name() });
     }
     Ok(sums.metrics())
 }
@@ -95,18 +112,18 @@ pub fn evaluate(
 /// [`probe`]. It costs about three times as much.
 pub fn measure(
     run: &Run,
-    hooks: [HookPoint; 2],
+    sites: &Sites,
     coder: &dyn SparseCoder,
     options: &EvaluateOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(Evaluation, References)> {
     let workers = Workers::new(options.threads)?;
     let groups = Groups::of(run)?;
-    let mut sums = Sums::new(coder.d_out(), coder.d_sae());
+    let mut sums = Sums::new(&coder.outputs(), coder.d_sae());
     let (mut by_position, mut by_source) = (Vec::new(), Vec::new());
     let mut sample = Sample::new();
     let mut baselines: Option<BaselineSums> = None;
-    read(run, hooks, coder, options, &mut |batch| {
+    read(run, sites, coder, options, &mut |batch| {
         let Batch { token_idx, rows, targets } = batch;
         let acts = sums.add_rows(
             coder,
@@ -119,22 +136,23 @@ pub fn measure(
             &workers,
         );
         baselines
-            .get_or_insert_with(|| BaselineSums::new(coder, hooks, rows, &acts, options.seed))
+            .get_or_insert_with(|| BaselineSums::new(coder, sites.same(), rows, &acts, options.seed))
             .add(coder, rows, targets, &acts, &workers)?;
         sample.add(rows, targets, &acts);
         Ok(progress(sums.all.n))
     })?;
     let Some(baselines) = baselines.filter(|_| sums.all.n > 0) else {
-        return Err(Error::NoActivations { hook: hooks[0].to_string() });
+        return Err(Error::NoActivations { hook: sites.name() });
     };
     let (baselines, references) = baselines.finish(&sums.all)?;
     let description_length = sample.description_length(coder, &references.pca);
     let evaluation = Evaluation {
         metrics: sums.metrics(),
         positions: Groups::positions(&by_position),
+        sites: sums.sites(&sites.outputs),
         sources: groups.sources(&by_source),
         baselines,
-        decoder: geometry(coder.w_dec(), options.seed, &workers),
+        decoder: geometry(&coder.w_dec(), options.seed, &workers),
         description_length,
     };
     Ok((evaluation, references))
@@ -152,12 +170,12 @@ struct Batch<'a> {
 /// Hands out rows until they end, there were enough, or `take` breaks.
 fn read(
     run: &Run,
-    hooks: [HookPoint; 2],
+    sites: &Sites,
     coder: &dyn SparseCoder,
     options: &EvaluateOptions,
     take: &mut dyn FnMut(Batch<'_>) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
-    check_widths(run, hooks, coder)?;
+    sites.check(run, coder)?;
     let batches = BatchOptions {
         batch_rows: BATCH,
         buffer_rows: BUFFER,
@@ -166,31 +184,19 @@ fn read(
         skip_special: true,
         max_norm_multiple: options.max_norm_multiple,
     };
-    let hooks = if hooks[0] == hooks[1] { vec![hooks[0]] } else { hooks.to_vec() };
     let mut left = options.max_tokens.unwrap_or(u64::MAX);
-    for batch in BatchReader::new(run, &hooks, batches)? {
+    for batch in sites.batches(run, batches)? {
         let batch = batch?;
-        let n = usize::try_from(left).map_or(batch.len(), |left| left.min(batch.len()));
+        let len = batch.token_idx.len();
+        let n = usize::try_from(left).map_or(len, |left| left.min(len));
         left -= n as u64;
-        let (rows, targets) = (&batch.acts[0], &batch.acts[hooks.len() - 1]);
         let taken = take(Batch {
             token_idx: &batch.token_idx[..n],
-            rows: &rows[..n * coder.d_in()],
-            targets: &targets[..n * coder.d_out()],
+            rows: &batch.rows[..n * coder.d_in()],
+            targets: &batch.targets()[..n * coder.d_out()],
         })?;
         if left == 0 || taken.is_break() {
             break;
-        }
-    }
-    Ok(())
-}
-
-/// An error where the run does not hold what the coder reads and speaks of.
-fn check_widths(run: &Run, [input, output]: [HookPoint; 2], coder: &dyn SparseCoder) -> Result<()> {
-    for (hook, expected) in [(input, coder.d_in()), (output, coder.d_out())] {
-        let width = run.hook_point(hook)?.width;
-        if width != expected {
-            return Err(Error::Width { expected, width, hook: hook.to_string() });
         }
     }
     Ok(())

@@ -11,10 +11,14 @@
 //! - `kl_div_score` = (KL_ablated − KL_replaced) / KL_ablated;
 //!
 //! where ablated is by zero, as in SAEBench, and in the fields that end in `_mean` by the mean, which is harder to beat.
+//!
+//! A coder between several hook points replaces all that it writes in one pass: what it reads is then what the model computes
+//! from what was replaced before. Only one whose latents write no site from a later one can do that
+//! ([`SparseCoder::is_online`]).
 
 use std::{cell::RefCell, ops::ControlFlow, rc::Rc};
 
-use data::{HookPoint, Run};
+use data::Run;
 use engine::{
     gemma::model::{Batch, Forward, Model},
     hook::Hooks,
@@ -27,6 +31,7 @@ use crate::{
     error::{Error, Result},
     random::Random,
     sae::{Scratch, SparseCoder},
+    sites::{Sites, side_by_side},
     sparse::SparseRows,
 };
 
@@ -83,10 +88,10 @@ pub struct Recovered {
     pub ce_loss: f64,
     /// The coder in the place of the activation.
     pub coder: Replaced,
-    /// The random dictionary, where there is one.
+    /// The random dictionary, where there is one; not where there are several hook points.
     pub random_dictionary: Option<Replaced>,
-    /// As many principal components as latents fire.
-    pub pca: Replaced,
+    /// As many principal components as latents fire; not where there are several hook points.
+    pub pca: Option<Replaced>,
     /// Zero.
     pub zero: Replaced,
     /// The mean.
@@ -99,18 +104,24 @@ type Rebuild<'a> = &'a dyn Fn(&[f32], &[f32]) -> Vec<f32>;
 /// Puts a coder into the model. `progress` is given the tokens done; when it breaks, the result is [`Error::Interrupted`].
 pub fn recovered(
     run: &Run,
-    hooks: [HookPoint; 2],
+    sites: &Sites,
     coder: &dyn SparseCoder,
     references: &References,
     model: &Model,
     options: &RecoveredOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Recovered> {
-    for (hook, expected) in [(hooks[0], coder.d_in()), (hooks[1], coder.d_out())] {
-        let width = hook.shape(&model.shape()).map_or(0, |shape| shape.iter().product());
-        if width != expected {
-            return Err(Error::Width { expected, width, hook: hook.to_string() });
+    let widths = [coder.inputs(), coder.outputs()];
+    for (hooks, widths) in [&sites.inputs, &sites.outputs].into_iter().zip(&widths) {
+        for (hook, &expected) in hooks.iter().zip(widths) {
+            let width = hook.shape(&model.shape()).map_or(0, |shape| shape.iter().product());
+            if width != expected {
+                return Err(Error::Width { expected, width, hook: hook.to_string() });
+            }
         }
+    }
+    if !coder.is_online() {
+        return Err(Error::NotOnline);
     }
     let coded = |coder: &dyn SparseCoder, rows: &[f32], truth: &[f32]| {
         let mut acts = SparseRows::new();
@@ -128,13 +139,18 @@ pub fn recovered(
         references.pca.project(references.rank, truth, &mut out);
         out
     };
-    let dictionary = references.dictionary.as_ref();
+    // What looks at all sites at once cannot stand in for one after the other.
+    let one = sites.outputs.len() == 1 && sites.inputs.len() == 1;
+    let dictionary = references.dictionary.as_ref().filter(|_| one);
     let random = |rows: &[f32], truth: &[f32]| dictionary.map_or_else(Vec::new, |random| coded(random, rows, truth));
-    let mut rebuilds: Vec<Rebuild<'_>> = vec![&zero, &mean, &by_coder, &pca];
+    let mut rebuilds: Vec<Rebuild<'_>> = vec![&zero, &mean, &by_coder];
+    if one {
+        rebuilds.push(&pca);
+    }
     if dictionary.is_some() {
         rebuilds.push(&random);
     }
-    let sums = Passes { model, hooks, rebuilds: &rebuilds }.run(run, options, progress)?;
+    let sums = Passes { model, sites, widths, rebuilds: &rebuilds }.run(run, options, progress)?;
     Ok(sums.recovered())
 }
 
@@ -173,7 +189,7 @@ impl Losses {
             ce_loss: clean,
             coder: replaced(2),
             random_dictionary: (self.replaced.len() > 4).then(|| replaced(4)),
-            pca: replaced(3),
+            pca: (self.replaced.len() > 3).then(|| replaced(3)),
             zero: replaced(0),
             mean: replaced(1),
         }
@@ -189,7 +205,9 @@ struct Sequence {
 
 struct Passes<'a> {
     model: &'a Model,
-    hooks: [HookPoint; 2],
+    sites: &'a Sites,
+    /// Of the sites that are read, and of those that are written.
+    widths: [Vec<usize>; 2],
     rebuilds: &'a [Rebuild<'a>],
 }
 
@@ -282,26 +300,57 @@ impl Passes<'_> {
     }
 
     /// Hooks that replace the rows that are `chosen`.
-    fn spliced<'a>(&self, rebuild: Rebuild<'a>, chosen: &'a [bool]) -> Hooks<'a> {
-        let [input, output] = self.hooks;
-        let read: Rc<RefCell<Vec<f32>>> = Rc::default();
-        let seen = Rc::clone(&read);
+    fn spliced<'a>(&'a self, rebuild: Rebuild<'a>, chosen: &'a [bool]) -> Hooks<'a> {
+        let read: Rc<RefCell<Vec<Vec<f32>>>> = Rc::new(RefCell::new(vec![Vec::new(); self.widths[0].len()]));
         let mut hooks = Hooks::none();
-        hooks.read(input, move |_, value| *read.borrow_mut() = kept(value, chosen));
-        hooks.add(output, move |_, value| {
-            let truth = kept(value, chosen);
-            let rebuilt = rebuild(&seen.borrow(), &truth);
-            let places: Vec<i64> = (0..).zip(chosen).filter(|(_, chosen)| **chosen).map(|(at, _)| at).collect();
-            let shape = value.size();
-            let flat = value.view([shape[0], -1]);
-            let rebuilt = Tensor::from_slice(&rebuilt)
-                .view([places.len() as i64, -1])
-                .to_device(value.device())
-                .to_kind(value.kind());
-            let places = Tensor::from_slice(&places).to_device(value.device());
-            Some(flat.index_copy(0, &places, &rebuilt).view(shape.as_slice()))
-        });
+        for (at, &hook) in self.sites.inputs.iter().enumerate() {
+            let read = Rc::clone(&read);
+            hooks.read(hook, move |_, value| read.borrow_mut()[at] = kept(value, chosen));
+        }
+        for (at, &hook) in self.sites.outputs.iter().enumerate() {
+            let seen = Rc::clone(&read);
+            hooks.add(hook, move |_, value| {
+                let rebuilt = self.rebuilt(rebuild, &seen.borrow(), at, &kept(value, chosen));
+                let places: Vec<i64> = (0..).zip(chosen).filter(|(_, chosen)| **chosen).map(|(at, _)| at).collect();
+                let shape = value.size();
+                let flat = value.view([shape[0], -1]);
+                let rebuilt = Tensor::from_slice(&rebuilt)
+                    .view([places.len() as i64, -1])
+                    .to_device(value.device())
+                    .to_kind(value.kind());
+                let places = Tensor::from_slice(&places).to_device(value.device());
+                Some(flat.index_copy(0, &places, &rebuilt).view(shape.as_slice()))
+            });
+        }
         hooks
+    }
+
+    /// What is put in the place of site `at`, which is `truth`. Sites that were not read yet are taken as zero: nothing that
+    /// reads them writes here.
+    fn rebuilt(&self, rebuild: Rebuild<'_>, read: &[Vec<f32>], at: usize, truth: &[f32]) -> Vec<f32> {
+        let [inputs, outputs] = &self.widths;
+        if let ([rows], [_]) = (read, &outputs[..]) {
+            return rebuild(rows, truth);
+        }
+        let n = truth.len() / outputs[at];
+        let zeros: Vec<Vec<f32>> = inputs.iter().chain(outputs).map(|width| vec![0.0; n * width]).collect();
+        let (of_inputs, of_outputs) = zeros.split_at(inputs.len());
+        let known = read.iter().zip(of_inputs).zip(inputs);
+        let rows: Vec<_> =
+            known.map(|((rows, zeros), &width)| (if rows.is_empty() { &zeros[..] } else { rows }, width)).collect();
+        let sites: Vec<_> = of_outputs
+            .iter()
+            .zip(outputs)
+            .enumerate()
+            .map(|(site, (zeros, &width))| (if site == at { truth } else { &zeros[..] }, width))
+            .collect();
+        let (mut whole, mut whole_truth) = (Vec::new(), Vec::new());
+        side_by_side(&rows, &mut whole);
+        side_by_side(&sites, &mut whole_truth);
+        let first: usize = outputs[..at].iter().sum();
+        let columns = first..first + outputs[at];
+        let out = rebuild(&whole, &whole_truth);
+        out.chunks_exact(outputs.iter().sum()).flat_map(|row| &row[columns.clone()]).copied().collect()
     }
 }
 
@@ -358,11 +407,13 @@ pub(super) fn shuffle<T>(values: &mut [T], seed: u64) {
 mod tests {
     use std::path::Path;
 
+    use data::HookPoint;
     use engine::gemma::model::{Logits, Precision};
 
     use super::*;
     use crate::{
-        Activation, Matrix, Sae,
+        Activation, Crosscoder, Matrix, Sae,
+        crosscoder::{LatentGroup, Site},
         metrics::pca::Pca,
         testing::{DOC_TOKENS, write_run},
     };
@@ -419,7 +470,7 @@ mod tests {
         let options = RecoveredOptions { tokens: 1000, batch_tokens: 60, seed: 1 };
         let references = references(dictionary);
         let go_on = &mut |_| ControlFlow::Continue(());
-        recovered(&run, hooks, coder, &references, &model(), &options, go_on).unwrap()
+        recovered(&run, &hooks.into(), coder, &references, &model(), &options, go_on).unwrap()
     }
 
     #[test]
@@ -429,7 +480,7 @@ mod tests {
         let found = found(&perfect, Some(zero));
         // The first token is special, and the last one has nothing to predict.
         assert_eq!(found.n_predictions, 6 * (DOC_TOKENS - 2));
-        for same in [&found.coder, &found.pca] {
+        for same in [&found.coder, found.pca.as_ref().unwrap()] {
             assert!(same.delta_ce.abs() < 1e-5 && same.kl_div.abs() < 1e-6, "{same:?}");
             assert!((same.ce_loss_score - 1.0).abs() < 1e-4 && (same.kl_div_score_mean - 1.0).abs() < 1e-4);
         }
@@ -446,6 +497,55 @@ mod tests {
         let found = found_at(hooks, &identity(1.0), None);
         assert!(found.coder.delta_ce.abs() < 1e-5 && found.coder.kl_div.abs() < 1e-6, "{:?}", found.coder);
         assert!(found.zero.kl_div > 0.01);
+    }
+
+    /// `x` of each of two layers as `relu(x) − relu(−x)` of its own latents; those of the first also write `extra·x` at the second.
+    fn of_two_layers(extra: f32) -> Crosscoder {
+        let group = |at: usize| {
+            let single = identity(1.0);
+            let mut w_dec = Matrix::zeros(2 * WIDTH, (2 - at) * WIDTH);
+            for latent in 0..2 * WIDTH {
+                let row = single.w_dec.row(latent);
+                w_dec.row_mut(latent)[..WIDTH].copy_from_slice(row);
+                for (out, value) in w_dec.row_mut(latent)[WIDTH..].iter_mut().zip(row) {
+                    *out = extra * value;
+                }
+            }
+            LatentGroup { w_enc: single.w_enc, w_dec, reads: at..at + 1, writes: at..2 }
+        };
+        let site = Site { hook_name: None, width: WIDTH };
+        Crosscoder {
+            inputs: vec![site.clone(); 2],
+            outputs: vec![site; 2],
+            groups: vec![group(0), group(1)],
+            b_enc: vec![0.0; 4 * WIDTH],
+            b_dec: vec![0.0; 2 * WIDTH],
+            ..Crosscoder::default()
+        }
+    }
+
+    #[test]
+    fn a_coder_between_layers_replaces_all_of_them_in_one_pass() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = write_run(&folder.path().join("run"), 6, false);
+        let options = RecoveredOptions { tokens: 1000, batch_tokens: 60, seed: 1 };
+        let hooks: Vec<HookPoint> = [1, 2].map(|at| format!("blocks.{at}.hook_resid_post").parse().unwrap()).to_vec();
+        let sites = Sites { inputs: hooks.clone(), outputs: hooks };
+        let mut references = references(None);
+        references.mean = vec![0.25; 2 * WIDTH];
+        let found = |coder: &Crosscoder| {
+            recovered(&run, &sites, coder, &references, &model(), &options, &mut |_| ControlFlow::Continue(()))
+        };
+        let perfect = found(&of_two_layers(0.0)).unwrap();
+        assert!(perfect.coder.delta_ce.abs() < 1e-5 && perfect.coder.kl_div.abs() < 1e-6, "{:?}", perfect.coder);
+        assert!(perfect.pca.is_none() && perfect.random_dictionary.is_none() && perfect.zero.kl_div > 0.01);
+        // The first layer's latents disturb the second, so that the last layers see another stream.
+        let disturbed = found(&of_two_layers(-0.5)).unwrap();
+        assert!(disturbed.coder.kl_div > 1e-3, "{:?}", disturbed.coder);
+        // One that reads all layers at once cannot be put in.
+        let mut all = of_two_layers(0.0);
+        all.groups = vec![LatentGroup { reads: 0..2, writes: 0..2, ..LatentGroup::default() }];
+        assert!(matches!(found(&all), Err(Error::NotOnline | Error::Sites { .. })));
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! Which sums over tokens, in f64, do the metrics of `reference/sae.md` §5.1 follow from?
 
+use std::ops::Range;
+
+use data::HookPoint;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::SiteMetrics;
 use crate::{
     sae::{BLOCK_ROWS, Scratch, SparseCoder},
     sparse::SparseRows,
@@ -196,12 +200,33 @@ pub(super) type Grouping<'a> = &'a (dyn Fn(usize) -> Option<usize> + Sync);
 #[derive(Clone, Debug)]
 pub(super) struct Sums {
     pub(super) all: Moments,
+    /// The columns of each hook point that is written and its sums, where there are several.
+    sites: Vec<(Range<usize>, Moments)>,
     fired: Vec<u64>,
 }
 
 impl Sums {
-    pub(super) fn new(d_out: usize, d_sae: usize) -> Self {
-        Self { all: Moments::new(d_out), fired: vec![0; d_sae] }
+    /// For hook points of these widths that are written.
+    pub(super) fn new(outputs: &[usize], d_sae: usize) -> Self {
+        let mut end = 0;
+        let site = |&width: &usize| {
+            end += width;
+            (end - width..end, Moments::new(width))
+        };
+        let sites: Vec<_> = outputs.iter().map(site).collect();
+        let all = Moments::new(end);
+        Self { all, sites: if sites.len() > 1 { sites } else { Vec::new() }, fired: vec![0; d_sae] }
+    }
+
+    /// Of each hook point, where there are several.
+    pub(super) fn sites(&self, hooks: &[HookPoint]) -> Vec<SiteMetrics> {
+        let of = |(&hook_point, (_, sums)): (&HookPoint, &(Range<usize>, Moments))| SiteMetrics {
+            hook_point,
+            mse: sums.mse(),
+            explained_variance: 1.0 - sums.fvu(),
+            cosine: sums.cosine(),
+        };
+        hooks.iter().zip(&self.sites).map(of).collect()
     }
 
     /// Adds rows (`[n, d_in]`) with what they should become (`[n, d_out]`), and adds them to the group of each as well.
@@ -216,6 +241,7 @@ impl Sums {
     ) -> SparseRows {
         let (d_in, d_out) = (coder.d_in(), coder.d_out());
         let groupings: Vec<Grouping<'_>> = groups.iter().map(|(_, grouping)| *grouping).collect();
+        let sites: Vec<Range<usize>> = self.sites.iter().map(|(columns, _)| columns.clone()).collect();
         let parts: Vec<Part> = workers.install(|| {
             rows.par_chunks(BLOCK_ROWS * d_in)
                 .zip(targets.par_chunks(BLOCK_ROWS * d_out))
@@ -225,13 +251,16 @@ impl Sums {
                     coder.encode(rows, scratch, &mut acts);
                     let mut out = vec![0.0; targets.len()];
                     coder.decode(&acts, rows, &mut out);
-                    Part::of(acts, targets, &out, d_out, block * BLOCK_ROWS, &groupings)
+                    Part::of(acts, targets, &out, d_out, block * BLOCK_ROWS, &groupings, &sites)
                 })
                 .collect()
         });
         let mut all = SparseRows::new();
         for part in parts {
             self.all.merge(&part.all);
+            for ((_, sums), part) in self.sites.iter_mut().zip(&part.sites) {
+                sums.merge(part);
+            }
             for ((sums, _), parts) in groups.iter_mut().zip(&part.groups) {
                 for (group, part) in parts.iter().enumerate().filter(|(_, part)| part.n > 0) {
                     if sums.len() <= group {
@@ -287,6 +316,8 @@ impl Sums {
 /// The sums of a block of rows.
 struct Part {
     all: Moments,
+    /// By hook point, where there are several.
+    sites: Vec<Moments>,
     /// By grouping, then by group.
     groups: Vec<Vec<Moments>>,
     acts: SparseRows,
@@ -301,13 +332,18 @@ impl Part {
         d_out: usize,
         first_row: usize,
         groupings: &[Grouping<'_>],
+        columns: &[Range<usize>],
     ) -> Self {
         let mut all = Moments::new(d_out);
+        let mut sites: Vec<Moments> = columns.iter().map(|columns| Moments::new(columns.len())).collect();
         let mut groups = vec![Vec::new(); groupings.len()];
         let mut finite = Vec::with_capacity(acts.n_rows());
         for (row, (x, y)) in targets.chunks_exact(d_out).zip(out.chunks_exact(d_out)).enumerate() {
             let values = acts.row(row).1;
             finite.push(all.add(x, y, values));
+            for (sums, columns) in sites.iter_mut().zip(columns).filter(|_| finite[row]) {
+                sums.add(&x[columns.clone()], &y[columns.clone()], &[]);
+            }
             for (sums, grouping) in groups.iter_mut().zip(groupings) {
                 if let Some(group) = grouping(first_row + row) {
                     if sums.len() <= group {
@@ -320,7 +356,7 @@ impl Part {
                 }
             }
         }
-        Self { all, groups, acts, finite }
+        Self { all, sites, groups, acts, finite }
     }
 }
 
@@ -344,7 +380,7 @@ mod tests {
     }
 
     fn measured(rows: &[f32]) -> Metrics {
-        let mut sums = Sums::new(2, 2);
+        let mut sums = Sums::new(&[2], 2);
         sums.add_rows(&axes(), rows, rows, &mut [], &Workers::new(1).unwrap());
         sums.metrics()
     }
@@ -373,7 +409,7 @@ mod tests {
         let mut coder = axes();
         crate::kernels::scale(coder.w_dec.as_mut_slice(), 0.5);
         let rows = [3.0, 4.0, 1.0, 2.0];
-        let mut sums = Sums::new(2, 2);
+        let mut sums = Sums::new(&[2], 2);
         sums.add_rows(&coder, &rows, &rows, &mut [], &Workers::new(1).unwrap());
         let metrics = sums.metrics();
         assert!((metrics.relative_reconstruction_bias - 0.5).abs() < 1e-12);
@@ -394,7 +430,7 @@ mod tests {
     #[test]
     fn groups_are_the_parts_of_the_whole() {
         let rows: Vec<f32> = (0..1200).map(|i| ((i * 37 % 101) as f32 - 30.0) / 20.0).collect();
-        let mut sums = Sums::new(2, 2);
+        let mut sums = Sums::new(&[2], 2);
         let mut groups = Vec::new();
         let workers = Workers::new(2).unwrap();
         sums.add_rows(&axes(), &rows, &rows, &mut [(&mut groups, &|row| Some(row % 3))], &workers);

@@ -2,7 +2,7 @@
 //!
 //! One file a layer, `layer_N.safetensors`, with `W_enc [d_sae, d_model]`, `W_dec [d_sae, d_model]`, `b_enc`, `b_dec`, and
 //! perhaps `activation_function.threshold` and `W_skip`; beside them `config.yaml`, which names the hook points without their
-//! layers and, for TopK, `k`.
+//! layers and, for TopK, `k`. Cross-layer transcoders lie as ours do, [`super::crosscoder`].
 
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use fs_err as fs;
 use super::{about, two_axes};
 use crate::{
     activation::Activation,
+    crosscoder::{Crosscoder, Site},
     error::{Error, Result},
     sae::Sae,
     tensors::TensorFile,
@@ -23,16 +24,49 @@ pub(super) fn layer(path: &Path) -> Option<usize> {
     path.file_stem()?.to_str()?.strip_prefix("layer_")?.parse().ok()
 }
 
+/// `config.yaml`, of which the keys that matter stand alone on lines of their own.
+pub(super) struct Yaml {
+    text: String,
+}
+
+impl Yaml {
+    /// Of a folder; without the file nothing is said.
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG_FILE);
+        Ok(Self { text: if path.is_file() { fs::read_to_string(path)? } else { String::new() } })
+    }
+
+    pub(super) fn value(&self, key: &str) -> Option<&str> {
+        let rest = self.text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        rest.map(|rest| rest.split(" #").next().unwrap_or_default().trim().trim_matches(['"', '\'']))
+            .filter(|value| !value.is_empty())
+    }
+}
+
+/// What circuit-tracer wants to know of a cross-layer transcoder of every layer of a model; of other coders nothing.
+pub(super) fn cross_layer_config(coder: &Crosscoder) -> Option<String> {
+    let site = |sites: &[Site]| {
+        let name = |(layer, site): (usize, &Site)| {
+            let rest = site.hook_name.as_ref()?.strip_prefix("blocks.")?.strip_prefix(&layer.to_string())?;
+            Some(rest.strip_prefix('.')?.to_owned())
+        };
+        let names: Option<Vec<String>> = sites.iter().enumerate().map(name).collect();
+        names.filter(|names| names.iter().all(|name| *name == names[0])).map(|mut names| names.swap_remove(0))
+    };
+    let [input, output] = [site(&coder.inputs)?, site(&coder.outputs)?];
+    let model = coder.metadata.get("model_name").and_then(|name| name.as_str()).unwrap_or_default();
+    (coder.architecture() == "cross_layer_transcoder").then(|| {
+        format!(
+            "model_name: \"{model}\"\nmodel_kind: cross_layer_transcoder\nfeature_input_hook: \"{input}\"\n\
+             feature_output_hook: \"{output}\"\n"
+        )
+    })
+}
+
 /// Opens the file of one layer; the settings are in the folder `dir`.
 pub(super) fn open(path: &Path, dir: &Path) -> Result<Sae> {
-    let config = dir.join(CONFIG_FILE);
-    let text = if config.is_file() { fs::read_to_string(&config)? } else { String::new() };
-    // The keys that matter stand alone on lines of their own.
-    let value = |key: &str| {
-        let rest = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-        rest.map(|rest| rest.split(" #").next().unwrap_or_default().trim().trim_matches(['"', '\'']))
-            .filter(|v| !v.is_empty())
-    };
+    let config = Yaml::read(dir)?;
+    let value = |key: &str| config.value(key);
     let weights = TensorFile::open(path)?;
     let [d_sae, d_in] = two_axes(&weights.shape("W_enc")?, "W_enc", path)?;
     let [_, d_out] = two_axes(&weights.shape("W_dec")?, "W_dec", path)?;
@@ -54,7 +88,7 @@ pub(super) fn open(path: &Path, dir: &Path) -> Result<Sae> {
         (None, Some(k)) => {
             let known = k.parse().ok().filter(|&k| k <= d_sae);
             let what = || format!("expected `k` between 0 and the {d_sae} latents, found `{k}`");
-            Activation::TopK { k: known.ok_or_else(|| Error::Config { what: what(), path: config.clone() })? }
+            Activation::TopK { k: known.ok_or_else(|| Error::Config { what: what(), path: dir.join(CONFIG_FILE) })? }
         }
         (None, None) => Activation::Relu,
     };

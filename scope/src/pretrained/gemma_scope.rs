@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{about, of_module, sae_lens::Config, two_axes};
 use crate::{
     activation::Activation,
+    crosscoder::{Crosscoder, LatentGroup, Site},
     error::Result,
     npz::Npz,
     sae::{Sae, SparseCoder},
@@ -149,9 +150,87 @@ pub(super) fn open_folder(dir: &Path) -> Result<Sae> {
     Ok(sae)
 }
 
+/// Weights of one layer of a coder between several.
+pub(super) fn layer_file(at: usize) -> String {
+    format!("params_layer_{at}.safetensors")
+}
+
+/// Opens a crosscoder or a cross-layer transcoder of Gemma Scope 2: a file a layer, whose decoder has room for every layer, of
+/// which it writes its own and later ones.
+pub(super) fn open_layers(dir: &Path) -> Result<Crosscoder> {
+    let config = Config::read(dir.join(CONFIG_FILE))?;
+    let n = super::count(dir, layer_file);
+    let modules = ["hf_hook_point_in", "hf_hook_point_out"].map(|key| config.text(key));
+    let named = modules.map(|module| module.map_or_else(Vec::new, |module| of_modules(module, n)));
+    let mut coder = Crosscoder {
+        metadata: about([
+            ("model_name", config.text("model_name").into()),
+            ("hf_hook_name", modules[0].into()),
+            ("hf_hook_name_out", modules[1].into()),
+            ("l0", config.values.get("l0").cloned().unwrap_or(Value::Null)),
+            ("prepend_bos", true.into()),
+            ("context_size", 1024.into()),
+        ]),
+        ..Crosscoder::default()
+    };
+    let mut thresholds = Vec::new();
+    for at in 0..n {
+        let path = dir.join(layer_file(at));
+        let weights = TensorFile::open(&path)?;
+        let [d_in, latents] = two_axes(&weights.shape("w_enc")?, "w_enc", &path)?;
+        let d_out = weights.shape("b_dec")?.iter().product();
+        let site = |names: &[String], width| Site { hook_name: names.get(at).cloned(), width };
+        coder.inputs.push(site(&named[0], d_in));
+        coder.outputs.push(site(&named[1], d_out));
+        coder.groups.push(LatentGroup {
+            w_enc: weights.matrix("w_enc", [d_in, latents])?,
+            w_dec: weights.rows("w_dec", &[latents, n, d_out])?,
+            reads: at..at + 1,
+            writes: at..n,
+        });
+        coder.b_enc.extend(weights.f32("b_enc", &[latents])?);
+        coder.b_dec.extend(weights.f32("b_dec", &[d_out])?);
+        thresholds.extend(weights.f32("threshold", &[latents])?);
+        if weights.has("affine_skip_connection")? {
+            coder.w_skip.push(weights.matrix("affine_skip_connection", [d_in, d_out])?.transposed());
+        }
+    }
+    coder.activation = Activation::JumpRelu { threshold: thresholds };
+    if !(coder.w_skip.is_empty() || coder.w_skip.len() == n) {
+        let found = coder.w_skip.len();
+        return Err(
+            config.wrong(format!("expected `affine_skip_connection` in all of {n} files or none, found {found}"))
+        );
+    }
+    Ok(coder)
+}
+
+/// Our hook points for `model.layers.{5,9}.output` or, of all `n` layers, `model.layers.{all}.output`.
+fn of_modules(name: &str, n: usize) -> Vec<String> {
+    let Some((head, rest)) = name.split_once('{') else { return Vec::new() };
+    let Some((layers, tail)) = rest.split_once('}') else { return Vec::new() };
+    let layers: Vec<String> = match layers {
+        "all" => (0..n).map(|layer| layer.to_string()).collect(),
+        list => list.split(',').map(|layer| layer.trim().to_owned()).collect(),
+    };
+    let names: Option<Vec<String>> = layers.iter().map(|layer| of_module(&format!("{head}{layer}{tail}"))).collect();
+    names.filter(|names| names.len() == n).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_layers_stand_in_braces() {
+        let names = of_modules("model.layers.{5,9}.output", 2);
+        assert_eq!(names, ["blocks.5.hook_resid_post", "blocks.9.hook_resid_post"]);
+        let names = of_modules("model.layers.{all}.pre_feedforward_layernorm.output", 3);
+        assert_eq!(names[2], "blocks.2.mlp.hook_in");
+        assert!(
+            of_modules("model.layers.{5,9}.output", 3).is_empty() && of_modules("model.layers.5.output", 1).is_empty()
+        );
+    }
 
     #[test]
     fn the_path_says_what_it_is() {

@@ -299,13 +299,13 @@ enum Normalized {
 }
 
 /// `cfg.json`, read key by key.
-pub(super) struct Config {
-    pub(super) values: Map<String, Value>,
+pub(crate) struct Config {
+    pub(crate) values: Map<String, Value>,
     pub(super) path: PathBuf,
 }
 
 impl Config {
-    pub(super) fn read(path: PathBuf) -> Result<Self> {
+    pub(crate) fn read(path: PathBuf) -> Result<Self> {
         Ok(Self { values: read_object(&path)?, path })
     }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    SparseCoder, SparseRows,
+    Crosscoder, Sae, SparseCoder, SparseRows,
     sae::{BAND, Scratch},
     testing::check_expected,
 };
@@ -24,7 +24,11 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn opened(name: &str) -> Sae {
-    open(&fixture(name), &ImportOptions::default()).unwrap()
+    single(&fixture(name), &ImportOptions::default())
+}
+
+fn single(path: &Path, options: &ImportOptions) -> Sae {
+    open(path, options).unwrap().single(path).unwrap()
 }
 
 #[test]
@@ -90,13 +94,104 @@ fn dictionaries_of_other_tools_give_what_their_formulas_give() {
         [("jumprelu", "jumprelu_transcoder"), ("relu_skip", "skip_transcoder"), ("topk", "topk_transcoder")]
     {
         let folder = fixture("circuit_tracer").join(name);
-        let sae = open(&folder.join("layer_4.safetensors"), &ImportOptions::default()).unwrap();
+        let sae = single(&folder.join("layer_4.safetensors"), &ImportOptions::default());
         assert_eq!(sae.architecture(), architecture);
         assert_eq!(
             [sae.hook_name(), sae.hook_name_out()],
             [Some("blocks.4.mlp.hook_in"), Some("blocks.4.hook_mlp_out")]
         );
         check_expected(&sae, &folder, D_SAE);
+    }
+}
+
+#[test]
+fn coders_between_layers_give_what_their_formulas_give() {
+    let mlp = |n: usize| {
+        let at = |layer: usize| [format!("blocks.{layer}.mlp.hook_in"), format!("blocks.{layer}.hook_mlp_out")];
+        (0..n).map(at).collect::<Vec<_>>()
+    };
+    let stream = [5, 9, 12].map(|layer| {
+        let name = format!("blocks.{layer}.hook_resid_post");
+        [name.clone(), name]
+    });
+    let resid_mid = (0..3).map(|at| [format!("blocks.{at}.hook_resid_mid"), format!("blocks.{at}.hook_mlp_out")]);
+    let scope = "gemma-scope-2-270m-pt";
+    let out = tempfile::tempdir().unwrap();
+    for (i, (name, architecture, d_sae, hooks)) in [
+        (format!("{scope}/crosscoder/layer_5_9_12_width_65k_l0_medium"), "causal_crosscoder", 33, stream.to_vec()),
+        (format!("{scope}/clt/width_262k_l0_medium"), "cross_layer_transcoder", 36, mlp(4)),
+        (format!("{scope}/clt/width_262k_l0_medium_affine"), "cross_layer_transcoder", 36, mlp(4)),
+        ("circuit_tracer/cross_layer".to_owned(), "cross_layer_transcoder", 39, mlp(3)),
+        ("circuit_tracer/cross_layer_relu".to_owned(), "cross_layer_transcoder", 39, resid_mid.collect()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let coder = open(&fixture(&name), &ImportOptions::default()).unwrap();
+        assert_eq!(coder.architecture(), architecture, "{name}");
+        let [inputs, outputs] = coder.hook_names();
+        let found: Vec<_> = inputs.iter().zip(&outputs).map(|(a, b)| [a.unwrap(), b.unwrap()]).collect();
+        assert_eq!(found, hooks, "{name}");
+        assert!(coder.is_online());
+        check_expected(&*coder, &fixture(&name), d_sae);
+        // As ours it is the same, but for room in decoders that is not used.
+        let dir = out.path().join(i.to_string());
+        coder.save(&dir).unwrap();
+        let again = open(&dir, &ImportOptions::default()).unwrap();
+        check_expected(&*again, &fixture(&name), d_sae);
+        assert_eq!(again.hook_names(), coder.hook_names());
+        assert_eq!(again.metadata(), coder.metadata());
+        assert_eq!(Coder::load(&dir).unwrap(), again);
+        // And in circuit-tracer's layout, without what only we write.
+        if architecture == "cross_layer_transcoder" && !name.ends_with("relu") {
+            fs::remove_file(dir.join("cfg.json")).unwrap();
+            let theirs = open(&dir, &ImportOptions::default()).unwrap();
+            check_expected(&*theirs, &fixture(&name), d_sae);
+            assert_eq!(theirs.hook_names(), coder.hook_names(), "{name}");
+        }
+        assert!(matches!(coder.single(&dir), Err(Error::SeveralSites { .. })));
+    }
+    let Coder::Crosscoder(Crosscoder { groups, metadata, .. }) =
+        open(&fixture(&format!("{scope}/clt/width_262k_l0_medium")), &ImportOptions::default()).unwrap()
+    else {
+        panic!("a coder between layers")
+    };
+    assert!(groups.iter().all(|group| group.w_enc.is_mapped() && group.w_dec.is_mapped()));
+    assert_eq!(metadata["l0"], json!(50));
+}
+
+#[test]
+fn a_damaged_coder_between_layers_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let coder = open(&fixture("circuit_tracer/cross_layer"), &ImportOptions::default()).unwrap();
+    let saved = |name: &str| {
+        let dir = folder.path().join(name);
+        coder.save(&dir).unwrap();
+        dir
+    };
+    let refused = |dir: &Path| Coder::load(dir).unwrap_err().to_string();
+    let dir = saved("missing");
+    fs::remove_file(dir.join("W_dec_1.safetensors")).unwrap();
+    assert!(refused(&dir).contains("W_dec_1.safetensors"), "{}", refused(&dir));
+    let dir = saved("shape");
+    fs::copy(dir.join("W_dec_0.safetensors"), dir.join("W_dec_1.safetensors")).unwrap();
+    assert!(refused(&dir).contains("expected a tensor `W_dec_1`"), "{}", refused(&dir));
+    for (key, value, words) in [
+        (
+            "groups",
+            json!([{"latents": 13, "reads": {"start": 0, "end": 9}, "writes": {"start": 0, "end": 3}}]),
+            "expected groups",
+        ),
+        ("groups", json!([]), "expected groups"),
+        ("activation", json!("softmax"), "found `softmax`"),
+        ("inputs", json!("all"), "expected a coder between several sites"),
+    ] {
+        let dir = saved(&format!("{key}-{}", words.len()));
+        let path = dir.join("cfg.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config[key] = value;
+        fs::write(&path, config.to_string()).unwrap();
+        assert!(refused(&dir).contains(words), "{}", refused(&dir));
     }
 }
 
@@ -109,7 +204,7 @@ fn labels_are_kept_and_hook_points_can_be_given() {
     assert!(sae.w_enc.is_mapped() && sae.w_dec.is_mapped());
     let options =
         ImportOptions { hook_out: Some("blocks.5.hook_mlp_out".parse().unwrap()), ..ImportOptions::default() };
-    let sae = open(&fixture("sparsify/layers.5.mlp"), &options).unwrap();
+    let sae = single(&fixture("sparsify/layers.5.mlp"), &options);
     assert_eq!(sae.hook_name_out(), Some("blocks.5.hook_mlp_out"));
 }
 
@@ -126,8 +221,6 @@ fn what_is_not_opened_is_named() {
     for path in [folder.path().to_owned(), folder.path().join("ae.pt")] {
         assert!(refused(&path).contains("a pickled file") && refused(&path).contains("hint: convert it in Python"));
     }
-    fs::write(folder.path().join("params_layer_0.safetensors"), b"").unwrap();
-    assert!(refused(folder.path()).contains("found one that reads or writes several"));
     let sets = fixture("circuit_tracer/relu_skip");
     assert!(refused(&sets).contains("hint: name the file of one, `layer_N.safetensors`"));
 }
@@ -163,7 +256,7 @@ fn a_million_latents_open_without_being_read() {
     file.write_all(bytemuck::cast_slice(&[1.5_f32, -2.0])).unwrap();
     file.set_len(start + end).unwrap();
     fs::write(folder.path().join("config.json"), json!({"architecture": "jump_relu", "l0": 60}).to_string()).unwrap();
-    let sae = open(folder.path(), &ImportOptions::default()).unwrap();
+    let sae = single(folder.path(), &ImportOptions::default());
     assert_eq!((sae.d_in(), sae.d_sae()), (D_IN, LATENTS));
     assert!(sae.w_enc.is_mapped() && sae.w_dec.is_mapped());
     assert_eq!(&sae.w_dec().row(FEATURE)[..3], &[1.5, -2.0, 0.0]);

@@ -15,8 +15,8 @@ pub(crate) struct Outcome {
     pub(crate) n_rows: usize,
     /// Entries that fire.
     pub(crate) n_kept: usize,
-    /// The smallest activation, if anything fires.
-    pub(crate) smallest: Option<f32>,
+    /// The smallest activation of each group of latents, where anything fires.
+    pub(crate) smallest: Vec<Option<f32>>,
     /// Σy `[d_out]`, of the scaled rows.
     pub(crate) sum: Vec<f64>,
     /// Σ‖y‖² of each site that is written.
@@ -31,7 +31,7 @@ pub(crate) struct Outcome {
 #[derive(Serialize, Deserialize)]
 struct Bits {
     rows: [usize; 2],
-    smallest: Option<u32>,
+    smallest: Vec<Option<u32>>,
     sum: Vec<u64>,
     sites: [Vec<u64>; 2],
     others: [u64; 4],
@@ -42,7 +42,7 @@ impl From<Outcome> for Bits {
         let bits = |values: Vec<f64>| values.into_iter().map(f64::to_bits).collect();
         Self {
             rows: [x.n_rows, x.n_kept],
-            smallest: x.smallest.map(f32::to_bits),
+            smallest: x.smallest.into_iter().map(|value| value.map(f32::to_bits)).collect(),
             sum: bits(x.sum),
             sites: [bits(x.sum_square), bits(x.sum_square_error)],
             others: [x.loss, x.aux_loss, x.sparsity_loss, x.gradient_norm].map(f64::to_bits),
@@ -62,7 +62,7 @@ impl From<Bits> for Outcome {
             sparsity_loss,
             n_rows,
             n_kept,
-            smallest: bits.smallest.map(f32::from_bits),
+            smallest: bits.smallest.into_iter().map(|bits| bits.map(f32::from_bits)).collect(),
             sum: values(bits.sum),
             sum_square,
             sum_square_error,

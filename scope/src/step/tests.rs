@@ -196,7 +196,8 @@ fn the_fast_step_equals_the_plain_one() {
             Case { dead: &dead, ..Case::new(&layout, objective) }.check();
         }
         Case::new(&layout, Objective::TopK { k: D_SAE }).check();
-        for objective in [Objective::TopK { k: 2 }, Objective::BatchTopK { k: 2 }] {
+        let target = objectives()[4];
+        for objective in [Objective::TopK { k: 2 }, Objective::BatchTopK { k: 2 }, target] {
             Case { per_group: true, ..Case::new(&layout, objective) }.check();
         }
     }
@@ -251,7 +252,7 @@ fn batch_topk_keeps_k_in_the_mean_and_topk_in_each() {
     let layout = Layout::autoencoder(12, D_SAE);
     let (outcome, _) = Case::new(&layout, Objective::BatchTopK { k: 4 }).run(1);
     assert_eq!(outcome.n_kept, 4 * ROWS);
-    assert!(outcome.smallest.unwrap() > 0.0);
+    assert!(outcome.smallest[0].unwrap() > 0.0);
     let (outcome, _) = Case::new(&layout, Objective::TopK { k: 4 }).run(1);
     assert!(outcome.n_kept <= 4 * ROWS);
 }

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     jump_relu::Price,
+    layout::Layout,
     rule::Objective,
+    sites::Sites,
 };
 
 /// Tokens in a batch (SAELens's and GDM's 4,096).
@@ -230,6 +232,22 @@ pub enum Wiring {
         /// Whether there is a matrix beside the latents.
         skip: bool,
     },
+    /// Several hook points at once.
+    Crosscoder {
+        /// In the order of the layers.
+        sites: Vec<HookPoint>,
+        /// Whether each latent reads one of them, and writes that and every later one; otherwise it reads and writes all.
+        causal: bool,
+    },
+    /// Several hook points and others: each latent reads one, and writes that of the same place and every later one.
+    CrossLayer {
+        /// In the order of the layers.
+        inputs: Vec<HookPoint>,
+        /// As many.
+        outputs: Vec<HookPoint>,
+        /// Whether there is a matrix between each pair beside the latents.
+        skip: bool,
+    },
 }
 
 impl From<HookPoint> for Wiring {
@@ -239,22 +257,81 @@ impl From<HookPoint> for Wiring {
 }
 
 impl Wiring {
-    /// The hook points that are read.
-    pub fn inputs(&self) -> Vec<HookPoint> {
-        match *self {
-            Self::Autoencoder(hook) | Self::Transcoder { input: hook, .. } => vec![hook],
+    /// The hook points that are read, and those that are written.
+    pub fn sites(&self) -> Sites {
+        match self {
+            Self::Autoencoder(hook) => (*hook).into(),
+            Self::Transcoder { input, output, .. } => [*input, *output].into(),
+            Self::Crosscoder { sites, .. } => Sites { inputs: sites.clone(), outputs: sites.clone() },
+            Self::CrossLayer { inputs, outputs, .. } => Sites { inputs: inputs.clone(), outputs: outputs.clone() },
         }
     }
 
-    /// The hook points that are written.
-    pub fn outputs(&self) -> Vec<HookPoint> {
-        match *self {
-            Self::Autoencoder(hook) | Self::Transcoder { output: hook, .. } => vec![hook],
+    /// Whether it is between several hook points.
+    pub fn is_several(&self) -> bool {
+        matches!(self, Self::Crosscoder { .. } | Self::CrossLayer { .. })
+    }
+
+    /// Whether latents are in groups, one for each hook point that is read.
+    pub fn has_groups(&self) -> bool {
+        matches!(self, Self::Crosscoder { causal: true, .. } | Self::CrossLayer { .. })
+    }
+
+    /// Where latents read and write in rows of sites of these widths.
+    pub(crate) fn layout(&self, [inputs, outputs]: [&[usize]; 2], d_sae: usize) -> Layout {
+        match self {
+            Self::Autoencoder(_) => Layout::autoencoder(inputs[0], d_sae),
+            Self::Transcoder { skip, .. } => Layout::all_to_all(inputs, outputs, d_sae, *skip),
+            Self::Crosscoder { causal, .. } => Layout::crosscoder(inputs, d_sae, *causal),
+            Self::CrossLayer { skip, .. } => Layout::causal(inputs, outputs, d_sae, *skip),
         }
     }
 
-    pub(crate) fn has_skip(&self) -> bool {
-        matches!(self, Self::Transcoder { skip: true, .. })
+    /// That there are several hook points where there should be, each once, in the order of the layers.
+    pub(super) fn check(&self, config: &TrainConfig) -> Result<()> {
+        let Sites { inputs, outputs } = self.sites();
+        let names = |hooks: &[HookPoint]| hooks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if config.per_group && !self.has_groups() {
+            return Err(setting("per_group", "false where there is one group of latents", true));
+        }
+        if !self.is_several() {
+            return Ok(());
+        }
+        for (name, hooks) in [("hook_point", &inputs), ("hook_point_out", &outputs)] {
+            if hooks.len() < 2 || !hooks.is_sorted_by(|a, b| a.layer < b.layer) {
+                return Err(setting(
+                    name,
+                    "two hook points or more in the order of the layers, one in each",
+                    names(hooks),
+                ));
+            }
+        }
+        if inputs.len() != outputs.len() {
+            return Err(setting(
+                "hook_point_out",
+                format!("{} hook points, as many as are read", inputs.len()),
+                outputs.len(),
+            ));
+        }
+        if self.has_groups() && config.d_sae < inputs.len() {
+            return Err(setting(
+                "d_sae",
+                format!("at least one for each of {} hook points", inputs.len()),
+                config.d_sae,
+            ));
+        }
+        if self.has_groups() && config.per_group && config.k > config.d_sae / inputs.len() {
+            return Err(setting(
+                "k",
+                format!("at most the {} latents of each hook point", config.d_sae / inputs.len()),
+                config.k,
+            ));
+        }
+        if self.has_groups() && config.architecture.has_levels() {
+            let expected = "one without levels where latents are in groups";
+            return Err(setting("architecture", expected, config.architecture));
+        }
+        Ok(())
     }
 }
 
@@ -268,6 +345,9 @@ pub struct TrainConfig {
     /// Latents that fire for a token, in the mean, where the architecture is told so ([`Architecture::has_k`]); the others
     /// begin with so many.
     pub k: usize,
+    /// Whether `k` is that of each group of latents, which are then chosen among those of their group alone; otherwise it is
+    /// that of all together. Of [`Wiring::has_groups`].
+    pub per_group: bool,
     /// What a JumpReLU coder pays for latents that fire.
     pub sparsity_loss: SparsityLoss,
     /// λ; `None` is [`L1_COEFFICIENT`], [`GATED_COEFFICIENT`], [`TARGET_COEFFICIENT`], [`COUNT_COEFFICIENT`] or
@@ -328,6 +408,7 @@ impl Default for TrainConfig {
             architecture: Architecture::default(),
             d_sae: D_SAE,
             k: K,
+            per_group: false,
             sparsity_loss: SparsityLoss::default(),
             sparsity: None,
             sparsity_warmup_steps: None,

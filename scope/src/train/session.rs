@@ -1,6 +1,8 @@
 //! What is a training between two steps, whoever brings the rows?
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
+
+use data::HookPoint;
 
 use serde_json::{Map, Value, json};
 
@@ -18,6 +20,7 @@ use crate::{
     activation::Activation,
     batch_topk::RunningThreshold,
     checkpoint::State,
+    crosscoder::{Crosscoder, LatentGroup, Site},
     error::{Error, Result},
     gated::{B_MAG, R_MAG},
     init::{self, Estimate, Sample},
@@ -27,6 +30,7 @@ use crate::{
     optimizer::{Adam, AdamSettings, Schedule},
     rule::{Objective, Rule},
     sae::Sae,
+    sites::Sites,
     step::{Input, Outcome, Step, Weights},
     workers::Workers,
 };
@@ -39,6 +43,7 @@ const WINDOW: usize = 16;
 pub(super) struct Plan {
     pub(super) layout: Layout,
     objective: Objective,
+    per_group: bool,
     levels: Vec<usize>,
     schedule: Schedule,
     sparsity: f64,
@@ -52,10 +57,7 @@ pub(super) struct Plan {
 impl Plan {
     /// For `tokens` rows of sites of these widths: those that are read, and those that are written.
     pub(super) fn new(wiring: &Wiring, [inputs, outputs]: [&[usize]; 2], tokens: u64, config: &TrainConfig) -> Self {
-        let layout = match wiring {
-            Wiring::Autoencoder(_) => Layout::autoencoder(inputs[0], config.d_sae),
-            Wiring::Transcoder { .. } => Layout::all_to_all(inputs, outputs, config.d_sae, wiring.has_skip()),
-        };
+        let layout = wiring.layout([inputs, outputs], config.d_sae);
         let steps = tokens.div_ceil(config.batch as u64);
         let part = |fraction: f64, of: u64| (fraction * of as f64) as u64;
         let dead_window = part(DEAD_WINDOW_FRACTION, tokens).min(DEAD_WINDOW).max(config.batch as u64);
@@ -67,7 +69,8 @@ impl Plan {
             part(SPARSITY_WARMUP_FRACTION, steps).min(SPARSITY_WARMUP_STEPS)
         };
         Self {
-            objective: config.objective(inputs[0]),
+            objective: config.objective(layout.groups[0].reads.len()),
+            per_group: config.per_group,
             levels: config.levels(),
             schedule: Schedule {
                 lr: config.learning_rate(),
@@ -109,6 +112,9 @@ impl Plan {
             settings.insert("d_out".into(), json!(self.layout.d_out()));
             settings.insert("skip".into(), json!(!self.layout.skips.is_empty()));
         }
+        if self.per_group {
+            settings.insert("per_group".into(), json!(true));
+        }
         if self.sparsity > 0.0 {
             settings.insert("sparsity".into(), json!(self.sparsity));
             settings.insert("sparsity_warmup_steps".into(), json!(self.sparsity_warmup_steps));
@@ -127,7 +133,11 @@ impl Plan {
 
     /// How many numbers the architecture learns of each latent beside weights and bias.
     pub(super) fn own(&self) -> usize {
-        self.objective.rule(&self.layout, false).own()
+        self.rule().own()
+    }
+
+    fn rule(&self) -> Box<dyn Rule> {
+        self.objective.rule(&self.layout, self.per_group)
     }
 
     /// λ of a step, counted from 0.
@@ -144,7 +154,8 @@ pub struct Session {
     work: Step,
     rule: Box<dyn Rule>,
     plan: Plan,
-    pub(super) threshold: RunningThreshold,
+    /// Of all latents, or of each group.
+    pub(super) thresholds: Vec<RunningThreshold>,
     /// For each latent, rows since it last fired.
     pub(super) silent: Vec<u64>,
     pub(super) window: VecDeque<Outcome>,
@@ -196,7 +207,7 @@ impl Session {
         let mut session = Self::with(workers, weights, adam, state.scales.clone(), plan, config);
         session.step = state.step;
         session.tokens = state.tokens;
-        session.threshold = state.threshold;
+        session.thresholds.clone_from(&state.thresholds);
         session.window.clone_from(&state.window);
         session.silent.clone_from(&state.silent);
         Ok(session)
@@ -210,13 +221,14 @@ impl Session {
         plan: Plan,
         config: &TrainConfig,
     ) -> Self {
-        let rule = plan.objective.rule(&plan.layout, false);
+        let rule = plan.rule();
+        let n_thresholds = if plan.per_group { plan.layout.groups.len() } else { 1 };
         Self {
             work: Step::new(&plan.layout, rule.own(), &workers),
             workers,
             adam,
             rule,
-            threshold: RunningThreshold::default(),
+            thresholds: vec![RunningThreshold::default(); n_thresholds],
             silent: vec![0; plan.layout.d_sae()],
             plan,
             weights,
@@ -276,7 +288,14 @@ impl Session {
         let rates = [lr, self.rule.own_rate(&self.plan.layout)];
         self.adam.step(&self.workers, &mut self.weights, &self.work, outcome.gradient_norm, rates, adam);
         self.rule.project(&mut self.weights);
-        self.threshold.update(outcome.smallest, self.plan.threshold_rate);
+        if let [threshold] = &mut self.thresholds[..] {
+            let smallest = outcome.smallest.iter().flatten().copied().min_by(f32::total_cmp);
+            threshold.update(smallest, self.plan.threshold_rate);
+        } else {
+            for (threshold, &smallest) in self.thresholds.iter_mut().zip(&outcome.smallest) {
+                threshold.update(smallest, self.plan.threshold_rate);
+            }
+        }
         for (silent, &fired) in self.silent.iter_mut().zip(self.work.fired().0) {
             *silent = if fired > 0 { 0 } else { *silent + outcome.n_rows as u64 };
         }
@@ -320,7 +339,9 @@ impl Session {
         };
         let rows = self.window.back().map_or(0, |outcome| outcome.n_rows);
         let wanted = match self.plan.objective {
-            Objective::JumpRelu { price: crate::jump_relu::Price::Target { l0 }, .. } => Some(l0),
+            Objective::JumpRelu { price: crate::jump_relu::Price::Target { l0 }, .. } => {
+                Some(if self.plan.per_group { l0 * self.plan.layout.groups.len() as f64 } else { l0 })
+            }
             _ => None,
         };
         progress.notices = Notice::of(&progress, self.work.fired().0, rows, wanted);
@@ -330,30 +351,20 @@ impl Session {
     /// Of thresholds that learn, the mean; otherwise the running estimate of the smallest activation.
     fn threshold(&self) -> f64 {
         if !self.architecture.has_thresholds() {
-            return self.threshold.get();
+            return self.thresholds.iter().map(|threshold| threshold.get()).sum::<f64>() / self.thresholds.len() as f64;
         }
         let all = self.weights.groups.iter().flat_map(|group| &group.own[THRESHOLD]);
         all.map(|&threshold| f64::from(threshold)).sum::<f64>() / self.weights.d_sae() as f64
     }
 
     /// The coder as it stands, for activations that are not scaled: scales are folded into its weights.
+    ///
+    /// # Panics
+    /// If it is one between several sites, which [`super::train`] writes.
     pub fn into_sae(mut self, metadata: Map<String, Value>) -> Sae {
-        let threshold = self.threshold.get() as f32;
-        let mut group = self.weights.groups.swap_remove(0);
-        let activation = match self.architecture {
-            Architecture::Standard => Activation::Relu,
-            Architecture::Gated => Activation::Gated {
-                b_mag: std::mem::take(&mut group.own[B_MAG]),
-                r_mag: std::mem::take(&mut group.own[R_MAG]),
-            },
-            Architecture::TopK => Activation::TopK { k: self.k },
-            Architecture::BatchTopK | Architecture::MatryoshkaBatchTopK => {
-                Activation::JumpRelu { threshold: vec![threshold; self.silent.len()] }
-            }
-            Architecture::JumpRelu | Architecture::MatryoshkaJumpRelu => {
-                Activation::JumpRelu { threshold: std::mem::take(&mut group.own[THRESHOLD]) }
-            }
-        };
+        assert_eq!(self.weights.groups.len(), 1, "an autoencoder or a transcoder");
+        let activation = self.activation();
+        let group = self.weights.groups.swap_remove(0);
         let mut sae = Sae {
             w_enc: group.encoder.transposed(),
             w_dec: group.decoder,
@@ -368,5 +379,61 @@ impl Session {
         };
         sae.fold_scales(self.scales[0][0], self.scales[1][0]);
         sae
+    }
+
+    /// The same of a coder between several sites, whose hook points these are.
+    pub(super) fn into_crosscoder(mut self, sites: &Sites, metadata: Map<String, Value>) -> Crosscoder {
+        let activation = self.activation();
+        let layout = &self.plan.layout;
+        let site = |(hook, columns): (&HookPoint, &Range<usize>)| Site {
+            hook_name: Some(hook.to_string()),
+            width: columns.len(),
+        };
+        // The sites that columns belong to.
+        let among = |all: &[Range<usize>], columns: &Range<usize>| {
+            all.partition_point(|site| site.start < columns.start)..all.partition_point(|site| site.end <= columns.end)
+        };
+        let mut coder = Crosscoder {
+            inputs: sites.inputs.iter().zip(&layout.inputs).map(site).collect(),
+            outputs: sites.outputs.iter().zip(&layout.outputs).map(site).collect(),
+            b_enc: self.weights.groups.iter().flat_map(|group| &group.b_enc).copied().collect(),
+            b_dec: self.weights.b_dec,
+            w_skip: self.weights.skips,
+            activation,
+            per_group: self.plan.per_group,
+            metadata,
+            groups: Vec::new(),
+        };
+        for group in self.weights.groups {
+            coder.groups.push(LatentGroup {
+                w_enc: group.encoder.transposed(),
+                reads: among(&layout.inputs, &group.layout.reads),
+                writes: among(&layout.outputs, &group.layout.writes),
+                w_dec: group.decoder,
+            });
+        }
+        coder.fold_scales(&self.scales[0], &self.scales[1]);
+        coder
+    }
+
+    /// Which latents fire once it is trained.
+    fn activation(&mut self) -> Activation {
+        let groups = &mut self.weights.groups;
+        let mut own =
+            |which: usize| groups.iter_mut().flat_map(|group| std::mem::take(&mut group.own[which])).collect();
+        match self.architecture {
+            Architecture::Standard => Activation::Relu,
+            Architecture::Gated => Activation::Gated { b_mag: own(B_MAG), r_mag: own(R_MAG) },
+            Architecture::TopK => Activation::TopK { k: self.k },
+            Architecture::BatchTopK | Architecture::MatryoshkaBatchTopK => {
+                let of_group = |at: usize| self.thresholds[at.min(self.thresholds.len() - 1)].get() as f32;
+                let groups = self.plan.layout.groups.iter().enumerate();
+                let threshold = groups.flat_map(|(at, group)| std::iter::repeat_n(of_group(at), group.latents.len()));
+                Activation::JumpRelu { threshold: threshold.collect() }
+            }
+            Architecture::JumpRelu | Architecture::MatryoshkaJumpRelu => {
+                Activation::JumpRelu { threshold: own(THRESHOLD) }
+            }
+        }
     }
 }

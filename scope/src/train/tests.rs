@@ -5,7 +5,7 @@ use crate::{
     Activation, Sae, SparseCoder,
     metrics::{EvaluateOptions, evaluate},
     sae::norm,
-    testing::{DOC_TOKENS, WIDTH, hook, shuffled, structured_rows, write_run},
+    testing::{DOC_TOKENS, LAYERS, WIDTH, hook, shuffled, structured_rows, write_layers, write_run},
 };
 
 fn config(architecture: Architecture) -> TrainConfig {
@@ -63,7 +63,7 @@ fn training_explains_the_variance_and_keeps_norms() {
         }
         assert_eq!(sae.hook_name(), Some("blocks.0.hook_resid_post"));
         let measured =
-            evaluate(&run, [hook(); 2], &sae, &EvaluateOptions::default(), &mut |_| ControlFlow::Continue(()));
+            evaluate(&run, &hook().into(), &sae, &EvaluateOptions::default(), &mut |_| ControlFlow::Continue(()));
         let measured = measured.unwrap();
         // Of 80 documents, without special tokens, the outlier and the row that is not finite.
         assert_eq!(measured.n_tokens, 80 * (DOC_TOKENS - 1) - 2);
@@ -130,6 +130,118 @@ fn resuming_continues_exactly() {
         assert_eq!(steps(&whole).len(), 12);
         assert!(!parts.join("checkpoints").exists(), "a whole coder needs none");
         let again = train(run, hook(), &resumed, &parts, &mut go_on).unwrap();
+        assert!(again.complete && again.last.is_none());
+    }
+}
+
+fn hooks(site: &str) -> Vec<HookPoint> {
+    (0..LAYERS).map(|at| format!("blocks.{at}.{site}").parse().unwrap()).collect()
+}
+
+/// Every way to wire several hook points.
+fn several() -> Vec<(&'static str, Wiring)> {
+    let stream = || hooks("hook_resid_post");
+    let (inputs, outputs) = (hooks("mlp.hook_in"), hooks("hook_mlp_out"));
+    vec![
+        ("crosscoder", Wiring::Crosscoder { sites: stream(), causal: false }),
+        ("causal_crosscoder", Wiring::Crosscoder { sites: stream(), causal: true }),
+        ("cross_layer_transcoder", Wiring::CrossLayer { inputs, outputs, skip: false }),
+    ]
+}
+
+#[test]
+fn coders_between_layers_learn_and_write_no_earlier_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_layers(&folder.path().join("run"), 60);
+    for (name, wiring) in several() {
+        for architecture in Architecture::ALL {
+            if wiring.has_groups() && architecture.has_levels() {
+                let error =
+                    train(&run, wiring.clone(), &config(architecture), &run.sae_dir("levels").unwrap(), &mut go_on);
+                assert!(error.unwrap_err().to_string().starts_with("expected one without levels"));
+                continue;
+            }
+            let per_group = wiring.has_groups() && architecture != Architecture::TopK;
+            let k = if per_group { 3 } else { 6 };
+            let config = TrainConfig { d_sae: 60, k, per_group, ..config(architecture) };
+            let out = run.sae_dir(&format!("{name}-{architecture}")).unwrap();
+            let mut first = None;
+            let summary = train(&run, wiring.clone(), &config, &out, &mut |progress| {
+                first.get_or_insert(progress.explained_variance);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            let last = summary.last.unwrap();
+            assert!(last.explained_variance > first.unwrap().max(0.35), "{name} {architecture} {last:?}");
+            let coder = crate::Coder::load(&out).unwrap();
+            assert_eq!(coder.architecture(), name);
+            assert_eq!(coder.sites().unwrap(), Some(wiring.sites()));
+            let measured = evaluate(&run, &wiring.sites(), &*coder, &EvaluateOptions::default(), &mut |_| {
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            // Sites are of other scales there, and the last weights are not those of the mean step.
+            assert!((measured.explained_variance - last.explained_variance).abs() < 0.25, "{measured:?} {last:?}");
+            assert!(
+                (measured.l0 - last.l0).abs() < 0.25 * last.l0 + 0.2,
+                "{name} {architecture} {measured:?} {last:?}"
+            );
+            let crate::Coder::Crosscoder(coder) = coder else { panic!("a coder between layers") };
+            assert_eq!((coder.is_causal(), coder.per_group), (name != "crosscoder", per_group));
+            if coder.is_causal() {
+                let later = coder.decoder_row(coder.d_sae() - 1);
+                assert!(later[..2 * WIDTH].iter().all(|&x| x == 0.0) && later[2 * WIDTH..].iter().any(|&x| x != 0.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_wired_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_layers(&folder.path().join("run"), 4);
+    let refused = |wiring: Wiring, config: TrainConfig| {
+        train(&run, wiring, &config, &run.sae_dir("none").unwrap(), &mut go_on).unwrap_err().to_string()
+    };
+    let config = config(Architecture::BatchTopK);
+    let mut backwards = hooks("hook_resid_post");
+    backwards.reverse();
+    let crosscoder = |sites, causal| Wiring::Crosscoder { sites, causal };
+    assert!(
+        refused(crosscoder(backwards, true), config.clone())
+            .starts_with("expected two hook points or more in the order")
+    );
+    let per_group = TrainConfig { per_group: true, ..config.clone() };
+    assert!(refused(crosscoder(hooks("hook_resid_post"), false), per_group.clone()).contains("`per_group` = true"));
+    assert!(refused(hook().into(), per_group.clone()).contains("`per_group` = true"));
+    let many = TrainConfig { k: 17, ..per_group };
+    assert!(refused(crosscoder(hooks("hook_resid_post"), true), many).starts_with("expected at most the 16 latents"));
+    let fewer =
+        Wiring::CrossLayer { inputs: hooks("mlp.hook_in"), outputs: hooks("hook_mlp_out")[1..].to_vec(), skip: false };
+    assert!(refused(fewer, config).starts_with("expected 3 hook points, as many as are read"));
+}
+
+#[test]
+fn coders_between_layers_resume_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = write_layers(&folder.path().join("run"), 40);
+    for (name, wiring) in several() {
+        let per_group = wiring.has_groups();
+        let config = TrainConfig { d_sae: 31, checkpoint_every: 20, per_group, ..config(Architecture::BatchTopK) };
+        let [whole, parts] = ["whole", "parts"].map(|part| run.sae_dir(&format!("{name}-{part}")).unwrap());
+        train(&run, wiring.clone(), &config, &whole, &mut go_on).unwrap();
+        let summary = train(&run, wiring.clone(), &config, &parts, &mut |progress| {
+            if progress.step == 33 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(!summary.unwrap().complete);
+        let resumed = TrainConfig { resume: true, threads: 1, ..config };
+        train(&run, wiring.clone(), &resumed, &parts, &mut go_on).unwrap();
+        for entry in fs_err::read_dir(&whole).unwrap() {
+            let file = entry.unwrap().file_name();
+            let read = |dir: &Path| fs_err::read(dir.join(&file)).unwrap();
+            assert_eq!(read(&whole), read(&parts), "{name}: {file:?}");
+        }
+        let again = train(&run, wiring, &resumed, &parts, &mut go_on).unwrap();
         assert!(again.complete && again.last.is_none());
     }
 }

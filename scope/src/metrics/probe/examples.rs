@@ -10,7 +10,7 @@ use std::{
     ops::ControlFlow,
 };
 
-use data::{HookPoint, Run};
+use data::Run;
 
 use super::{
     super::recovered::shuffle,
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     sae::{SparseCoder, encode_rows},
+    sites::Sites,
     sparse::SparseRows,
     workers::Workers,
 };
@@ -67,7 +68,7 @@ impl Examples {
 /// Where examples come from.
 pub(super) struct Source<'a> {
     pub(super) run: &'a Run,
-    pub(super) hook: HookPoint,
+    pub(super) sites: &'a Sites,
     pub(super) coders: &'a [&'a dyn SparseCoder],
     pub(super) seed: u64,
     pub(super) progress: &'a mut dyn FnMut(u64) -> ControlFlow<()>,
@@ -81,7 +82,7 @@ impl Source<'_> {
         let mut documents: Vec<u64> = (0..self.run.n_documents()).collect();
         shuffle(&mut documents, self.seed);
         let mut drawn = Drawn::new(n);
-        let width = self.run.hook_point(self.hook)?.width;
+        let width = self.coders[0].d_in();
         let mut examples = Examples::new(width, self.coders.len());
         let mut texts = Vec::new();
         let mut scanned = 0;
@@ -105,8 +106,8 @@ impl Source<'_> {
             if chosen.is_empty() {
                 continue;
             }
-            let rows = self.run.acts(self.hook, range)?;
-            let rows: Vec<_> = chosen.into_iter().map(|(at, text, id)| (rows.row_f32(at), text, id)).collect();
+            let rows = self.sites.rows(self.run, range)?;
+            let rows: Vec<_> = chosen.into_iter().map(|(at, text, id)| (rows.row(at), text, id)).collect();
             for (row, text, id) in rows {
                 if row.iter().all(|x| x.is_finite()) {
                     examples.dense.extend(row);
@@ -128,7 +129,7 @@ impl Source<'_> {
     /// Documents that have a label, at most `n` for each label.
     pub(super) fn documents(&mut self, n: usize) -> Result<Examples> {
         let labels = labels::of_documents(self.run)?;
-        let width = self.run.hook_point(self.hook)?.width;
+        let width = self.coders[0].d_in();
         let mut examples = Examples::new(width, self.coders.len());
         let mut kept = Vec::new();
         for document in self.draw(&labels, n) {
@@ -169,8 +170,8 @@ impl Source<'_> {
         // One more than are wanted, for a special token in front.
         let range = range.start..range.end.min(range.start + DOCUMENT_TOKENS + 1);
         let special = self.run.special(range.clone())?;
-        let rows = self.run.acts(self.hook, range)?;
-        let kept = (0..rows.n_rows()).filter(|&row| !special[row]).map(|row| rows.row_f32(row));
+        let rows = self.sites.rows(self.run, range)?;
+        let kept = (0..rows.n_rows()).filter(|&row| !special[row]).map(|row| rows.row(row));
         let kept: Vec<f32> = kept.filter(|row| row.iter().all(|x| x.is_finite())).flatten().collect();
         let n = kept.len() / examples.width;
         if n == 0 {

@@ -11,9 +11,9 @@ pub mod logistic;
 pub mod score;
 pub mod sparse;
 
-use std::ops::ControlFlow;
+use std::{borrow::Cow, ops::ControlFlow};
 
-use data::{HookPoint, Run};
+use data::Run;
 use serde::Serialize;
 
 use self::{
@@ -24,12 +24,7 @@ use self::{
     sparse::{ConceptProbes, LATENTS, Regime, Task},
 };
 use super::baselines::References;
-use crate::{
-    error::{Error, Result},
-    matrix::Matrix,
-    sae::SparseCoder,
-    workers::Workers,
-};
+use crate::{error::Result, matrix::Matrix, sae::SparseCoder, sites::Sites, workers::Workers};
 
 /// Tokens that probes are fitted to and tried on.
 pub const TOKENS: usize = 1 << 14;
@@ -127,27 +122,25 @@ impl MeanProbes {
     }
 }
 
-/// Probes what the coder reads at `hook`. `progress` is given the tokens encoded; when it breaks, the result is
+/// Probes what the coder reads. `progress` is given the tokens encoded; when it breaks, the result is
 /// [`Error::Interrupted`].
 pub fn probe(
     run: &Run,
-    hook: HookPoint,
+    sites: &Sites,
     coder: &dyn SparseCoder,
     references: &References,
     options: &ProbeOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Probing> {
-    let width = run.hook_point(hook)?.width;
-    if width != coder.d_in() {
-        return Err(Error::Width { expected: coder.d_in(), width, hook: hook.to_string() });
-    }
+    sites.check(run, coder)?;
     let workers = Workers::new(options.threads)?;
     let mut coders: Vec<&dyn SparseCoder> = vec![coder];
     coders.extend(references.dictionary.as_ref().map(|random| random as &dyn SparseCoder));
     // A latent's direction and a probe of what is read can be multiplied where both are in one space.
-    let decoders: Vec<&Matrix> =
+    let decoders: Vec<Cow<'_, Matrix>> =
         if references.one_site { coders.iter().map(|coder| coder.w_dec()).collect() } else { Vec::new() };
-    let mut source = Source { run, hook, coders: &coders, seed: options.seed, progress, done: 0, workers: &workers };
+    let decoders: Vec<&Matrix> = decoders.iter().map(|decoder| &**decoder).collect();
+    let mut source = Source { run, sites, coders: &coders, seed: options.seed, progress, done: 0, workers: &workers };
     let (tokens, begins) = source.tokens(options.tokens)?;
     let documents = source.documents(options.documents)?;
     let mut found = Probing {

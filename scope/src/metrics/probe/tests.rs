@@ -90,9 +90,9 @@ fn absorbing() -> Sae {
 fn found(run: &Run, sae: &Sae) -> Probing {
     let go_on = &mut |_| ControlFlow::Continue(());
     let evaluate = EvaluateOptions { threads: 2, ..EvaluateOptions::default() };
-    let (_, references) = measure(run, [hook(); 2], sae, &evaluate, go_on).unwrap();
+    let (_, references) = measure(run, &hook().into(), sae, &evaluate, go_on).unwrap();
     let options = ProbeOptions { tokens: 8000, threads: 2, ..ProbeOptions::default() };
-    probe(run, hook(), sae, &references, &options, go_on).unwrap()
+    probe(run, &hook().into(), sae, &references, &options, go_on).unwrap()
 }
 
 #[test]
@@ -184,12 +184,12 @@ fn a_transcoder_has_probes_but_no_ablation() {
     let sae = oracle();
     let go_on = &mut |_| ControlFlow::Continue(());
     let evaluate = EvaluateOptions { threads: 2, ..EvaluateOptions::default() };
-    let (_, mut references) = measure(&run, [hook(); 2], &sae, &evaluate, go_on).unwrap();
+    let (_, mut references) = measure(&run, &hook().into(), &sae, &evaluate, go_on).unwrap();
     references.one_site = false;
     let options = ProbeOptions { tokens: 3000, documents: 0, threads: 2, ..ProbeOptions::default() };
-    let found = probe(&run, hook(), &sae, &references, &options, go_on).unwrap();
+    let found = probe(&run, &hook().into(), &sae, &references, &options, go_on).unwrap();
     assert!(found.tpp.is_empty() && found.scr.is_empty() && found.absorption.is_none());
     assert!(found.n_documents == 0 && !found.concepts.is_empty());
-    let stopped = probe(&run, hook(), &sae, &references, &options, &mut |_| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(Error::Interrupted)));
+    let stopped = probe(&run, &hook().into(), &sae, &references, &options, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(crate::Error::Interrupted)));
 }
