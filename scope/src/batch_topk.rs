@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     kernels::scan_above,
-    rule::{Gradients, Kept, Row, Rule, SelectScratch, Terms},
+    rule::{Gradients, Kept, Rounded, Row, Rule, SelectScratch, Terms},
     sparse::SparseRows,
     step::Weights,
     topk::through,
@@ -142,6 +142,13 @@ impl Rule for BatchTopKRule {
             }
         }
         out.rows.push_row(found.iter().copied());
+    }
+
+    fn candidates(&self, row: &Rounded<'_>, _weights: &Weights, scratch: &mut SelectScratch) {
+        scratch.found.clear();
+        for (scope, choice) in &self.scopes {
+            row.append_above(scope, self.floor(choice), &mut scratch.found);
+        }
     }
 
     fn settle(&mut self, blocks: &mut [&mut Kept]) -> bool {

@@ -17,7 +17,7 @@ use crate::{
     init::Start,
     kernels::scan_above,
     layout::Layout,
-    rule::{Charges, Gradients, Kept, Row, Rule, SelectScratch, Terms},
+    rule::{Charges, Gradients, Kept, Rounded, Row, Rule, SelectScratch, Terms},
     step::{Group, Weights},
 };
 
@@ -111,6 +111,16 @@ impl Rule for JumpRelu {
             let act = if z > threshold { z } else { 0.0 };
             (z > threshold || (z - threshold).abs() < half).then_some((act, z, latent))
         }));
+    }
+
+    fn candidates(&self, row: &Rounded<'_>, weights: &Weights, scratch: &mut SelectScratch) {
+        scratch.found.clear();
+        row.append_above(&(0..row.pre_acts.len()), self.floor, &mut scratch.found);
+        let half = self.bandwidth / 2.0;
+        scratch.found.retain(|&(z, latent)| {
+            let (group, at) = weights.find(latent as usize);
+            z + row.error * row.norms[latent as usize] > group.own[THRESHOLD][at] - half
+        });
     }
 
     fn charges(&self) -> Charges {

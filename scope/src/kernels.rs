@@ -200,6 +200,29 @@ kernel! {
 }
 
 kernel! {
+    /// `x` as bf16, to the nearest, and of two as near to the even one. Not for NaN.
+    fn to_halves(x: &[f32], out: &mut [u16]) {
+        let _ = FMA;
+        for (out, x) in out.iter_mut().zip(x) {
+            let bits = x.to_bits();
+            *out = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+        }
+    }
+}
+
+kernel! {
+    /// `out = x + bias`, where `x` is bf16.
+    fn from_halves(x: &[u16], bias: &[f32], out: &mut [f32]) {
+        let _ = FMA;
+        let n = out.len();
+        let (x, bias) = (&x[..n], &bias[..n]);
+        for i in 0..n {
+            out[i] = f32::from_bits(u32::from(x[i]) << 16) + bias[i];
+        }
+    }
+}
+
+kernel! {
     /// `out = scale · x − bias`.
     fn center(x: &[f32], scale: f32, bias: &[f32], out: &mut [f32]) {
         let n = out.len();

@@ -238,6 +238,45 @@ pub(crate) fn matmul_columns(a: &[f32], width: usize, columns: Range<usize>, b: 
     let _ = a.mm_out(&out, &b);
 }
 
+/// Numbers as bf16, whose product takes well under half the time where the processor has an instruction for it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Halves {
+    /// Two of them in each value, for its alignment.
+    memory: Matrix,
+    n: usize,
+}
+
+impl Halves {
+    /// Makes room for `n` numbers.
+    pub(crate) fn resize(&mut self, n: usize) {
+        if self.memory.rows() < n.div_ceil(2) {
+            self.memory = Matrix::zeros(n.div_ceil(2), 1);
+        }
+        self.n = n;
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u16] {
+        &bytemuck::cast_slice(self.memory.as_slice())[..self.n]
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u16] {
+        &mut bytemuck::cast_slice_mut(self.memory.as_mut_slice())[..self.n]
+    }
+}
+
+/// `out[m, n] = a[m, k] · b[n, k]ᵀ`, all in bf16, summed in f32.
+///
+/// # Panics
+/// If the lengths do not fit the shapes.
+pub(crate) fn matmul_halves(a: &[u16], b: &[u16], out: &mut [u16], [m, k, n]: [usize; 3]) {
+    assert!(a.len() == m * k && b.len() == k * n && out.len() == m * n, "the shapes of the factors and the product");
+    let halves =
+        |values: *const u16, rows: usize, cols: usize| over_any(values.cast(), [rows, cols], [cols, 1], Kind::BFloat16);
+    let (a, b) = (halves(a.as_ptr(), m, k), halves(b.as_ptr(), n, k));
+    let out = halves(out.as_mut_ptr(), m, n);
+    let _ = a.mm_out(&out, &b.tr());
+}
+
 /// A tensor over borrowed memory: no copy. It must not leave this file, and is only read here.
 fn borrow(values: &[f32], [rows, cols]: [usize; 2]) -> Tensor {
     over(values.as_ptr(), [rows, cols], [cols, 1])
@@ -252,11 +291,15 @@ fn borrow_mut(values: &mut [f32], [rows, cols]: [usize; 2]) -> Tensor {
     unsafe_code,
     reason = "copying weights and batches into tensors for every product costs as much as a tenth of it"
 )]
-fn over(values: *const f32, shape: [usize; 2], strides: [usize; 2]) -> Tensor {
+fn over_any(values: *const u8, shape: [usize; 2], strides: [usize; 2], kind: Kind) -> Tensor {
     let [shape, strides] = [shape, strides].map(|sizes| sizes.map(|size| size as i64));
     // SAFETY: every caller has checked that shape and strides stay within a live slice, and drops the tensor before it
     // gives the slice back. Only tensors made from an exclusive slice are written.
-    unsafe { Tensor::from_blob(values.cast(), &shape, &strides, Kind::Float, Device::Cpu) }
+    unsafe { Tensor::from_blob(values, &shape, &strides, kind, Device::Cpu) }
+}
+
+fn over(values: *const f32, shape: [usize; 2], strides: [usize; 2]) -> Tensor {
+    over_any(values.cast(), shape, strides, Kind::Float)
 }
 
 #[cfg(test)]
@@ -303,6 +346,21 @@ mod tests {
         let mut out = [7.0; 8];
         matmul_between((&a, 3, 1..3), &[1.0, 0.0, 1.0, 1.0], Right::Transposed, (&mut out, 4, 1..3));
         assert_eq!(out, [7.0, 1.0, 11.0, 7.0, 7.0, 2.0, 22.0, 7.0]);
+    }
+
+    #[test]
+    fn halves_by_hand() {
+        // Numbers of few bits are exact in bf16, and so is their product.
+        let [mut a, mut b, mut out] = [Halves::default(), Halves::default(), Halves::default()];
+        a.resize(6);
+        b.resize(6);
+        out.resize(4);
+        crate::kernels::to_halves(&[1., 2., 3., 4., 5., 6.], a.as_mut_slice());
+        crate::kernels::to_halves(&[1., 0., 1., 0., 1., 1.], b.as_mut_slice());
+        matmul_halves(a.as_slice(), b.as_slice(), out.as_mut_slice(), [2, 3, 2]);
+        let mut sums = [0.0; 4];
+        crate::kernels::from_halves(out.as_slice(), &[0.5; 4], &mut sums);
+        assert_eq!(sums, [4.5, 5.5, 10.5, 11.5]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::{
     gated::Gated,
     init::Start,
     jump_relu::{JumpRelu, Price},
+    kernels::scan_above,
     l1::L1,
     layout::Layout,
     sparse::SparseRows,
@@ -47,6 +48,15 @@ pub(crate) trait Rule: Send + Sync {
     /// Shows it the pre-activations (`[n_rows, d_sae]`) of some rows.
     fn look(&mut self, _pre_acts: &[f32], _n_rows: usize) {}
 
+    /// Leaves in `scratch.found` the latents of a row whose pre-activations must be exact, where they were computed in bf16:
+    /// all that may fire or have a gradient.
+    ///
+    /// # Panics
+    /// Where so many may that bf16 would spare nothing: see [`crate::TrainConfig::bf16`].
+    fn candidates(&self, _row: &Rounded<'_>, _weights: &Weights, _scratch: &mut SelectScratch) {
+        unreachable!("settings are checked before training begins")
+    }
+
     /// Appends a row with the latents that may have a gradient.
     fn select(&self, pre_acts: &[f32], weights: &Weights, scratch: &mut SelectScratch, out: &mut Kept);
 
@@ -67,6 +77,34 @@ pub(crate) trait Rule: Send + Sync {
 
     /// Writes the gradients of one row, and returns what the row is charged, in units of the loss.
     fn differentiate(&self, terms: &Terms<'_>, row: &Row<'_>, out: &mut Gradients<'_>) -> f64;
+}
+
+/// Pre-activations of a row that were computed in bf16, and how far each may be from what it is.
+pub(crate) struct Rounded<'a> {
+    pub(crate) pre_acts: &'a [f32],
+    /// Of each latent.
+    pub(crate) norms: &'a [f32],
+    pub(crate) largest_norm: f32,
+    /// How far one is whose encoder row has norm 1.
+    pub(crate) error: f32,
+}
+
+impl Rounded<'_> {
+    /// Appends what may be above `floor` of some latents, with its value in bf16.
+    pub(crate) fn append_above(&self, latents: &Range<usize>, floor: f32, found: &mut Vec<(f32, u32)>) {
+        let first = found.len();
+        let most = self.error * self.largest_norm;
+        scan_above(&self.pre_acts[latents.clone()], 0, floor - most, usize::MAX, found);
+        let mut kept = first;
+        for at in first..found.len() {
+            let (z, latent) = (found[at].0, found[at].1 as usize + latents.start);
+            if z + self.error * self.norms[latent] > floor {
+                found[kept] = (z, latent as u32);
+                kept += 1;
+            }
+        }
+        found.truncate(kept);
+    }
 }
 
 /// What is charged of whole batches or of latents that are dead, and is therefore not a matter of single rows.

@@ -24,11 +24,11 @@ pub(crate) use self::{
     weights::{Group, Weights},
 };
 use crate::{
-    kernels::{add, center},
+    kernels::{add, center, dot, from_halves, to_halves},
     layout::Layout,
     loss::AuxK,
-    matrix::{Matrix, Right, matmul_between},
-    rule::{Rule, SelectScratch},
+    matrix::{Halves, Matrix, Right, matmul_between, matmul_halves},
+    rule::{Rounded, Rule, SelectScratch},
     sae::BLOCK_ROWS,
     sparse::ByLatent,
     topk::TopK,
@@ -69,7 +69,21 @@ pub(crate) struct Step {
     touched: Vec<bool>,
     /// See [`crate::rule::Terms::norms`].
     norms: Vec<f32>,
+    /// The encoder in bf16, where its product is taken so.
+    halves: Option<HalfEncoder>,
 }
+
+/// Each group's encoder in bf16, and the norms of its rows.
+#[derive(Default)]
+struct HalfEncoder {
+    groups: Vec<Halves>,
+    norms: Vec<f32>,
+    largest_norm: f32,
+}
+
+/// How far a product of vectors of norm 1 may be from what it is, when they are rounded to bf16 and it is too: each number by a
+/// part of 2⁻⁹, and a little for the sum in f32.
+const HALF_ERROR: f32 = 3.1 / 512.0;
 
 /// What one thread uses again and again.
 struct Thread {
@@ -84,6 +98,8 @@ struct Thread {
     gate: Vec<f32>,
     /// … and `[B, BLOCK_LATENTS]` twice.
     columns: [Matrix; 2],
+    /// A block's rows and its pre-activations in bf16.
+    halves: [Halves; 2],
 }
 
 /// One batch and how to treat it.
@@ -105,7 +121,8 @@ pub(crate) struct Input<'a> {
 }
 
 impl Step {
-    pub(crate) fn new(layout: &Layout, own: usize, workers: &Workers) -> Self {
+    /// `bf16`: whether the encoder's product is taken in bf16; then what may fire is computed again in f32.
+    pub(crate) fn new(layout: &Layout, own: usize, bf16: bool, workers: &Workers) -> Self {
         let d_sae = layout.d_sae();
         let thread = || {
             Mutex::new(Thread {
@@ -117,6 +134,7 @@ impl Step {
                 through: Matrix::zeros(0, 1),
                 gate: vec![0.0; layout.d_out()],
                 columns: [Matrix::zeros(0, 1), Matrix::zeros(0, 1)],
+                halves: Default::default(),
             })
         };
         Self {
@@ -134,6 +152,11 @@ impl Step {
             fired: vec![0; d_sae],
             touched: vec![false; d_sae],
             norms: Vec::new(),
+            halves: bf16.then(|| HalfEncoder {
+                groups: vec![Halves::default(); layout.groups.len()],
+                norms: vec![0.0; d_sae],
+                largest_norm: 0.0,
+            }),
             layout: layout.clone(),
         }
     }
@@ -161,6 +184,7 @@ impl Step {
         self.blocks.resize_with(n.div_ceil(BLOCK_ROWS), Block::default);
         let aux = input.aux.filter(|aux| !input.dead.is_empty() && aux.k > 0);
         workers.install(|| {
+            self.round(weights);
             self.choose(weights, rule, input, aux);
             self.count_what_fires();
             self.dense = aux
@@ -174,6 +198,27 @@ impl Step {
         })
     }
 
+    /// Takes the encoder in bf16, if it is multiplied so.
+    fn round(&mut self, weights: &Weights) {
+        let Some(HalfEncoder { groups, norms, largest_norm }) = &mut self.halves else { return };
+        for (halves, group) in groups.iter_mut().zip(&weights.groups) {
+            let (encoder, width) = (group.encoder.as_slice(), group.encoder.cols());
+            halves.resize(encoder.len());
+            halves
+                .as_mut_slice()
+                .par_chunks_mut(BLOCK_LATENTS * width)
+                .zip(encoder.par_chunks(BLOCK_LATENTS * width))
+                .zip(norms[group.layout.latents.clone()].par_chunks_mut(BLOCK_LATENTS))
+                .for_each(|((out, rows), norms)| {
+                    to_halves(rows, out);
+                    for (row, norm) in rows.chunks_exact(width).zip(norms) {
+                        *norm = dot(row, row).sqrt();
+                    }
+                });
+        }
+        *largest_norm = norms.iter().copied().fold(0.0, f32::max);
+    }
+
     /// Encodes, and leaves in each block what may have a gradient.
     fn choose(&mut self, weights: &Weights, rule: &mut dyn Rule, input: Input<'_>, aux: Option<AuxK>) {
         rule.prepare(weights);
@@ -183,7 +228,7 @@ impl Step {
             let width = n * self.layout.d_in();
             let rows = &mut self.inputs.as_mut_slice()[..width];
             scale_inputs(&self.layout, weights, &input.x[..width], input.scales[0], rows);
-            rule.look(encode(&self.layout, weights, rows, &mut thread.pre_acts), n);
+            rule.look(encode(&self.layout, weights, self.halves.as_ref(), rows, &mut thread), n);
         }
         loop {
             self.select(weights, rule, input, aux);
@@ -195,7 +240,7 @@ impl Step {
     }
 
     fn select(&mut self, weights: &Weights, rule: &dyn Rule, input: Input<'_>, aux: Option<AuxK>) {
-        let (layout, threads) = (&self.layout, &self.threads);
+        let (layout, threads, halves) = (&self.layout, &self.threads, self.halves.as_ref());
         let width = layout.d_in();
         self.blocks
             .par_iter_mut()
@@ -203,10 +248,22 @@ impl Step {
             .zip(input.x.par_chunks(BLOCK_ROWS * width))
             .for_each(|((block, rows), x)| {
                 let mut thread = this_thread(threads);
-                let Thread { pre_acts, select, aux: aux_top_k, dead_pre_acts, .. } = &mut *thread;
                 block.clear();
                 scale_inputs(layout, weights, x, input.scales[0], rows);
-                for pre_acts in encode(layout, weights, rows, pre_acts).chunks_exact(layout.d_sae()) {
+                encode(layout, weights, halves, rows, &mut thread);
+                let Thread { pre_acts, select, aux: aux_top_k, dead_pre_acts, .. } = &mut *thread;
+                let pre_acts = pre_acts.as_mut_slice().chunks_exact_mut(layout.d_sae());
+                for (pre_acts, row) in pre_acts.zip(rows.chunks_exact(width)) {
+                    if let Some(HalfEncoder { norms, largest_norm, .. }) = halves {
+                        let error = HALF_ERROR * dot(row, row).sqrt();
+                        let rounded = Rounded { pre_acts, norms, largest_norm: *largest_norm, error };
+                        rule.candidates(&rounded, weights, select);
+                        for &(_, latent) in &select.found {
+                            let (group, at) = weights.find(latent as usize);
+                            let x = &row[group.layout.reads.clone()];
+                            pre_acts[latent as usize] = dot(x, group.encoder.row(at)) + group.b_enc[at];
+                        }
+                    }
                     rule.select(pre_acts, weights, select, &mut block.kept);
                     if let Some(aux) = aux {
                         dead_pre_acts.clear();
@@ -341,14 +398,35 @@ fn scale_inputs(layout: &Layout, weights: &Weights, x: &[f32], scales: &[f32], o
     }
 }
 
-/// Pre-activations of rows that are scaled, `[n, d_sae]`.
-fn encode<'a>(layout: &Layout, weights: &Weights, rows: &[f32], pre_acts: &'a mut Matrix) -> &'a [f32] {
+/// Pre-activations of rows that are scaled, `[n, d_sae]`; with `halves`, as near as bf16 is.
+fn encode<'a>(
+    layout: &Layout,
+    weights: &Weights,
+    halves: Option<&HalfEncoder>,
+    rows: &[f32],
+    thread: &'a mut Thread,
+) -> &'a [f32] {
     let (d_in, d_sae) = (layout.d_in(), layout.d_sae());
     let n = rows.len() / d_in;
+    let Thread { pre_acts, halves: [of_rows, products], .. } = thread;
     let pre_acts = &mut pre_acts.as_mut_slice()[..n * d_sae];
-    for group in &weights.groups {
+    for (at, group) in weights.groups.iter().enumerate() {
         let (reads, latents) = (&group.layout.reads, &group.layout.latents);
         if latents.is_empty() {
+            continue;
+        }
+        if let Some(encoder) = halves.map(|halves| &halves.groups[at]) {
+            of_rows.resize(n * reads.len());
+            for (row, out) in rows.chunks_exact(d_in).zip(of_rows.as_mut_slice().chunks_exact_mut(reads.len())) {
+                to_halves(&row[reads.clone()], out);
+            }
+            products.resize(n * latents.len());
+            let shape = [n, reads.len(), latents.len()];
+            matmul_halves(of_rows.as_slice(), encoder.as_slice(), products.as_mut_slice(), shape);
+            let products = products.as_slice().chunks_exact(latents.len());
+            for (row, products) in pre_acts.chunks_exact_mut(d_sae).zip(products) {
+                from_halves(products, &group.b_enc, &mut row[latents.clone()]);
+            }
             continue;
         }
         matmul_between(

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     kernels::{by_value, scan_above},
-    rule::{Gradients, Kept, Row, Rule, SelectScratch, Terms},
+    rule::{Gradients, Kept, Rounded, Row, Rule, SelectScratch, Terms},
     sparse::SparseRows,
     step::Weights,
 };
@@ -117,6 +117,19 @@ impl Rule for TopKRule {
             found.extend(top_k.found.iter().map(|&(value, latent)| (value, latent + scope.start as u32)));
         }
         out.rows.push_row(found.iter().copied());
+    }
+
+    /// What may be as large as the last of those that are the largest in bf16.
+    fn candidates(&self, row: &Rounded<'_>, _weights: &Weights, scratch: &mut SelectScratch) {
+        let SelectScratch { found, top_k } = scratch;
+        let top_k = top_k.with(self.k);
+        found.clear();
+        for scope in &self.scopes {
+            top_k.find(&row.pre_acts[scope.clone()]);
+            let last = top_k.found.iter().map(|&(value, _)| value).reduce(f32::min);
+            let last = last.filter(|_| top_k.found.len() == self.k).unwrap_or(0.0);
+            row.append_above(scope, (last - row.error * row.largest_norm).max(0.0), found);
+        }
     }
 
     fn differentiate(&self, terms: &Terms<'_>, row: &Row<'_>, out: &mut Gradients<'_>) -> f64 {

@@ -87,11 +87,12 @@ struct Case<'a> {
     levels: &'a [usize],
     dead: &'a [u32],
     aux: Option<(usize, f64)>,
+    bf16: bool,
 }
 
 impl<'a> Case<'a> {
     fn new(layout: &'a Layout, objective: Objective) -> Self {
-        Self { layout, objective, per_group: false, levels: &[], dead: &[], aux: None }
+        Self { layout, objective, per_group: false, levels: &[], dead: &[], aux: None, bf16: false }
     }
 
     fn aux(&self) -> Option<AuxK> {
@@ -102,7 +103,7 @@ impl<'a> Case<'a> {
         let [x, y] = batch(self.layout);
         let workers = Workers::new(threads).unwrap();
         let mut rule = self.objective.rule(self.layout, self.per_group);
-        let mut step = Step::new(self.layout, rule.own(), &workers);
+        let mut step = Step::new(self.layout, rule.own(), self.bf16, &workers);
         let (weights, _) = weights(self.layout, rule.own());
         let input = Input {
             x: &x,
@@ -204,6 +205,20 @@ fn the_fast_step_equals_the_plain_one() {
 }
 
 #[test]
+fn what_bf16_proposes_is_computed_in_f32() {
+    for layout in layouts() {
+        let own = |objective: &Objective| matches!(objective, Objective::L1 | Objective::Gated);
+        for objective in objectives().into_iter().filter(|objective| !own(objective)) {
+            for per_group in [false, true] {
+                Case { bf16: true, per_group, ..Case::new(&layout, objective) }.check();
+            }
+            let case = Case { bf16: true, ..Case::new(&layout, objective) };
+            assert_eq!(case.run(1), case.run(3));
+        }
+    }
+}
+
+#[test]
 fn with_levels_too() {
     for layout in layouts().iter().filter(|layout| layout.groups.len() == 1) {
         for objective in objectives().into_iter().filter(|&objective| objective != Objective::Gated) {
@@ -278,7 +293,7 @@ fn a_batch_of_equal_rows_has_a_finite_loss() {
     let dead = [1, 2];
     for objective in objectives() {
         let mut rule = objective.rule(&layout, false);
-        let mut step = Step::new(&layout, rule.own(), &workers);
+        let mut step = Step::new(&layout, rule.own(), false, &workers);
         let (weights, _) = weights(&layout, rule.own());
         let input = Input {
             x: &rows,

@@ -112,6 +112,9 @@ impl Plan {
             settings.insert("d_out".into(), json!(self.layout.d_out()));
             settings.insert("skip".into(), json!(!self.layout.skips.is_empty()));
         }
+        if config.bf16 {
+            settings.insert("bf16".into(), json!(true));
+        }
         if self.per_group {
             settings.insert("per_group".into(), json!(true));
         }
@@ -224,7 +227,7 @@ impl Session {
         let rule = plan.rule();
         let n_thresholds = if plan.per_group { plan.layout.groups.len() } else { 1 };
         Self {
-            work: Step::new(&plan.layout, rule.own(), &workers),
+            work: Step::new(&plan.layout, rule.own(), config.bf16, &workers),
             workers,
             adam,
             rule,

@@ -172,7 +172,10 @@ fn coders_between_layers_learn_and_write_no_earlier_layer() {
             })
             .unwrap();
             let last = summary.last.unwrap();
-            assert!(last.explained_variance > first.unwrap().max(0.35), "{name} {architecture} {last:?}");
+            // What pays for the size of activations learns to use few, and then to use them well.
+            let has_price = !matches!(architecture, Architecture::TopK | Architecture::BatchTopK);
+            let least = if has_price { 0.2 } else { 0.35 };
+            assert!(last.explained_variance > first.unwrap().max(least), "{name} {architecture} {last:?}");
             let coder = crate::Coder::load(&out).unwrap();
             assert_eq!(coder.architecture(), name);
             assert_eq!(coder.sites().unwrap(), Some(wiring.sites()));
