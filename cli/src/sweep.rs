@@ -108,6 +108,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "ALPHA")]
     aux_weight: Option<f64>,
 
+    /// Tokens without firing after which a latent is dead, and gets its second chance [default: 10 million, or a tenth of a
+    /// short training]
+    #[arg(long, value_name = "N")]
+    dead_window: Option<u64>,
+
     /// Take the encoder's product in bf16, and compute in f32 again what may fire: faster on processors with AVX-512 bf16 or
     /// AMX; not for `standard` and `gated`
     #[arg(long)]
@@ -171,6 +176,7 @@ impl Settings {
             tokens: self.tokens.or_else(|| self.steps.map(|steps| steps.saturating_mul(batch as u64))),
             epochs: self.epochs.unwrap_or(EPOCHS),
             aux_weight: self.aux_weight,
+            dead_window: self.dead_window,
             bf16: self.bf16,
             seed: self.seed.unwrap_or(0),
             ..TrainConfig::default()

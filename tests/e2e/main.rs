@@ -3,6 +3,7 @@
 
 mod damage;
 mod hostile;
+mod layers;
 mod main_path;
 mod object_store;
 mod readers;
