@@ -1,5 +1,4 @@
 //! Do coders between layers go the whole way: trained in a sweep, encoded, evaluated in the model, joined, and opened again?
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use data::Run;
 use fs_err as fs;

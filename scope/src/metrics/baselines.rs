@@ -8,10 +8,13 @@
 //!   that are written are drawn apart.
 //! - *shuffled activations*: the coder itself, on rows in which each dimension was shuffled over the tokens of a batch, so that
 //!   every dimension keeps its distribution and no direction is left.
-//! - *PCA*: the mean and as many principal components as latents fire ([`super::pca`]), of what the coder speaks of.
+//! - *PCA*: the mean and as many principal components as latents fire ([`super::pca`]), of what the coder speaks of; of
+//!   several sites that are together wider than [`MAX_PCA_WIDTH`], the strongest of those of single sites.
 //!
 //! Nobody knows how long the vectors of a random dictionary should be, so both are given the best number and the best constant
 //! vector there are, by least squares; the coder's own value with the same freedom stands beside.
+
+use std::ops::Range;
 
 use serde::Serialize;
 
@@ -32,6 +35,9 @@ use crate::{
 
 /// Values of a random decoder, at most: 1 GiB. Wider coders have no random dictionaries beside them.
 pub const MAX_RANDOM_VALUES: usize = 1 << 28;
+
+/// Dimensions of which components are taken together: their covariances are 128 MiB.
+pub const MAX_PCA_WIDTH: usize = 4096;
 
 /// A dictionary beside the coder.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -129,7 +135,8 @@ pub struct References {
 pub(super) struct BaselineSums {
     random: Option<RandomSums>,
     shuffled: Sums,
-    covariance: Covariance,
+    /// Of all columns that are written, or of those of each site.
+    covariances: Vec<(Range<usize>, Covariance)>,
     order: Random,
     /// Whether what is read and what is spoken of are the same rows.
     same: bool,
@@ -172,7 +179,7 @@ impl BaselineSums {
         Self {
             random: sums,
             shuffled: Sums::new(&[d_out], d_sae),
-            covariance: Covariance::new(d_out),
+            covariances: columns(coder).map(|of| (of.clone(), Covariance::new(of.len()))).collect(),
             order: random,
             same,
         }
@@ -202,7 +209,14 @@ impl BaselineSums {
             let targets = self::shuffled(targets, d_out, &mut self.order);
             self.shuffled.add_rows(coder, &shuffled, &targets, &mut [], workers);
         }
-        self.covariance.add(targets)
+        if let [(_, covariance)] = &mut self.covariances[..] {
+            return covariance.add(targets);
+        }
+        for (columns, covariance) in &mut self.covariances {
+            let rows: Vec<f32> = targets.chunks_exact(d_out).flat_map(|row| &row[columns.clone()]).copied().collect();
+            covariance.add(&rows)?;
+        }
+        Ok(())
     }
 
     /// `coder`: the sums of the coder itself.
@@ -213,7 +227,8 @@ impl BaselineSums {
             Baseline { l0: sums.l0(), explained_variance, mse: (1.0 - explained_variance) * variance }
         };
         let shuffled = &self.shuffled.all;
-        let pca = self.covariance.components()?;
+        let parts = self.covariances.iter().map(|(_, covariance)| covariance.components());
+        let pca = Pca::together(parts.collect::<Result<_>>()?);
         let rank = coder.l0().round() as usize;
         let baselines = Baselines {
             refitted_explained_variance: coder.refitted_explained_variance(),
@@ -235,6 +250,16 @@ impl BaselineSums {
         });
         Ok((baselines, References { mean: coder.mean_x(), pca, rank, one_site: self.same, dictionary }))
     }
+}
+
+/// The columns of which principal components are taken together.
+fn columns(coder: &dyn SparseCoder) -> impl Iterator<Item = Range<usize>> {
+    let widths = if coder.d_out() > MAX_PCA_WIDTH { coder.outputs() } else { vec![coder.d_out()] };
+    let mut end = 0;
+    widths.into_iter().map(move |width| {
+        end += width;
+        end - width..end
+    })
 }
 
 /// Rows (`[n, width]`) in which each dimension is in another order, drawn for it alone.

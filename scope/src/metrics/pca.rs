@@ -73,7 +73,7 @@ pub(super) struct Pca {
     pub(super) mean: Vec<f64>,
     /// The variance along each component, descending.
     pub(super) variances: Vec<f64>,
-    /// The components, `[component, width]`.
+    /// The components, `[component, width]`; empty of several sites that were taken alone.
     pub(super) directions: Vec<f64>,
 }
 
@@ -91,6 +91,16 @@ pub struct PcaMetrics {
 }
 
 impl Pca {
+    /// The components of several sites, each taken alone, in one order. Their directions are not kept.
+    pub(super) fn together(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.swap_remove(0);
+        }
+        let mut variances: Vec<f64> = parts.iter().flat_map(|part| &part.variances).copied().collect();
+        variances.sort_unstable_by(|a, b| b.total_cmp(a));
+        Self { mean: parts.into_iter().flat_map(|part| part.mean).collect(), variances, directions: Vec::new() }
+    }
+
     pub(super) fn total(&self) -> f64 {
         self.variances.iter().sum()
     }
@@ -193,6 +203,19 @@ mod tests {
         let errors = rows.iter().zip(&out).map(|(x, y)| f64::from(x - y).powi(2));
         let mse = errors.sum::<f64>() / 20_000.0;
         assert!((mse / metrics.mse - 1.0).abs() < 1e-3, "{mse} {}", metrics.mse);
+    }
+
+    #[test]
+    fn components_of_sites_are_put_in_one_order() {
+        let part = |variances: &[f64], mean: f64| Pca {
+            mean: vec![mean; 2],
+            variances: variances.to_vec(),
+            directions: vec![1.0; 4],
+        };
+        let all = Pca::together(vec![part(&[5.0, 1.0], 0.5), part(&[3.0, 2.0], 0.25)]);
+        assert_eq!((&all.variances[..], &all.mean[..]), (&[5.0, 3.0, 2.0, 1.0][..], &[0.5, 0.5, 0.25, 0.25][..]));
+        assert!((all.metrics(2, 0.9).explained_variance - 8.0 / 11.0).abs() < 1e-12);
+        assert_eq!(Pca::together(vec![part(&[5.0, 1.0], 0.5)]).directions.len(), 4);
     }
 
     #[test]
