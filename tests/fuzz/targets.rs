@@ -15,7 +15,7 @@ use engine::gemma::model::{Model, Precision};
 use engine::tokenizer::Tokenizer;
 use engine::weights::Weights;
 use fs_err as fs;
-use scope::{ImportOptions, Sae};
+use scope::{Coder, ImportOptions, SparseRows, sae};
 
 /// Documents of a corpus that are looked at.
 const DOCUMENTS: usize = 64;
@@ -31,7 +31,7 @@ pub(crate) struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-pub(crate) const TARGETS: [Target; 13] = [
+pub(crate) const TARGETS: [Target; 15] = [
     Target { name: "gguf", prepare: nothing, file: "model.gguf", read: read_gguf, seeds: gguf_seeds },
     Target {
         name: "safetensors",
@@ -58,15 +58,29 @@ pub(crate) const TARGETS: [Target; 13] = [
         name: "coder",
         prepare: |folder| copy("sae/jumprelu/cfg.json", &folder.join("cfg.json")),
         file: "sae_weights.safetensors",
-        read: |folder| drop(Sae::load(folder)),
+        read: use_coder,
         seeds: || fixtures(&["sae/jumprelu/sae_weights.safetensors"]),
     },
     Target {
         name: "coder_config",
         prepare: |folder| copy("sae/topk/sae_weights.safetensors", &folder.join("sae_weights.safetensors")),
         file: "cfg.json",
-        read: |folder| drop(Sae::load(folder)),
+        read: use_coder,
         seeds: || fixtures(&["sae/topk/cfg.json", "sae/jumprelu/cfg.json"]),
+    },
+    Target {
+        name: "layers",
+        prepare: between_layers,
+        file: "W_dec_0.safetensors",
+        read: use_coder,
+        seeds: || of_layers("W_dec_0.safetensors"),
+    },
+    Target {
+        name: "layers_config",
+        prepare: between_layers,
+        file: "cfg.json",
+        read: use_coder,
+        seeds: || of_layers("cfg.json"),
     },
     Target {
         name: "npz",
@@ -127,6 +141,30 @@ fn fixtures(names: &[&str]) -> Vec<Vec<u8>> {
 
 fn copy(name: &str, to: &Path) {
     fs::copy(fixture(name), to).expect("the fixture is there");
+}
+
+/// A coder between layers, as we write it.
+fn between_layers(folder: &Path) {
+    let source = fixture("dictionaries/circuit_tracer/cross_layer");
+    let coder = scope::pretrained::open(&source, &ImportOptions::default()).expect("the fixture is whole");
+    coder.save(folder).expect("a folder can be written");
+}
+
+fn of_layers(file: &str) -> Vec<Vec<u8>> {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    between_layers(folder.path());
+    vec![fs::read(folder.path().join(file)).expect("it was just written")]
+}
+
+/// Opens a coder, and puts a row through what opens.
+fn use_coder(folder: &Path) {
+    let Ok(coder) = Coder::load(folder) else { return };
+    if coder.d_in().max(coder.d_out()) > 1 << 16 {
+        return;
+    }
+    let (row, mut acts) = (vec![0.5; coder.d_in()], SparseRows::new());
+    coder.encode(&row, &mut sae::Scratch::default(), &mut acts);
+    coder.decode(&acts, &row, &mut vec![0.0; coder.d_out()]);
 }
 
 fn read_gguf(folder: &Path) {

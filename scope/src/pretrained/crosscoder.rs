@@ -58,6 +58,9 @@ struct GroupEntry {
     writes: Range<usize>,
 }
 
+/// The widest site, with which sums of widths stay far from the end of their numbers.
+const MAX_WIDTH: usize = 1 << 24;
+
 /// The file of a group's encoder.
 pub(super) fn encoder_file(group: usize) -> String {
     format!("W_enc_{group}.safetensors")
@@ -201,7 +204,9 @@ pub(crate) fn load(dir: &Path) -> Result<Crosscoder> {
         let writes = group.writes.start < group.writes.end && group.writes.end == outputs.len();
         reads && writes && group.latents > 0
     };
-    let widths = inputs.iter().chain(&outputs).all(|site| site.width > 0);
+    let widths = inputs.iter().chain(&outputs).all(|site| (1..=MAX_WIDTH).contains(&site.width));
+    let latents = found.groups.iter().try_fold(0_usize, |sum, group| sum.checked_add(group.latents));
+    let widths = widths && latents.is_some_and(|latents| u32::try_from(latents).is_ok());
     if found.groups.is_empty() || !found.groups.iter().all(of) || !widths || found.groups.len() > outputs.len() {
         return Err(wrong(format!(
             "expected groups of latents that read some of {} sites and write the last ones of {}, found others",
@@ -292,7 +297,7 @@ fn read(coder: &mut Crosscoder, groups: &[(usize, Range<usize>, Range<usize>)], 
             _ => {}
         }
         let name = format!("W_skip_{at}");
-        if weights.has(&name)? {
+        if at < coder.inputs.len() && weights.has(&name)? {
             let shape = [coder.inputs[at].width, coder.outputs[at].width];
             coder.w_skip.push(weights.matrix(&name, shape)?.transposed());
         }

@@ -178,7 +178,12 @@ pub(super) fn open_layers(dir: &Path) -> Result<Crosscoder> {
         let path = dir.join(layer_file(at));
         let weights = TensorFile::open(&path)?;
         let [d_in, latents] = two_axes(&weights.shape("w_enc")?, "w_enc", &path)?;
-        let d_out = weights.shape("b_dec")?.iter().product();
+        let [d_out] = weights.shape("b_dec")?[..] else {
+            return Err(config.wrong(format!("expected `b_dec` with one axis in `{}`", path.display())));
+        };
+        if d_out == 0 {
+            return Err(config.wrong(format!("expected sites with a width, found none in `{}`", path.display())));
+        }
         let site = |names: &[String], width| Site { hook_name: names.get(at).cloned(), width };
         coder.inputs.push(site(&named[0], d_in));
         coder.outputs.push(site(&named[1], d_out));
