@@ -122,7 +122,7 @@ impl Coder {
 
     /// Whether it writes vectors as wide as the residual stream.
     pub fn writes_stream(&self, d_model: usize) -> bool {
-        self.outputs().iter().all(|&width| width == d_model)
+        self.output_widths().iter().all(|&width| width == d_model)
     }
 
     /// What a latent writes into the residual stream in all, `[d_model]`, where [`Coder::writes_stream`]: the last site's part of
@@ -130,7 +130,7 @@ impl Coder {
     /// sites.
     pub fn stream_direction(&self, latent: usize) -> Vec<f32> {
         let row = self.decoder_row(latent);
-        let widths = self.outputs();
+        let widths = self.output_widths();
         let Some(&width) = widths.last() else { return Vec::new() };
         let [_, names] = self.hook_names();
         let is_stream = names.iter().flatten().any(|name| name.contains("hook_resid"));

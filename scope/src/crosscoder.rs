@@ -294,11 +294,11 @@ impl SparseCoder for Crosscoder {
         self.is_causal() && (self.per_group || !few)
     }
 
-    fn inputs(&self) -> Vec<usize> {
+    fn input_widths(&self) -> Vec<usize> {
         self.inputs.iter().map(|site| site.width).collect()
     }
 
-    fn outputs(&self) -> Vec<usize> {
+    fn output_widths(&self) -> Vec<usize> {
         self.outputs.iter().map(|site| site.width).collect()
     }
 }

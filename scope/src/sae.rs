@@ -61,12 +61,12 @@ pub trait SparseCoder: Send + Sync {
     fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]>;
 
     /// The widths of the sites that are read, whose rows lie end to end.
-    fn inputs(&self) -> Vec<usize> {
+    fn input_widths(&self) -> Vec<usize> {
         vec![self.d_in()]
     }
 
     /// The widths of the sites that are written, whose rows lie end to end.
-    fn outputs(&self) -> Vec<usize> {
+    fn output_widths(&self) -> Vec<usize> {
         vec![self.d_out()]
     }
 

@@ -59,12 +59,12 @@ impl Sites {
     /// An error where the run does not hold what the coder reads and writes.
     pub(crate) fn check(&self, run: &Run, coder: &dyn SparseCoder) -> Result<()> {
         self.check_inputs(run, coder)?;
-        check_widths(run, &self.outputs, &coder.outputs())
+        check_widths(run, &self.outputs, &coder.output_widths())
     }
 
     /// The same of what it reads.
     pub(crate) fn check_inputs(&self, run: &Run, coder: &dyn SparseCoder) -> Result<()> {
-        check_widths(run, &self.inputs, &coder.inputs())
+        check_widths(run, &self.inputs, &coder.input_widths())
     }
 
     /// Batches of the rows that a coder reads and of those that it should write.

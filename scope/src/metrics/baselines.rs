@@ -254,7 +254,7 @@ impl BaselineSums {
 
 /// The columns of which principal components are taken together.
 fn columns(coder: &dyn SparseCoder) -> impl Iterator<Item = Range<usize>> {
-    let widths = if coder.d_out() > MAX_PCA_WIDTH { coder.outputs() } else { vec![coder.d_out()] };
+    let widths = if coder.d_out() > MAX_PCA_WIDTH { coder.output_widths() } else { vec![coder.d_out()] };
     let mut end = 0;
     widths.into_iter().map(move |width| {
         end += width;

@@ -97,7 +97,7 @@ pub fn evaluate(
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Metrics> {
     let workers = Workers::new(options.threads)?;
-    let mut sums = Sums::new(&coder.outputs(), coder.d_sae());
+    let mut sums = Sums::new(&coder.output_widths(), coder.d_sae());
     read(run, sites, coder, options, &mut |batch| {
         sums.add_rows(coder, batch.rows, batch.targets, &mut [], &workers);
         Ok(progress(sums.all.n))
@@ -119,7 +119,7 @@ pub fn measure(
 ) -> Result<(Evaluation, References)> {
     let workers = Workers::new(options.threads)?;
     let groups = Groups::of(run)?;
-    let mut sums = Sums::new(&coder.outputs(), coder.d_sae());
+    let mut sums = Sums::new(&coder.output_widths(), coder.d_sae());
     let (mut by_position, mut by_source) = (Vec::new(), Vec::new());
     let mut sample = Sample::new();
     let mut baselines: Option<BaselineSums> = None;

@@ -111,7 +111,7 @@ pub fn recovered(
     options: &RecoveredOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Recovered> {
-    let widths = [coder.inputs(), coder.outputs()];
+    let widths = [coder.input_widths(), coder.output_widths()];
     for (hooks, widths) in [&sites.inputs, &sites.outputs].into_iter().zip(&widths) {
         for (hook, &expected) in hooks.iter().zip(widths) {
             let width = hook.shape(&model.shape()).map_or(0, |shape| shape.iter().product());
