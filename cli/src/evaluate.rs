@@ -16,7 +16,7 @@ use scope::{Coder, SelfTest, Sites};
 use serde_json::{Value, json};
 
 use crate::compute::Compute;
-use crate::failure::Interrupted;
+use crate::failure::{Interrupted, unless_interrupted};
 use crate::import::{self, selftest, verdict};
 use crate::invocation::Invocation;
 use crate::location::Location;
@@ -105,13 +105,7 @@ impl Evaluate {
         };
         let mut coders = Vec::new();
         for location in &self.sae {
-            let found = self.one(&run, location, model.as_ref());
-            coders.push(match found.map_err(anyhow::Error::downcast::<scope::Error>) {
-                Ok(found) => found,
-                Err(Ok(scope::Error::Interrupted)) => return Err(Interrupted { resume: None }.into()),
-                Err(Ok(error)) => return Err(error.into()),
-                Err(Err(error)) => return Err(error),
-            });
+            coders.push(self.one(&run, location, model.as_ref())?);
         }
         if let Some(path) = &self.report {
             let page = report::page(&run, &coders, &invocation.provenance(), &invocation.again());
@@ -163,7 +157,7 @@ impl Evaluate {
                     interrupt::flow()
                 });
                 bar.finish_and_clear();
-                Some(found?)
+                Some(unless_interrupted(found, None)?)
             }
             None => None,
         };
@@ -201,7 +195,7 @@ impl Evaluate {
             interrupt::flow()
         });
         bar.finish_and_clear();
-        Ok(Some(found?))
+        unless_interrupted(found, None).map(Some)
     }
 
     fn sites(&self, coder: &Coder, location: &Location) -> Result<Sites> {

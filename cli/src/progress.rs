@@ -6,7 +6,7 @@ use anyhow::Result;
 use data::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::failure::Interrupted;
+use crate::failure::unless_interrupted;
 use crate::interrupt;
 
 /// A bar over bytes with rate and time left; nothing is drawn where standard error is no terminal.
@@ -49,10 +49,7 @@ pub(crate) fn watch<T>(
         interrupt::flow()
     });
     bar.finish_and_clear();
-    match result {
-        Err(data::Error::Interrupted) => Err(Interrupted { resume: None }.into()),
-        other => Ok(other?),
-    }
+    unless_interrupted(result, None)
 }
 
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
