@@ -3,6 +3,7 @@
 
 mod damage;
 mod hostile;
+mod hub;
 mod layers;
 mod main_path;
 mod object_store;

@@ -6,6 +6,7 @@ mod evaluate;
 mod export;
 mod hands;
 mod help;
+mod import;
 mod interrupted;
 mod join;
 mod ple;
