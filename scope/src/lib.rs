@@ -45,6 +45,7 @@ pub mod workers;
 mod activation;
 mod batch_topk;
 mod checkpoint;
+mod cosines;
 mod gated;
 mod init;
 mod jump_relu;
