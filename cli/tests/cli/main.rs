@@ -15,4 +15,5 @@ mod routing;
 mod shuffle;
 mod storage;
 mod support;
+mod sweep;
 mod workers;
