@@ -2,6 +2,7 @@
 #![expect(clippy::print_stderr, reason = "a test that leaves something out says so")]
 
 mod damage;
+mod examples;
 mod hostile;
 mod hub;
 mod layers;
