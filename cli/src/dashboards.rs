@@ -127,7 +127,7 @@ impl Directions for Known {
     }
 
     fn logits(&self, directions: &[f32]) -> Vec<f32> {
-        let model = self.model.as_ref().filter(|model| model.d_model() == self.sae.d_out());
+        let model = self.model.as_ref().filter(|model| self.coder.writes_stream(model.d_model()));
         model.map(|model| model.all_logit_effects(directions)).unwrap_or_default()
     }
 }

@@ -96,21 +96,24 @@ impl<'a> Describer<'a> {
         } else {
             None
         };
-        let correlations = correlations && table.run().hook_point(table.info().hook_point).is_ok();
         Ok(Self { table, directions, tokens: Tokens::new(table.run())?, correlations, neurons: (0, Vec::new()), pairs })
     }
 
-    /// The neurons of a feature; those of a block up to `end` where it is the first of another block.
+    /// The neurons of a feature at the site that it reads; those of a block up to `end` where it is the first of another block.
     fn neurons(&mut self, feature: u32, end: u32, go_on: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Neuron>> {
-        if !self.correlations {
+        let (run, info) = (self.table.run(), self.table.info());
+        let hook = info.hook_point_of(feature);
+        if !self.correlations || run.hook_point(hook).is_err() {
             return Ok(Vec::new());
         }
         let place = |first: u32| feature.checked_sub(first).map(|place| place as usize);
         let (first, found) = &self.neurons;
         if place(*first).is_none_or(|place| place >= found.len()) {
-            let width = self.table.run().hook_point(self.table.info().hook_point)?.width;
-            let block = feature..feature.saturating_add(neurons::block(width)).min(end);
-            self.neurons = (feature, neurons::correlated(self.table, block, go_on)?);
+            // The next group of features may read another site.
+            let others = info.groups.iter().map(|group| group.first_feature).find(|&first| first > feature);
+            let most = feature.saturating_add(neurons::block(run.hook_point(hook)?.width));
+            let block = feature..most.min(end).min(others.unwrap_or(end));
+            self.neurons = (feature, neurons::correlated(self.table, hook, block, go_on)?);
         }
         let (first, found) = &mut self.neurons;
         Ok(place(*first).and_then(|place| found.get_mut(place)).map(std::mem::take).unwrap_or_default())

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::describe::ROWS;
 use crate::error::Result;
 use crate::features::{ByToken, FeatureTable, Windows};
+use crate::hook_point::HookPoint;
 
 /// Bytes of the sums of a block of features.
 const MEMORY: usize = 256 << 20;
@@ -41,14 +42,15 @@ struct Sums {
     products: Vec<f64>,
 }
 
-/// For each of some features the coordinates with the largest correlation, descending. `go_on` is asked after each stretch of
+/// For each of some features the coordinates of a hook point with the largest correlation, descending. `go_on` is asked after each stretch of
 /// tokens.
 pub(super) fn correlated(
     table: &FeatureTable,
+    hook: HookPoint,
     features: Range<u32>,
     go_on: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<Vec<Neuron>>> {
-    let (run, hook) = (table.run(), table.info().hook_point);
+    let run = table.run();
     let width = run.hook_point(hook)?.width;
     let mut sums = Sums {
         n: 0.0,
