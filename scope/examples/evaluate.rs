@@ -10,6 +10,7 @@ use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use data::HookPoint;
 use scope::metrics::{EvaluateOptions, Evaluation, measure};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -30,9 +31,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// What one pass over the run says of the coder.
 pub(crate) fn evaluate(dir: &Path) -> Result<Evaluation, Box<dyn Error>> {
     let (run, sae) = train::train(dir)?;
-    let hook = sae.hook_name().ok_or("the coder does not say its hook point")?.parse()?;
+    let hook: HookPoint = sae.hook_name().ok_or("the coder does not say its hook point")?.parse()?;
     // An autoencoder speaks of what it reads. The references are for `metrics::recovered` and `metrics::probe`.
     let (found, _references) =
-        measure(&run, [hook; 2], &sae, &EvaluateOptions::default(), &mut |_| ControlFlow::Continue(()))?;
+        measure(&run, &hook.into(), &sae, &EvaluateOptions::default(), &mut |_| ControlFlow::Continue(()))?;
     Ok(found)
 }

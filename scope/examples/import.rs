@@ -27,8 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Any layout that `pretrained` knows; weights are mapped, so that a wide coder opens without being read.
 pub(crate) fn import(source: &Path, out: &Path) -> Result<Sae, Box<dyn Error>> {
-    let sae = pretrained::open(source, &ImportOptions::default())?;
-    sae.save(out)?;
+    let coder = pretrained::open(source, &ImportOptions::default())?;
+    coder.save(out)?;
     // `scope::selftest` tries it on a run that holds its hook point.
     Ok(Sae::load(out)?)
 }
