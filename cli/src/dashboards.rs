@@ -35,6 +35,11 @@ pub(crate) struct Dashboards {
     #[arg(long, value_name = "N", default_value_t = dashboards::BATCH)]
     batch: usize,
 
+    /// Leave out which neurons correlate with features, for which the activations are read once more, and which features do
+    /// where pairs were not counted
+    #[arg(long)]
+    no_correlations: bool,
+
     /// What the site calls the model [default: the last part of the name that the run was recorded with]
     #[arg(long, value_name = "NAME")]
     model_id: Option<String>,
@@ -88,6 +93,7 @@ impl Dashboards {
             creator: self.creator,
             creator_id: self.creator_id,
             created_at: crate::invocation::now(),
+            correlations: !self.no_correlations,
         };
         let bar = progress::steps(n.into(), "describing features");
         let directions = known.as_ref().map(|known| known as &dyn Directions);
@@ -120,10 +126,9 @@ impl Directions for Known {
         self.coder.stream_direction(feature as usize)
     }
 
-    fn logits(&self, direction: &[f32]) -> Vec<f32> {
-        let model = self.model.as_ref().filter(|model| model.d_model() == direction.len());
-        let effects = model.map(|model| model.logit_effects(direction, model.config().d_vocab));
-        effects.into_iter().flatten().flat_map(|effect| effect.top).map(|(_, logit)| logit).collect()
+    fn logits(&self, directions: &[f32]) -> Vec<f32> {
+        let model = self.model.as_ref().filter(|model| self.coder.writes_stream(model.d_model()));
+        model.map(|model| model.all_logit_effects(directions)).unwrap_or_default()
     }
 }
 

@@ -12,7 +12,7 @@ use scope::{EncodeOptions, EncodeSummary, LogitLens};
 use serde_json::json;
 
 use crate::bytes::Bytes;
-use crate::failure::Interrupted;
+use crate::failure::unless_interrupted;
 use crate::location::Location;
 use crate::{catalog, interrupt, output, progress};
 
@@ -143,11 +143,8 @@ pub(crate) fn encode(
         interrupt::flow()
     });
     bar.finish_and_clear();
-    match summary {
-        // Nothing is left behind, so the same command does it from the start.
-        Err(scope::Error::Interrupted) => Err(Interrupted { resume: None }.into()),
-        other => Ok(other?),
-    }
+    // Nothing is left behind, so the same command does it from the start.
+    unless_interrupted(summary, None)
 }
 
 pub(crate) fn words(summary: &EncodeSummary) -> String {

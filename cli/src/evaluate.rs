@@ -9,14 +9,17 @@ use data::{Dtype, HookPoint, Run};
 use engine::device;
 use engine::gemma::model::Model;
 use engine::weights::Weights;
+use scope::metrics::geometry::EncoderGeometry;
+use scope::metrics::probe::ablation::MIN_COST;
+use scope::metrics::probe::absorption::MIN_F1;
 use scope::metrics::probe::{ProbeOptions, Probing};
-use scope::metrics::recovered::{self, Recovered, RecoveredOptions};
+use scope::metrics::recovered::{self, Predictions, Recovered, RecoveredOptions};
 use scope::metrics::{EvaluateOptions, Evaluation};
 use scope::{Coder, SelfTest, Sites};
 use serde_json::{Value, json};
 
 use crate::compute::Compute;
-use crate::failure::Interrupted;
+use crate::failure::{Interrupted, unless_interrupted};
 use crate::import::{self, selftest, verdict};
 use crate::invocation::Invocation;
 use crate::location::Location;
@@ -105,13 +108,7 @@ impl Evaluate {
         };
         let mut coders = Vec::new();
         for location in &self.sae {
-            let found = self.one(&run, location, model.as_ref());
-            coders.push(match found.map_err(anyhow::Error::downcast::<scope::Error>) {
-                Ok(found) => found,
-                Err(Ok(scope::Error::Interrupted)) => return Err(Interrupted { resume: None }.into()),
-                Err(Ok(error)) => return Err(error.into()),
-                Err(Err(error)) => return Err(error),
-            });
+            coders.push(self.one(&run, location, model.as_ref())?);
         }
         if let Some(path) = &self.report {
             let page = report::page(&run, &coders, &invocation.provenance(), &invocation.again());
@@ -163,7 +160,7 @@ impl Evaluate {
                     interrupt::flow()
                 });
                 bar.finish_and_clear();
-                Some(found?)
+                Some(unless_interrupted(found, None)?)
             }
             None => None,
         };
@@ -201,7 +198,7 @@ impl Evaluate {
             interrupt::flow()
         });
         bar.finish_and_clear();
-        Ok(Some(found?))
+        unless_interrupted(found, None).map(Some)
     }
 
     fn sites(&self, coder: &Coder, location: &Location) -> Result<Sites> {
@@ -300,7 +297,8 @@ impl Found {
         if !self.evaluation.sites.is_empty() {
             parts.insert(1, self.by_site());
         }
-        parts.extend(self.recovered.as_ref().map(predictions));
+        parts.extend(self.recovered.as_ref().map(|recovered| predictions(&recovered.all)));
+        parts.extend(self.recovered.as_ref().map(by_position));
         parts.extend(self.probing.as_ref().map(probes));
         if let (Some(check), Coder::Sae(sae)) = (&self.check, &self.coder) {
             parts.push(verdict(check, sae));
@@ -314,6 +312,9 @@ impl Found {
         let stored = stored.map_or_else(|| "unknown".to_owned(), |variance| format!("{variance:.6}"));
         let four = |value: f64| format!("{value:.4}");
         let length = &self.evaluation.description_length;
+        let of_encoder = |of: fn(&EncoderGeometry) -> Option<f64>| {
+            self.evaluation.encoder.as_ref().and_then(of).map_or_else(|| "–".to_owned(), four)
+        };
         let mut rows = vec![
             ("tokens", output::count(metrics.n_tokens)),
             ("l0", format!("{:.2}", metrics.l0)),
@@ -329,6 +330,9 @@ impl Found {
             ("above_1_percent", four(metrics.above_1_percent)),
             ("above_10_percent", four(metrics.above_10_percent)),
             ("mean_max_cosine", four(self.evaluation.decoder.mean_max_cosine)),
+            ("encoder_norm", of_encoder(|encoder| Some(encoder.mean_norm))),
+            ("encoder_mean_max_cosine", of_encoder(|encoder| Some(encoder.neighbours.mean_max_cosine))),
+            ("encoder_decoder_cosine", of_encoder(|encoder| Some(encoder.decoder_cosine.as_ref()?.mean))),
             ("description_length", format!("{:.1} bits", length.bits)),
             ("store_dtype", self.storage.dtype.to_string()),
             ("storage_explained_variance", stored),
@@ -370,7 +374,7 @@ impl Found {
     }
 }
 
-fn predictions(found: &Recovered) -> String {
+fn predictions(found: &Predictions) -> String {
     let head = ["in the model", "ce_loss", "delta_ce", "kl_div", "ce_loss_score", "kl_div_score", "against mean"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.push(vec!["as it is".to_owned(), format!("{:.4}", found.ce_loss)]);
@@ -397,6 +401,24 @@ fn predictions(found: &Recovered) -> String {
     output::table(&rows, &[1, 2, 3, 4, 5, 6])
 }
 
+/// What the coder costs where there is little context, and where there is much.
+fn by_position(found: &Recovered) -> String {
+    let head = ["position", "predictions", "ce_loss", "delta_ce", "kl_div", "ce_loss_score", "kl_div of zero"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(found.positions.iter().map(|at| {
+        let Predictions { n_predictions, ce_loss, coder, zero, .. } = &at.predictions;
+        let numbers = [*ce_loss, coder.delta_ce, coder.kl_div, coder.ce_loss_score, zero.kl_div];
+        let numbers = numbers.map(|number| format!("{number:.4}"));
+        [positions(at.first, at.last), output::count(*n_predictions)].into_iter().chain(numbers).collect()
+    }));
+    output::table(&rows, &[1, 2, 3, 4, 5, 6])
+}
+
+/// `3`, or `4–5`.
+pub(crate) fn positions(first: u64, last: u64) -> String {
+    if first == last { first.to_string() } else { format!("{first}–{last}") }
+}
+
 fn probes(found: &Probing) -> String {
     let mut rows = vec![["probes", "accuracy", "f1", "auc"].map(str::to_owned).to_vec()];
     let mut row = |name: String, score: &scope::metrics::probe::score::Score| {
@@ -417,11 +439,34 @@ fn probes(found: &Probing) -> String {
             let _ = writeln!(text, "tpp of {}: {:.3} with {} latents", tpp.label, best.tpp, best.n);
         }
     }
+    for missing in missing(found) {
+        let _ = writeln!(text, "{missing}");
+    }
     if let Some(absorption) = &found.absorption {
         let (full, fraction, n) = (absorption.full, absorption.fraction, absorption.letters.len());
         let _ = writeln!(text, "absorption of {n} first letters: {full:.3} full, {fraction:.3} in part");
     }
     text
+}
+
+/// What could not be asked, and why.
+pub(crate) fn missing(found: &Probing) -> Vec<String> {
+    let mut missing = Vec::new();
+    if found.tpp.is_empty() {
+        missing.push("no tpp: no label has three classes with enough examples".to_owned());
+    }
+    if found.scr.iter().all(|scr| scr.coder.is_empty()) {
+        missing.push(if found.scr.is_empty() {
+            "no scr: no two labels of two classes each have enough examples of all four combinations".to_owned()
+        } else {
+            format!("no scr: no correlation of labels costs a probe more than {MIN_COST} of its accuracy")
+        });
+    }
+    if found.absorption.is_none() {
+        missing
+            .push(format!("no absorption: no letter has a probe with F1 of {MIN_F1} or more where the coder writes"));
+    }
+    missing
 }
 
 /// One line for each coder.
@@ -459,7 +504,7 @@ pub(crate) fn summary(coders: &[Found]) -> (Vec<&'static str>, Vec<Vec<String>>)
             three(metrics.dead_fraction),
         ];
         if model {
-            let found = coder.recovered.as_ref().map(|found| &found.coder);
+            let found = coder.recovered.as_ref().map(|found| &found.all.coder);
             let numbers = found.map(|found| [found.delta_ce, found.ce_loss_score, found.kl_div_score]);
             row.extend(numbers.map_or_else(|| [(); 3].map(|()| missing()), |numbers| numbers.map(three)));
         }

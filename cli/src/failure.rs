@@ -29,6 +29,28 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// An error of which one kind says that the caller asked the job to stop.
+pub(crate) trait Stops: Into<anyhow::Error> {
+    fn is_interruption(&self) -> bool;
+}
+
+impl Stops for data::Error {
+    fn is_interruption(&self) -> bool {
+        matches!(self, Self::Interrupted)
+    }
+}
+
+impl Stops for scope::Error {
+    fn is_interruption(&self) -> bool {
+        matches!(self, Self::Interrupted | Self::Data(data::Error::Interrupted))
+    }
+}
+
+/// What a job gave that Ctrl-C may have ended; `resume` is the command that goes on where it stopped.
+pub(crate) fn unless_interrupted<T, E: Stops>(result: Result<T, E>, resume: Option<String>) -> anyhow::Result<T> {
+    result.map_err(|err| if err.is_interruption() { Interrupted { resume }.into() } else { err.into() })
+}
+
 /// The text that goes to standard error.
 pub(crate) fn message(err: &anyhow::Error) -> String {
     format!("error: {}", tidy(&format!("{err:#}")))
@@ -63,6 +85,15 @@ mod tests {
         assert_eq!(message(&err), "error: while reading: no `a`\nhint: make one");
         let err = Interrupted { resume: Some("polariscope record --resume".into()) };
         assert!(message(&err.into()).ends_with("\nhint: go on with: polariscope record --resume"));
+    }
+
+    #[test]
+    fn what_ctrl_c_ended_says_how_to_go_on() {
+        let of = |err: scope::Error| message(&unless_interrupted::<(), _>(Err(err), Some("again".into())).unwrap_err());
+        let ended = "error: interrupted; what was written whole is kept\nhint: go on with: again";
+        assert_eq!(of(scope::Error::Interrupted), ended);
+        assert_eq!(of(data::Error::Interrupted.into()), ended);
+        assert!(of(scope::Error::Feature { feature: 3, d_sae: 2 }).starts_with("error: expected a feature below 2"));
     }
 
     #[test]

@@ -1,21 +1,23 @@
 //! `polariscope import`: a coder of another tool becomes one of ours, and is tried on a run.
 
-use std::ops::ControlFlow;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use data::Run;
+use data::{Place, Run};
 use scope::selftest::Reading;
 use scope::{Coder, ImportOptions, Metrics, Sae, SelfTest, SparseCoder as _};
 use serde_json::{Value, json};
 
+use crate::failure::unless_interrupted;
+use crate::location::Location;
 use crate::{interrupt, output, place};
 
 /// Brings a coder of another tool into our layout: Gemma Scope 1 and 2, SAELens, sparsify, Llama Scope, circuit-tracer
 ///
-/// SOURCE is a folder, a file of it where it holds one for each layer, or `OWNER/REPOSITORY/FOLDER` of the Hugging Face hub.
+/// SOURCE is a folder, a file of it where it holds one for each layer, or either within `OWNER/REPOSITORY/` of the Hugging
+/// Face hub, from which its own program `hf` brings it (`pip install huggingface_hub`; `HF_ENDPOINT` names another server).
 /// Nothing is unpickled: `.pt` files are refused with what converts them. `--check` tries the coder on the activations of
 /// a run: where L0 and explained variance do not fit, it tries the other hook points, scales and biases, and says what does.
 #[derive(Debug, Args)]
@@ -24,12 +26,12 @@ use crate::{interrupt, output, place};
                         --out runs/news/saes/scope-9 --check runs/news"
 )]
 pub(crate) struct Import {
-    /// A folder, a file, or a folder of a repository of the hub
+    /// A folder, a file, or one of a repository of the hub
     source: String,
 
-    /// The folder to write the coder to; `RUN/saes/NAME` is where the other commands look
+    /// The folder to write the coder to, or its URL; `RUN/saes/NAME` is where the other commands look
     #[arg(long, value_name = "SAE")]
-    out: PathBuf,
+    out: Location,
 
     /// The hook point that the coder reads, whatever its files say
     #[arg(long, value_name = "NAME")]
@@ -43,9 +45,9 @@ pub(crate) struct Import {
     #[arg(long, value_name = "S")]
     input_scale: Option<f32>,
 
-    /// A run on whose activations the coder is tried
+    /// A run on whose activations the coder is tried: a folder, or its URL
     #[arg(long, value_name = "RUN")]
-    check: Option<PathBuf>,
+    check: Option<Location>,
 
     /// Threads to compute with; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -59,22 +61,23 @@ pub(crate) struct Import {
 impl Import {
     pub(crate) fn run(self) -> Result<()> {
         interrupt::watch();
-        if self.out.join("cfg.json").exists() {
-            return Err(scope::Error::CoderExists { path: self.out }.into());
+        let out = self.out.place()?;
+        if out.has("cfg.json")? {
+            return Err(scope::Error::CoderExists { path: out.shown().to_owned() }.into());
         }
         let options = ImportOptions {
             hook: self.hook_point.as_deref().map(str::parse).transpose()?,
             hook_out: self.hook_point_out.as_deref().map(str::parse).transpose()?,
             input_scale: self.input_scale,
         };
-        let run = self.check.as_ref().map(Run::open).transpose()?;
+        let run = self.check.as_ref().map(Location::run).transpose()?;
         let source = Path::new(&self.source);
         let source = if source.exists() { source.to_owned() } else { from_hub(&self.source)? };
         let coder = scope::pretrained::open(&source, &options)?;
-        coder.save(&self.out)?;
+        coder.save_at(&out)?;
         let sae = match coder {
             Coder::Sae(sae) => sae,
-            Coder::Crosscoder(_) => return self.several(&coder, run.as_ref()),
+            Coder::Crosscoder(_) => return self.several(&coder, run.as_ref(), &out),
         };
         let found = match &run {
             Some(run) => Some(selftest(run, &sae, self.threads)?),
@@ -82,12 +85,12 @@ impl Import {
         };
         if self.json {
             return output::json(&json!({
-                "sae": self.out, "architecture": sae.architecture(), "d_in": sae.d_in(), "d_out": sae.d_out(),
+                "sae": out.shown(), "architecture": sae.architecture(), "d_in": sae.d_in(), "d_out": sae.d_out(),
                 "d_sae": sae.d_sae(), "hook_name": sae.hook_name(), "hook_name_out": sae.hook_name_out(),
                 "metadata": sae.metadata, "check": found.as_ref().map(|found| value(found, &sae)),
             }));
         }
-        output::text(&words(&sae, &self.out))?;
+        output::text(&words(&sae, &out))?;
         if let Some(found) = found {
             output::text(&verdict(&found, &sae))?;
         }
@@ -97,7 +100,7 @@ impl Import {
 
 impl Import {
     /// What is said of a coder between several hook points.
-    fn several(&self, coder: &Coder, run: Option<&Run>) -> Result<()> {
+    fn several(&self, coder: &Coder, run: Option<&Run>, out: &Place) -> Result<()> {
         let trial = match (coder, run, coder.sites()?) {
             (Coder::Crosscoder(coder), Some(run), Some(sites)) => {
                 output::note("trying the coder on the run");
@@ -109,7 +112,7 @@ impl Import {
         let [inputs, outputs] = coder.hook_names();
         if self.json {
             return output::json(&json!({
-                "sae": self.out, "architecture": coder.architecture(), "d_in": coder.d_in(), "d_out": coder.d_out(),
+                "sae": out.shown(), "architecture": coder.architecture(), "d_in": coder.d_in(), "d_out": coder.d_out(),
                 "d_sae": coder.d_sae(), "hook_names": inputs, "hook_names_out": outputs, "metadata": coder.metadata(),
                 "check": trial.as_ref().map(|trial| json!({
                     "fits": trial.fits, "label_l0": trial.label, "l0": trial.metrics.l0,
@@ -127,7 +130,7 @@ impl Import {
             coder.architecture(),
             output::count(coder.d_sae() as u64),
             list(inputs),
-            self.out.display()
+            out.shown().display()
         ))?;
         if let Some(trial) = trial {
             let fits = if trial.fits { "it fits" } else { "it does not fit" };
@@ -140,12 +143,10 @@ impl Import {
 /// Tries a coder on a run.
 pub(crate) fn selftest(run: &Run, sae: &Sae, threads: usize) -> Result<SelfTest> {
     output::note("trying the coder on the run");
-    Ok(scope::selftest(run, sae, threads, &mut |_| {
-        if interrupt::pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?)
+    unless_interrupted(scope::selftest(run, sae, threads, &mut |_| interrupt::flow()), None)
 }
 
-fn words(sae: &Sae, out: &Path) -> String {
+fn words(sae: &Sae, out: &Place) -> String {
     let hook = |name: Option<&str>| name.unwrap_or("a hook point that its files do not name").to_owned();
     let reads = hook(sae.hook_name());
     let speaks = if sae.transcoder { format!(", speaks of {}", hook(sae.hook_name_out())) } else { String::new() };
@@ -153,7 +154,7 @@ fn words(sae: &Sae, out: &Path) -> String {
         "{} with {} latents, reads {reads}{speaks}\ncoder in `{}`",
         sae.architecture(),
         output::count(sae.d_sae() as u64),
-        out.display()
+        out.shown().display()
     )
 }
 
@@ -209,11 +210,11 @@ pub(crate) fn value(found: &SelfTest, sae: &Sae) -> Value {
     })
 }
 
-/// Downloads a folder of a repository with the hub's own program, and gives back where it lies.
+/// Downloads a folder or a file of a repository with the hub's own program, and gives back where it lies.
 fn from_hub(source: &str) -> Result<PathBuf> {
     let absent = || {
         format!(
-            "no coder `{source}`: neither a folder or file, nor `OWNER/REPOSITORY/FOLDER` of the hub\n\
+            "no coder `{source}`: neither a folder or file, nor one within `OWNER/REPOSITORY/` of the hub\n\
              hint: `polariscope import --help` has an example"
         )
     };
@@ -227,18 +228,23 @@ fn from_hub(source: &str) -> Result<PathBuf> {
     let (repo, inside) = (format!("{owner}/{repository}"), inside.join("/"));
     // With the repository's name in its path, which says what Gemma Scope 1 is.
     let dir = place::cache()?.join("dictionaries").join(owner).join(repository);
+    // A file of a set has what is said of all of them beside it.
+    let beside = parts[2..parts.len() - 1].iter().chain(&["config.yaml"]).copied().collect::<Vec<_>>().join("/");
     let mut hf = Command::new("hf");
-    hf.args(["download", &repo, "--include", &format!("{inside}/*"), "--local-dir"]).arg(&dir);
-    let by_hand = format!("hf download {repo} --include '{inside}/*' --local-dir DIR, then import DIR/{inside}");
+    hf.args(["download", &repo, "--local-dir"]).arg(&dir);
+    for pattern in [&format!("{inside}/*"), &inside, &beside] {
+        hf.args(["--include", pattern]);
+    }
+    let by_hand = format!("hf download {repo} --include '{inside}*' --local-dir DIR, then import DIR/{inside}");
     let Ok(status) = hf.stdin(Stdio::null()).stdout(std::io::stderr()).status() else {
         bail!(
             "no `{source}` here, and the hub's program `hf` is not to be found\n\
              hint: pip install huggingface_hub; or elsewhere: {by_hand}"
         );
     };
-    let folder = dir.join(&inside);
-    if !status.success() || !folder.is_dir() {
+    let found = dir.join(&inside);
+    if !status.success() || !found.exists() {
         bail!("the hub gave nothing for `{source}` ({status})\nhint: look at what it says above; elsewhere: {by_hand}");
     }
-    Ok(folder)
+    Ok(found)
 }

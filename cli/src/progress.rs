@@ -1,13 +1,17 @@
 //! What does a long job show while it runs?
 
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use data::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::failure::Interrupted;
+use crate::failure::unless_interrupted;
 use crate::interrupt;
+
+/// How often a line of figures is written where nothing can be drawn.
+const EVERY: Duration = Duration::from_secs(30);
 
 /// A bar over bytes with rate and time left; nothing is drawn where standard error is no terminal.
 pub(crate) fn bytes(total: u64, what: &str) -> ProgressBar {
@@ -38,6 +42,28 @@ pub(crate) fn steps_of_many(total: u64, what: &str, names: &[&str]) -> (Progress
     (together.add(steps(total, what)), lines)
 }
 
+/// When a job whose figures matter writes a line of them because nothing is drawn, standard error being no terminal.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    drawn: bool,
+    last: Option<Instant>,
+}
+
+impl Lines {
+    pub(crate) fn beside(bar: &ProgressBar) -> Self {
+        Self { drawn: !bar.is_hidden(), last: None }
+    }
+
+    /// Whether it is time: at first, then every [`EVERY`].
+    pub(crate) fn due(&mut self) -> bool {
+        let due = !self.drawn && self.last.is_none_or(|last| last.elapsed() >= EVERY);
+        if due {
+            self.last = Some(Instant::now());
+        }
+        due
+    }
+}
+
 /// Does a job that leaves nothing behind if Ctrl-C ends it, so that the same command does it from the start.
 pub(crate) fn watch<T>(
     bar: &ProgressBar,
@@ -49,10 +75,7 @@ pub(crate) fn watch<T>(
         interrupt::flow()
     });
     bar.finish_and_clear();
-    match result {
-        Err(data::Error::Interrupted) => Err(Interrupted { resume: None }.into()),
-        other => Ok(other?),
-    }
+    unless_interrupted(result, None)
 }
 
 fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
@@ -60,4 +83,19 @@ fn bar(total: u64, what: &str, template: &str) -> ProgressBar {
     let bar = ProgressBar::new(total).with_style(style.progress_chars("━╸─"));
     bar.set_message(what.to_owned());
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_at_first_and_then_seldom() {
+        let hidden = ProgressBar::hidden();
+        let mut lines = Lines::beside(&hidden);
+        assert!(lines.due() && !lines.due());
+        lines.last = Instant::now().checked_sub(2 * EVERY);
+        assert!(lines.due() && !lines.due());
+        assert!(!Lines { drawn: true, last: None }.due());
+    }
 }

@@ -7,9 +7,11 @@ mod html;
 mod probes;
 mod svg;
 
+use std::collections::BTreeSet;
+
 use data::Run;
 use data::manifest::Provenance;
-use scope::metrics::recovered::{Recovered, Replaced};
+use scope::metrics::recovered::{PositionPredictions, Predictions, Recovered, Replaced};
 use scope::metrics::{DENSITY_BINS, Evaluation, geometry, groups};
 
 use self::html::{escape, figure, fixed, table};
@@ -69,20 +71,19 @@ fn figures(pictures: impl IntoIterator<Item = (Plot, String)>) -> String {
 }
 
 fn by_layer(coders: &[Found]) -> String {
-    let (head, rows) = summary(coders);
+    let (head, mut rows) = summary(coders);
+    let (names, numbered) = short_names(coders);
+    if numbered {
+        for (row, name) in rows.iter_mut().zip(&names) {
+            row[0] = format!("{name} {}", row[0]);
+        }
+    }
     let caption = "All coders. EV: explained variance; random: the random dictionary; PCA: as many principal components as \
                    latents fire; AUC: of probes, in the mean over concepts.";
     let at = |of: &dyn Fn(&Found) -> Option<f64>| -> Vec<(f64, f64)> {
         coders.iter().enumerate().filter_map(|(i, coder)| Some((i as f64, of(coder)?))).collect()
     };
-    let ticks: Vec<(f64, String)> = coders
-        .iter()
-        .enumerate()
-        .map(|(i, coder)| {
-            let layer = coder.sites.outputs[0].layer.filter(|_| coder.sites.outputs.len() == 1);
-            (i as f64, layer.map_or_else(|| coder.name.clone(), |layer| format!("layer {layer}")))
-        })
-        .collect();
+    let ticks: Vec<(f64, String)> = names.into_iter().enumerate().map(|(i, name)| (i as f64, name)).collect();
     let plot = |title: &str, y: &str, range, series| Plot {
         title: title.to_owned(),
         x: String::new(),
@@ -103,8 +104,10 @@ fn by_layer(coders: &[Found]) -> String {
             Series::new("PCA", OTHER, at(&|coder| Some(baselines(coder).pca.explained_variance))),
         ],
     );
-    let scores = |of: fn(&Recovered) -> Option<&Replaced>| {
-        at(&|coder| coder.recovered.as_ref().and_then(of).map(|replaced| replaced.ce_loss_score_mean))
+    let scores = |of: fn(&Predictions) -> Option<&Replaced>| {
+        at(&|coder| {
+            coder.recovered.as_ref().and_then(|found| of(&found.all)).map(|replaced| replaced.ce_loss_score_mean)
+        })
     };
     let model = plot(
         "Cross-entropy recovered by coder",
@@ -126,22 +129,43 @@ fn by_layer(coders: &[Found]) -> String {
     )
 }
 
+/// What coders are called below a plot: their layers where these tell them apart, their names where there is room for them,
+/// otherwise numbers; and whether they are numbers.
+fn short_names(coders: &[Found]) -> (Vec<String>, bool) {
+    // One that writes several hook points is of no layer.
+    let layer = |coder: &Found| coder.sites.outputs[0].layer.filter(|_| coder.sites.outputs.len() == 1);
+    let layers: Option<Vec<usize>> = coders.iter().map(layer).collect();
+    let names = coders.iter().map(|coder| coder.name.as_str()).collect();
+    labels(layers, names)
+}
+
+fn labels(layers: Option<Vec<usize>>, names: Vec<&str>) -> (Vec<String>, bool) {
+    let differ = |layers: &Vec<usize>| layers.iter().collect::<BTreeSet<_>>().len() == layers.len();
+    if let Some(layers) = layers.filter(differ) {
+        return (layers.into_iter().map(|layer| format!("layer {layer}")).collect(), false);
+    }
+    let widest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    if widest * names.len() <= svg::TICK_CHARACTERS {
+        return (names.into_iter().map(str::to_owned).collect(), false);
+    }
+    ((1..=names.len()).map(|number| format!("({number})")).collect(), true)
+}
+
 fn section(coder: &Found) -> String {
     let Found { coder: sae, sites, evaluation, .. } = coder;
-    let speaks = if sites.same() {
-        String::new()
+    let (speaks, width) = if sites.same() {
+        (String::new(), output::count(sae.d_in() as u64))
     } else {
-        format!(", speaks of <code>{}</code>", evaluate::shown(&sites.outputs))
+        let widths = [sae.d_in(), sae.d_out()].map(|width| output::count(width as u64));
+        (format!(", speaks of <code>{}</code>", evaluate::shown(&sites.outputs)), widths.join(" → "))
     };
     let mut out = format!(
-        "<h2>{}</h2>\n<p>{} with {} latents, reads <code>{}</code>{speaks} ({} → {} dimensions). Measured on {} tokens; \
+        "<h2>{}</h2>\n<p>{} with {} latents, reads <code>{}</code>{speaks} ({width} dimensions). Measured on {} tokens; \
          special tokens and rows of more than ten times the median norm are left out.</p>\n",
         escape(&coder.name),
         escape(&sae.architecture()),
         output::count(sae.d_sae() as u64),
         evaluate::shown(&sites.inputs),
-        sae.d_in(),
-        sae.d_out(),
         output::count(evaluation.metrics.n_tokens),
     );
     out.push_str("<h3>Reconstruction</h3>\n");
@@ -154,12 +178,15 @@ fn section(coder: &Found) -> String {
     ] {
         out.push_str(part);
     }
-    out.push_str(&figures([density(evaluation), positions(evaluation), geometry(evaluation), code(evaluation)]));
+    let always = [density(evaluation), positions(evaluation), geometry(evaluation), code(evaluation)];
+    out.push_str(&figures(always.into_iter().chain(alignment(evaluation))));
     out.push_str(&by_site(evaluation));
     out.push_str(&sources(evaluation));
     if let Some(found) = &coder.recovered {
         out.push_str("<h3>In the model</h3>\n");
-        out.push_str(&predictions(found));
+        out.push_str(&predictions(&found.all));
+        out.push_str(&figures(losses_by_position(found)));
+        out.push_str(&table_of_positions(found));
     }
     if let Some(found) = &coder.probing {
         out.push_str(&probes::section(found));
@@ -252,19 +279,27 @@ fn power_of_ten(decade: usize) -> String {
     }
 }
 
+/// Where some positions stand on an axis of octaves.
+fn octave(first: u64, last: u64) -> f64 {
+    f64::midpoint((first as f64).max(0.7), last as f64).log2()
+}
+
+/// The names of octaves up to a position.
+fn octaves(last: Option<u64>) -> Vec<(f64, String)> {
+    let last = last.map_or(0, |last| last.max(1).ilog2());
+    (0..=last).map(|octave| (f64::from(octave), (1_u64 << octave).to_string())).collect()
+}
+
 fn positions(evaluation: &Evaluation) -> (Plot, String) {
-    let at = |position: &groups::PositionMetrics| {
-        f64::midpoint((position.first as f64).max(0.7), position.last as f64).log2()
-    };
     let found = &evaluation.positions;
-    let line =
-        |of: fn(&groups::GroupMetrics) -> f64| found.iter().map(move |position| (at(position), of(&position.metrics)));
-    let last = found.last().map_or(0, |position| position.last.max(1).ilog2());
+    let line = |of: fn(&groups::GroupMetrics) -> f64| {
+        found.iter().map(move |position| (octave(position.first, position.last), of(&position.metrics)))
+    };
     let plot = Plot {
         title: "Explained variance and cosine by position".into(),
         x: "position in the sequence".into(),
         y: "explained variance, cosine".into(),
-        ticks: (0..=last).map(|octave| (f64::from(octave), (1_u64 << octave).to_string())).collect(),
+        ticks: octaves(found.last().map(|position| position.last)),
         range: Some((0.0, 1.0)),
         bars: false,
         series: vec![
@@ -273,6 +308,65 @@ fn positions(evaluation: &Evaluation) -> (Plot, String) {
         ],
     };
     (plot, "By position in the sequence that the model saw, each bin about its own mean.".to_owned())
+}
+
+/// What stands in for the activation costs predictions, by the position that they are made from.
+fn losses_by_position(found: &Recovered) -> [(Plot, String); 2] {
+    let plot = |title: &str, y: &str, of: fn(&Replaced) -> f64| {
+        let line = |which: fn(&Predictions) -> Option<&Replaced>| {
+            let at = move |position: &PositionPredictions| {
+                Some((octave(position.first, position.last), of(which(&position.predictions)?)))
+            };
+            found.positions.iter().filter_map(at).collect::<Vec<_>>()
+        };
+        Plot {
+            title: title.to_owned(),
+            x: "position of the token that is predicted from".into(),
+            y: y.to_owned(),
+            ticks: octaves(found.positions.last().map(|position| position.last)),
+            range: Some((0.0, 0.0)),
+            bars: false,
+            series: vec![
+                Series::new("coder", CODER, line(|at| Some(&at.coder))),
+                Series::new("random dictionary", RANDOM, line(|at| at.random_dictionary.as_ref())),
+                Series::new("PCA", OTHER, line(|at| at.pca.as_ref())),
+            ],
+        }
+    };
+    [
+        (
+            plot("ΔCE by position", "ΔCE in nats", |replaced| replaced.delta_ce),
+            "How much more surprised the model is, by how much context the prediction has.".to_owned(),
+        ),
+        (
+            plot("KL by position", "KL in nats", |replaced| replaced.kl_div),
+            "How far its predictions move, by how much context they have.".to_owned(),
+        ),
+    ]
+}
+
+fn table_of_positions(found: &Recovered) -> String {
+    let rows = found.positions.iter().map(|at| {
+        let Predictions { n_predictions, ce_loss, coder, mean, zero, .. } = &at.predictions;
+        let numbers =
+            [*ce_loss, coder.delta_ce, coder.kl_div, coder.ce_loss_score, coder.kl_div_score, mean.kl_div, zero.kl_div];
+        let numbers = numbers.map(|number| fixed(number, 4));
+        let counts = [evaluate::positions(at.first, at.last), output::count(*n_predictions)];
+        counts.into_iter().chain(numbers).collect()
+    });
+    let head = [
+        "Position",
+        "Predictions",
+        "CE as it is",
+        "ΔCE",
+        "KL",
+        "CE score, zero",
+        "KL score, zero",
+        "KL, mean ablation",
+        "KL, zero ablation",
+    ];
+    let caption = "The coder in the place of the activation, by the position of the token that is predicted from.";
+    table(caption, &head, &rows.collect::<Vec<_>>())
 }
 
 fn geometry(evaluation: &Evaluation) -> (Plot, String) {
@@ -302,6 +396,30 @@ fn geometry(evaluation: &Evaluation) -> (Plot, String) {
         geometry::DUPLICATE,
     );
     (plot, caption)
+}
+
+/// What latents read beside what they write; nothing where that are two sites.
+fn alignment(evaluation: &Evaluation) -> Option<(Plot, String)> {
+    let encoder = evaluation.encoder.as_ref()?;
+    let found = encoder.decoder_cosine.as_ref()?;
+    let bins = found.histogram.iter().enumerate().map(|(bin, &n)| (bin as f64, n as f64));
+    let plot = Plot {
+        title: "Cosine of encoder and decoder".into(),
+        x: "cosine of what a latent reads and what it writes".into(),
+        y: "latents".into(),
+        ticks: (0..=4).map(|at| (f64::from(at) * 10.0 - 0.5, svg::number(f64::from(at) * 0.5 - 1.0))).collect(),
+        range: Some((0.0, 1.0)),
+        bars: true,
+        series: vec![Series::new("", CODER, bins)],
+    };
+    let caption = format!(
+        "How alike the direction that a latent reads is to the one that it writes: {} in the mean. Encoder directions have a \
+         length of {} in the mean, and a cosine of {} to the nearest other one.",
+        fixed(found.mean, 3),
+        fixed(encoder.mean_norm, 3),
+        fixed(encoder.neighbours.mean_max_cosine, 3),
+    );
+    Some((plot, caption))
 }
 
 fn code(evaluation: &Evaluation) -> (Plot, String) {
@@ -356,7 +474,7 @@ fn sources(evaluation: &Evaluation) -> String {
     table("By source, each about its own mean.", &head, &rows.collect::<Vec<_>>())
 }
 
-fn predictions(found: &Recovered) -> String {
+fn predictions(found: &Predictions) -> String {
     let row = |name: &str, replaced: &Replaced| {
         let Replaced { ce_loss, delta_ce, kl_div, ce_loss_score, kl_div_score, ce_loss_score_mean, kl_div_score_mean } =
             *replaced;
@@ -406,4 +524,21 @@ fn notes(coders: &[Found]) -> String {
     }
     let items: Vec<String> = notes.into_iter().map(|note| format!("<li>{}</li>", escape(note))).collect();
     format!("<h2>How it was measured</h2>\n<ul class=\"notes\">{}</ul>\n", items.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_coders_of_a_plot_have_one_name() {
+        let of = |layers: &[usize], names: &[&str]| labels(Some(layers.to_vec()), names.to_vec());
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(of(&[3, 9], &["a", "b"]), (owned(&["layer 3", "layer 9"]), false));
+        assert_eq!(of(&[9, 9], &["topk-16", "topk-32"]), (owned(&["topk-16", "topk-32"]), false));
+        let long =
+            ["batchtopk-blocks.9.hook_resid_post-k16-lr-0.001", "batchtopk-blocks.9.hook_resid_post-k32-lr-0.001"];
+        assert_eq!(of(&[9, 9], &long), (owned(&["(1)", "(2)"]), true));
+        assert_eq!(labels(None, vec!["x", "y"]), (owned(&["x", "y"]), false));
+    }
 }

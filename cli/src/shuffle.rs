@@ -4,11 +4,10 @@ use anyhow::Result;
 use clap::Args;
 use data::manifest::Manifest;
 use data::shuffle::{DEFAULT_MEMORY, Shuffle as Plan, ShuffleOptions};
-use data::{HookPoint, Run};
 use serde_json::json;
 
 use crate::bytes::Bytes;
-use crate::failure::Interrupted;
+use crate::failure::unless_interrupted;
 use crate::invocation::Invocation;
 use crate::location::Location;
 use crate::{interrupt, output, progress, record};
@@ -56,7 +55,7 @@ impl Shuffle {
         interrupt::watch();
         let run = self.run.run()?;
         let hook_points = match &self.hook_points {
-            Some(list) => recorded(&run, list)?,
+            Some(list) => data::export::recorded(&run, list)?,
             None => Vec::new(),
         };
         let options = ShuffleOptions {
@@ -90,27 +89,9 @@ impl Shuffle {
             interrupt::flow()
         });
         bar.finish_and_clear();
-        let manifest = match written {
-            Err(data::Error::Interrupted) => {
-                return Err(Interrupted { resume: Some(invocation.resumed()) }.into());
-            }
-            other => other?,
-        };
+        let manifest = unless_interrupted(written, Some(invocation.resumed()))?;
         if self.json { output::json(&value(&manifest, &self.out)) } else { output::text(&words(&manifest, &self.out)) }
     }
-}
-
-/// The hook points of a list, each of which the run must have; `*` stands for those that it has.
-fn recorded(run: &Run, list: &str) -> Result<Vec<HookPoint>> {
-    let mut hooks = Vec::new();
-    for name in list.split(',') {
-        let named = HookPoint::parse_list(name, &run.manifest().model.shape)?;
-        let is_there = |hook: &HookPoint| run.hook_point(*hook).is_ok();
-        let some = named.iter().any(is_there);
-        // One that is named and not there, or all of them, is refused by its name.
-        hooks.extend(named.into_iter().filter(|hook| !(some && name.contains('*')) || is_there(hook)));
-    }
-    Ok(hooks)
 }
 
 fn value(manifest: &Manifest, out: &Location) -> serde_json::Value {

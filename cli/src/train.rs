@@ -14,6 +14,7 @@ use crate::evaluate::shown;
 use crate::failure::Interrupted;
 use crate::invocation::Invocation;
 use crate::location::Location;
+use crate::progress::Lines;
 use crate::sweep::{self, Settings};
 use crate::{interrupt, output, progress};
 
@@ -109,10 +110,15 @@ impl Train {
         let started = Instant::now();
         let mut first = None;
         let mut told = vec![Vec::new(); jobs.len()];
+        let mut written = Lines::beside(&bar);
         let summaries = scope::sweep(run, &jobs, &mut |all| {
+            let due = written.due();
             for ((at, line), (name, told)) in all.iter().zip(&lines).zip(names.iter().zip(&mut told)) {
                 let Some(at) = at else { continue };
                 line.set_message(figures(at));
+                if due {
+                    output::note(&line_of(name, at));
+                }
                 tell(&bar, name, at, told);
             }
             if let Some(at) = all.iter().flatten().max_by_key(|at| at.step) {
@@ -237,6 +243,7 @@ pub(crate) fn train(
     let started = Instant::now();
     let mut first = None;
     let mut told = Vec::new();
+    let mut written = Lines::beside(&bar);
     let summary = scope::train(run, wiring.clone(), config, out, &mut |at| {
         // A resumed training has tokens behind it that were not trained on now.
         let before = *first.get_or_insert_with(|| at.tokens.saturating_sub(config.batch as u64));
@@ -245,6 +252,9 @@ pub(crate) fn train(
         bar.set_position(at.step);
         bar.set_message(format!("{}  {} tokens/s", figures(at), output::count(rate as u64)));
         tell(&bar, "training", at, &mut told);
+        if written.due() {
+            output::note(&line_of("training", at));
+        }
         interrupt::flow()
     })?;
     bar.finish_and_clear();
@@ -257,6 +267,11 @@ pub(crate) fn train(
         None if summary.complete => Ok(None),
         _ => Err(Interrupted { resume: Some(invocation.resumed()) }.into()),
     }
+}
+
+/// A line where nothing is drawn.
+fn line_of(name: &str, at: &TrainProgress) -> String {
+    format!("{name}, step {} of {}: {}", output::count(at.step), output::count(at.steps), figures(at))
 }
 
 /// The live line.

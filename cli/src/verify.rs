@@ -13,7 +13,7 @@ use engine::weights::Weights;
 use serde_json::json;
 
 use crate::compute::{Compute, ComputeDtype};
-use crate::failure::Interrupted;
+use crate::failure::unless_interrupted;
 use crate::invocation::Invocation;
 use crate::location::Location;
 use crate::record::Job;
@@ -143,10 +143,7 @@ fn check(run: &Run) -> Result<VerifyReport> {
         interrupt::flow()
     });
     bar.finish_and_clear();
-    match report {
-        Err(data::Error::Interrupted) => Err(Interrupted { resume: None }.into()),
-        other => Ok(other?),
-    }
+    unless_interrupted(report, None)
 }
 
 fn in_json(problem: &Problem) -> serde_json::Value {

@@ -150,19 +150,19 @@ impl Vectors {
     }
 }
 
-/// The hook points of a list such as `blocks.*.hook_resid_post` that a run holds.
-///
-/// `*` and ranges leave out what was not recorded; a name that matches nothing recorded is an error.
+/// The hook points of a list such as `blocks.*.hook_resid_post`, each of which the run must hold; `*` stands for those that it
+/// does, of which there must be one.
 pub fn recorded(run: &Run, list: &str) -> Result<Vec<HookPoint>> {
     let mut points = Vec::new();
     for name in list.split(',').filter(|name| !name.trim().is_empty()) {
-        let named = HookPoint::parse_list(name, &run.manifest().model.shape)?;
-        let found: Vec<HookPoint> = named.iter().copied().filter(|&point| run.hook_point(point).is_ok()).collect();
-        if found.is_empty() {
-            // The error that lists those that were recorded.
-            run.hook_point(named[0])?;
+        let mut named = HookPoint::parse_list(name, &run.manifest().model.shape)?;
+        let is_there = |point: &HookPoint| run.hook_point(*point).is_ok();
+        if name.contains('*') && named.iter().any(is_there) {
+            named.retain(is_there);
         }
-        points.extend(found.into_iter().filter(|point| !points.contains(point)).collect::<Vec<_>>());
+        // The error lists those that were recorded.
+        named.iter().try_for_each(|&point| run.hook_point(point).map(|_| ()))?;
+        points.extend(named.into_iter().filter(|point| !points.contains(point)).collect::<Vec<_>>());
     }
     if points.is_empty() { Err(Error::NoHookPoint { list: list.to_owned() }) } else { Ok(points) }
 }

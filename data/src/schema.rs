@@ -99,6 +99,8 @@ pub(crate) fn feature_stats() -> SchemaRef {
         field("top_logits", DataType::List(item(DataType::Struct(logit_fields())))),
         field("bottom_logits", DataType::List(item(DataType::Struct(logit_fields())))),
         field("decoder_norm", DataType::Float32),
+        nullable("encoder_norm", DataType::Float32),
+        nullable("encoder_decoder_cosine", DataType::Float32),
         field("neighbours", DataType::List(item(DataType::Struct(neighbour_fields())))),
         nullable("first_fired", DataType::UInt64),
         nullable("last_fired", DataType::UInt64),
@@ -246,8 +248,8 @@ mod tests {
         let names: Vec<String> = feature_stats().fields().iter().map(|f| f.name().clone()).collect();
         assert_eq!(
             names.join(" "),
-            "feature n_active frac_nonzero mean_act max_act act_hist top_logits bottom_logits decoder_norm neighbours \
-             first_fired last_fired"
+            "feature n_active frac_nonzero mean_act max_act act_hist top_logits bottom_logits decoder_norm \
+             encoder_norm encoder_decoder_cosine neighbours first_fired last_fired"
         );
         let experts = Routing { n_experts: 16, top_k: 2, layers: vec![3], router_logits: true };
         assert_eq!(

@@ -380,4 +380,12 @@ fn logit_effects_are_the_direct_path() {
         assert!(largest_difference(&Tensor::from_slice(&found), &values) < 1e-4);
         assert!(effects.bottom[0].1 <= effects.bottom[4].1 && effects.bottom[4].1 < effects.top[4].1);
     }
+    // The same of every token.
+    let (all, d_vocab) = (model.all_logit_effects(&directions), model.config().d_vocab);
+    assert_eq!(all.len(), 2 * d_vocab);
+    for (row, effects) in effects.iter().enumerate() {
+        for &(id, value) in effects.top.iter().chain(&effects.bottom) {
+            assert!((all[row * d_vocab + id as usize] - value).abs() < 1e-5);
+        }
+    }
 }

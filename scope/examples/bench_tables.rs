@@ -69,6 +69,7 @@ fn options() -> DashboardOptions {
         creator: String::new(),
         creator_id: String::new(),
         created_at: String::new(),
+        correlations: true,
     }
 }
 
@@ -188,7 +189,7 @@ impl Directions for Lens {
         self.sae.w_dec().row(feature as usize).to_vec()
     }
 
-    fn logits(&self, direction: &[f32]) -> Vec<f32> {
-        Vec::<f32>::try_from(Self::logits(self, direction).view([-1])).unwrap_or_default()
+    fn logits(&self, directions: &[f32]) -> Vec<f32> {
+        Vec::<f32>::try_from(Self::logits(self, directions).view([-1])).unwrap_or_default()
     }
 }

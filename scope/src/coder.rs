@@ -2,7 +2,7 @@
 
 use std::{ops::Deref, path::Path};
 
-use data::{HookPoint, features::FeatureGroup};
+use data::{HookPoint, Place, features::FeatureGroup};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     },
     sae::{Sae, SparseCoder},
     sites::Sites,
+    train::VOUCHERS,
 };
 
 /// Any coder.
@@ -70,6 +71,12 @@ impl Coder {
             Self::Sae(sae) => sae.save(dir),
             Self::Crosscoder(coder) => coder.save(dir),
         }
+    }
+
+    /// The same at a place, where nothing else stays; in an object store, `cfg.json` comes last too.
+    pub fn save_at(&self, place: &Place) -> Result<()> {
+        self.save(place.bring(|_| false)?)?;
+        Ok(place.publish("", &VOUCHERS)?)
     }
 
     /// Its name.

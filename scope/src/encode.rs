@@ -5,24 +5,24 @@
 //! with the number of activations: beside one block of rows and one block of features, there is a bit for every token and a
 //! number for every document and every feature.
 
-use std::{ops::ControlFlow, path::Path};
+use std::{
+    ops::{ControlFlow, Range},
+    path::Path,
+};
 
 use data::{
     HookPoint, Run,
-    features::{FeatureTableInfo, FeatureTableWriter, PairOptions},
+    features::{FeatureStats, FeatureTableInfo, FeatureTableWriter, PairOptions},
 };
-use rayon::prelude::*;
 
 use crate::{
     coder::Coder,
+    cosines::{self, Directions, Nearest},
     error::{Error, Result},
-    kernels::by_value,
-    matrix::{Matrix, Right, matmul},
-    sae::{SparseCoder, encode_blocks, norm},
+    matrix::Matrix,
+    sae::{SparseCoder, encode_blocks},
     sites::Sites,
-    sparse::SparseRows,
     stats::{Describer, ExampleOptions, Places},
-    topk::TopK,
     workers::Workers,
 };
 
@@ -47,8 +47,6 @@ pub const SORT_MEMORY: usize = 256 << 20;
 
 /// Features that are described at a time.
 const BLOCK_FEATURES: usize = 256;
-/// Features whose neighbours one thread looks for at a time.
-const NEIGHBOUR_ROWS: usize = 32;
 /// Tokens whose flags are read at a time.
 const BLOCK_TOKENS: u64 = 1 << 20;
 /// Documents whose rows are read at a time.
@@ -234,8 +232,9 @@ pub fn encode(
         context: options.context.max(1),
         seed: options.seed,
     };
-    // A wide coder is described without its neighbours, and then without a second decoder in memory.
-    let units = if options.neighbours > 0 { unit_rows(sae.w_dec().into_owned()) } else { Matrix::default() };
+    let decoder = sae.w_dec();
+    let one_site = matches!(&coder, Coder::Sae(sae) if !sae.transcoder);
+    let sides = Sides::of(sae, &decoder, one_site, &workers);
     let model = model.filter(|model| coder.writes_stream(model.d_model()) && options.logits > 0);
     let mut dead_features = 0;
     for first in (0..sae.d_sae()).step_by(BLOCK_FEATURES) {
@@ -256,15 +255,13 @@ pub fn encode(
             sorted.write_examples(&described.examples)?;
             sorted.write_groups(&described.groups)?;
         }
-        let neighbours = nearest(&units, features.clone(), options.neighbours, &workers);
+        sides.describe(features.clone(), options.neighbours, &mut stats, &workers);
         let effects = model.map(|model| {
             let directions: Vec<f32> = features.clone().flat_map(|feature| coder.stream_direction(feature)).collect();
             model.logit_effects(&directions, options.logits)
         });
         let effects = effects.unwrap_or_default();
         for (i, stats) in stats.iter_mut().enumerate() {
-            stats.decoder_norm = norm(&sae.decoder_row(first + i));
-            stats.neighbours.clone_from(&neighbours[i]);
             if let Some(effect) = effects.get(i) {
                 stats.top_logits.clone_from(&effect.top);
                 stats.bottom_logits.clone_from(&effect.bottom);
@@ -380,53 +377,39 @@ fn silence_not_finite(rows: &mut [f32], width: usize) -> u64 {
     n
 }
 
-/// The rows scaled to norm 1.
-fn unit_rows(mut units: Matrix) -> Matrix {
-    for row in 0..units.rows() {
-        let row = units.row_mut(row);
-        let norm = norm(row);
-        if norm > 0.0 {
-            for value in row {
-                *value /= norm;
-            }
-        }
-    }
-    units
+/// What latents write and what they read.
+struct Sides<'a> {
+    written: Directions<'a>,
+    /// Matching pursuit reads what it writes.
+    read: Option<Directions<'a>>,
+    /// The cosine of both, where they are of one space.
+    aligned: Vec<Option<f32>>,
 }
 
-/// For each of `features`, the `n` others with the largest positive cosine between decoder rows, descending.
-fn nearest(units: &Matrix, features: std::ops::Range<usize>, n: usize, workers: &Workers) -> Vec<Vec<(u32, f32)>> {
-    if n == 0 {
-        return vec![Vec::new(); features.len()];
+impl<'a> Sides<'a> {
+    /// `one_site`: whether the coder writes what it reads.
+    fn of(coder: &'a dyn SparseCoder, decoder: &'a Matrix, one_site: bool, workers: &Workers) -> Self {
+        let (written, read) = (Directions::written(decoder), coder.w_enc().map(Directions::read));
+        let aligned = match &read {
+            Some(read) if one_site => cosines::between(read, &written, workers),
+            _ => vec![None; coder.d_sae()],
+        };
+        Self { written, read, aligned }
     }
-    let (d_sae, width) = (units.rows(), units.cols());
-    let rows = &units.as_slice()[features.start * width..features.end * width];
-    workers.install(|| {
-        rows.par_chunks(NEIGHBOUR_ROWS * width)
-            .enumerate()
-            .flat_map_iter(|(block, rows)| {
-                let first = features.start + block * NEIGHBOUR_ROWS;
-                let m = rows.len() / width;
-                let mut cosines = Matrix::zeros(m, d_sae);
-                let right = units.as_slice();
-                matmul(rows, right, Right::Transposed, cosines.as_mut_slice(), [m, width, d_sae]);
-                let mut found = SparseRows::new();
-                let mut top = TopK::new(n);
-                (0..m)
-                    .map(|row| {
-                        // Not its own neighbour.
-                        cosines.row_mut(row)[first + row] = 0.0;
-                        found.clear();
-                        top.select(cosines.row(row), &mut found);
-                        let (latents, values) = found.row(0);
-                        let mut pairs: Vec<_> = values.iter().copied().zip(latents.iter().copied()).collect();
-                        pairs.sort_unstable_by(by_value);
-                        pairs.into_iter().map(|(cosine, latent)| (latent, cosine)).collect()
-                    })
-                    .collect::<Vec<Vec<_>>>()
-            })
-            .collect()
-    })
+
+    /// Norms, cosines, and the `n` others of each feature with the largest positive cosine between decoder rows, descending.
+    fn describe(&self, features: Range<usize>, n: usize, stats: &mut [FeatureStats], workers: &Workers) {
+        let chosen: Vec<usize> = if n > 0 { features.clone().collect() } else { Vec::new() };
+        let nearest = self.written.cosines(&chosen, &Nearest::new(n), Nearest::see, workers);
+        for (stats, nearest) in stats.iter_mut().zip(nearest) {
+            stats.neighbours = nearest.into_pairs();
+        }
+        for (stats, feature) in stats.iter_mut().zip(features) {
+            stats.decoder_norm = self.written.norms()[feature];
+            stats.encoder_norm = self.read.as_ref().map(|read| read.norms()[feature]);
+            stats.encoder_decoder_cosine = self.aligned[feature];
+        }
+    }
 }
 
 #[cfg(test)]

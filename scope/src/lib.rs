@@ -16,6 +16,8 @@
 //! # }
 //! ```
 //!
+//! `examples/` has a short program for each task: `train`, `import`, `encode`, `evaluate`, `join`; a test runs them.
+//!
 //! Coders of other tools are opened by [`pretrained::open`], whatever their layout, and [`mod@selftest`] says whether a run holds
 //! what they were made for. [`Sae`] is autoencoder and transcoder alike.
 //!
@@ -45,6 +47,7 @@ pub mod workers;
 mod activation;
 mod batch_topk;
 mod checkpoint;
+mod cosines;
 mod gated;
 mod init;
 mod jump_relu;

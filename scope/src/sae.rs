@@ -75,6 +75,11 @@ pub trait SparseCoder: Send + Sync {
         true
     }
 
+    /// The direction that each latent reads, `[d_in, d_sae]`, where it has one of its own.
+    fn w_enc(&self) -> Option<&Matrix> {
+        None
+    }
+
     /// How long a decoder row is in the reconstruction of `row` (`[d_in]`), where the coder norms each token; otherwise 1.
     fn decoder_scale(&self, _row: &[f32]) -> f32 {
         1.0
@@ -361,6 +366,10 @@ impl SparseCoder for Sae {
 
     fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]> {
         Cow::Borrowed(self.w_dec.row(latent))
+    }
+
+    fn w_enc(&self) -> Option<&Matrix> {
+        Some(&self.w_enc).filter(|encoder| encoder.rows() > 0)
     }
 
     fn decoder_scale(&self, row: &[f32]) -> f32 {

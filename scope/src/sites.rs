@@ -76,8 +76,12 @@ impl Sites {
 
     /// The rows of some tokens that a coder reads.
     pub(crate) fn rows(&self, run: &Run, tokens: Range<u64>) -> Result<SiteRows> {
-        let acts = self.inputs.iter().map(|&hook| Ok(run.acts(hook, tokens.clone())?)).collect::<Result<_>>()?;
-        Ok(SiteRows { acts })
+        SiteRows::of(run, &self.inputs, tokens)
+    }
+
+    /// The rows of some tokens that a coder should write.
+    pub(crate) fn targets(&self, run: &Run, tokens: Range<u64>) -> Result<SiteRows> {
+        SiteRows::of(run, &self.outputs, tokens)
     }
 
     /// The rows of a shard, by its place in [`Run::shards`].
@@ -163,8 +167,9 @@ pub(crate) struct SiteRows {
 }
 
 impl SiteRows {
-    pub(crate) fn n_rows(&self) -> usize {
-        self.acts.first().map_or(0, Acts::n_rows)
+    fn of(run: &Run, hooks: &[HookPoint], tokens: Range<u64>) -> Result<Self> {
+        let acts = hooks.iter().map(|&hook| Ok(run.acts(hook, tokens.clone())?)).collect::<Result<_>>()?;
+        Ok(Self { acts })
     }
 
     /// `[d_in]`.

@@ -120,7 +120,8 @@ pub(crate) fn write_layers(dir: &Path, n_documents: u64) -> Run {
     write_sites(dir, WIDTH, &documents.collect::<Vec<_>>(), &sites)
 }
 
-fn write_sites(dir: &Path, width: usize, documents: &[Written], sites: &[(HookPoint, &[f32])]) -> Run {
+/// The same with rows at several hook points.
+pub(crate) fn write_sites(dir: &Path, width: usize, documents: &[Written], sites: &[(HookPoint, &[f32])]) -> Run {
     let shape = ModelShape {
         n_layers: LAYERS,
         n_heads: 2,

@@ -199,7 +199,7 @@ fn check(jobs: &[Job]) -> Result<bool> {
 }
 
 /// What vouches for the other files of a coder, and goes last into a store.
-const VOUCHERS: [&str; 2] = [sums::FILE, sae_lens::CONFIG_FILE];
+pub(crate) const VOUCHERS: [&str; 2] = [sums::FILE, sae_lens::CONFIG_FILE];
 
 /// The metrics' file name.
 pub(crate) const METRICS_FILE: &str = "metrics.parquet";

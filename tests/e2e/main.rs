@@ -2,7 +2,9 @@
 #![expect(clippy::print_stderr, reason = "a test that leaves something out says so")]
 
 mod damage;
+mod examples;
 mod hostile;
+mod hub;
 mod layers;
 mod main_path;
 mod object_store;

@@ -443,6 +443,8 @@ fn stats(feature: u32, rows: &[(u64, f32)], ordinary: u64, words: &[(u32, &str)]
         top_logits: valued(promoted.chain(other(1)).collect(), 1.0),
         bottom_logits: valued(other(2).collect(), -1.0),
         decoder_norm: 0.9 + 0.2 * noise(&[u64::from(feature), 5]),
+        encoder_norm: Some(1.0),
+        encoder_decoder_cosine: None,
         neighbours,
         first_fired: rows.iter().map(|(idx, _)| *idx).min(),
         last_fired: rows.iter().map(|(idx, _)| *idx).max(),

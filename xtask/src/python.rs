@@ -1,5 +1,5 @@
 //! How do the Python packages come here that tests run: readers of Parquet, with which the examples in the documentation of
-//! `data` are run, and an S3 server?
+//! `data` are run, an S3 server, and the client of the Hugging Face hub?
 
 use std::process::Command;
 
@@ -23,6 +23,9 @@ pub(crate) const READERS: Packages =
 
 /// The S3 server.
 pub(crate) const MOTO: Packages = Packages { folder: "moto", requirements: &["moto[server]==5.2.5"] };
+
+/// The client of the Hugging Face hub.
+pub(crate) const HUB: Packages = Packages { folder: "hub", requirements: &["huggingface_hub==2.4.0"] };
 
 impl Packages {
     /// Puts them into their folder of the cache, once; after that nothing is asked of the network.

@@ -11,7 +11,11 @@ pub(crate) fn test(args: &[String]) -> Result<()> {
     libtorch::ensure()?;
     process::run(process::cargo().args(["test", "--workspace", "--no-run"]))?;
     fetch()?;
-    for (packages, name) in [(python::READERS, "the Python readers"), (python::MOTO, "moto, an S3 server,")] {
+    for (packages, name) in [
+        (python::READERS, "the Python readers"),
+        (python::MOTO, "moto, an S3 server,"),
+        (python::HUB, "the client of the Hugging Face hub"),
+    ] {
         if let Err(err) = packages.ensure() {
             eprintln!("{err:#}\ntest: {name} could not be brought; the tests that need it are left out");
         }

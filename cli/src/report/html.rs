@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::output;
+
 /// Text as HTML shows it, within elements and attributes.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -18,9 +20,16 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// A number with so many places, with a true minus; a dash where there is none.
+/// A number with so many places, with a true minus and a comma for every three digits; a dash where there is none.
 pub(super) fn fixed(value: f64, places: usize) -> String {
-    if value.is_finite() { format!("{value:.places$}").replace('-', "−") } else { "–".to_owned() }
+    if !value.is_finite() {
+        return "–".to_owned();
+    }
+    let text = format!("{:.places$}", value.abs());
+    let (whole, part) = text.split_at(text.find('.').unwrap_or(text.len()));
+    // What is too large for a count is told without commas.
+    let whole = whole.parse().map_or_else(|_too_large| whole.to_owned(), output::count);
+    format!("{}{whole}{part}", if value < 0.0 { "−" } else { "" })
 }
 
 /// A table with its caption above it. The first column is text, the others are numbers; cells are escaped.
@@ -75,5 +84,7 @@ mod tests {
     #[test]
     fn numbers_have_a_true_minus_and_may_be_missing() {
         assert_eq!((fixed(-0.5, 2), fixed(f64::NAN, 2)), ("−0.50".to_owned(), "–".to_owned()));
+        assert_eq!((fixed(1_234_567.891, 2), fixed(-1e6, 0)), ("1,234,567.89".to_owned(), "−1,000,000".to_owned()));
+        assert_eq!((fixed(999.96, 1), fixed(1e300, 1).len()), ("1,000.0".to_owned(), 303));
     }
 }

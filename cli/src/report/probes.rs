@@ -9,8 +9,9 @@ use scope::metrics::probe::absorption::Absorption;
 use scope::metrics::probe::sparse::{ConceptProbes, LatentProbe, REGIME_LATENTS, Regime};
 
 use super::figures;
-use super::html::{fixed, table};
+use super::html::{escape, fixed, table};
 use super::svg::{CODER, DENSE, Plot, RANDOM, Series};
+use crate::evaluate::missing;
 use crate::output;
 
 /// How probes were fitted and tried.
@@ -19,7 +20,7 @@ pub(super) const NOTES: [&str; 4] = [
      negative examples, so that saying always the same has accuracy 0.5. Labels of tokens are read off their text; since \
      that follows from the token id, no id is in both training and test. Documents (the mean over their first 128 tokens) are \
      parted by document. k latents: those whose means differ most between the classes of the training examples.",
-    "TPP: a concept's latents, by their attribution to its dense probe, are ablated at the coder's own site; the accuracy that \
+    "TPP: a concept's latents, by their attribution to its dense probe, are ablated at the site that the coder writes to; the accuracy that \
      its probe loses, less the mean of what probes of the other concepts lose. SCR: a probe was fitted where a second label \
      always agreed; after ablating that label's latents, the part of the lost accuracy that comes back.",
     "Absorption as in SAEBench 0.6, on tokens that begin a word: full where no main latent of the letter fires, and one other \
@@ -69,6 +70,9 @@ pub(super) fn section(found: &Probing) -> String {
     ]));
     out.push_str(&concepts(&found.concepts));
     out.push_str(&figures(found.tpp.iter().map(tpp).chain(scr(&found.scr))));
+    for missing in missing(found) {
+        let _ = writeln!(out, "<p>{}.</p>", escape(&missing));
+    }
     if let Some(absorption) = &found.absorption {
         out.push_str(&letters(absorption, found.random_dictionary_absorption.as_ref()));
     }

@@ -12,6 +12,8 @@ const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 270.0;
 /// Room around the axes: left, right, top, bottom.
 const MARGIN: [f64; 4] = [54.0, 20.0, 14.0, 44.0];
+/// Characters for which there is room below the axis, in all names of ticks together.
+pub(super) const TICK_CHARACTERS: usize = 60;
 /// Room for the names of series, below everything.
 const LEGEND: f64 = 18.0;
 

@@ -45,7 +45,15 @@ fn everything_beside_its_baselines_in_one_page() {
     assert!(number("/baselines/pca/rank") >= 1.0 && number("/description_length/bits") > 0.0);
     assert_eq!(found["positions"][0]["first"], 1, "BOS is special");
     assert_eq!(found["sources"].as_array().unwrap().len(), 2);
+    let cosine = number("/encoder/decoder_cosine/mean");
+    assert!(cosine > 0.3 && cosine <= 1.0 && number("/encoder/mean_norm") > 0.0, "it began as the transpose: {cosine}");
+    assert!(number("/encoder/mean_max_cosine") > 0.0);
     assert!(number("/recovered/zero/ce_loss") > number("/recovered/ce_loss"));
+    let predictions = |at: &Value| at["n_predictions"].as_u64().unwrap();
+    let positions = found["recovered"]["positions"].as_array().unwrap();
+    assert_eq!(positions.iter().map(predictions).sum::<u64>(), predictions(&found["recovered"]));
+    assert!(positions.len() > 4 && positions[0]["first"] == 1, "{positions:?}");
+    assert!(positions.iter().all(|at| at["zero"]["kl_div"].as_f64().unwrap() > 0.0));
     assert!(number("/recovered/coder/kl_div") > 0.0 && number("/recovered/zero/ce_loss_score") == 0.0);
     assert!(number("/probing/mean/dense/auc") > 0.6, "a dense probe sees what tokens look like");
     assert!(number("/probing/n_tokens") > 1000.0);
@@ -56,13 +64,23 @@ fn everything_beside_its_baselines_in_one_page() {
         assert!(!page.contains(outside), "{outside}");
     }
     assert!(page.contains("a&lt;b&gt;&amp;c") && !page.contains("a<b>"));
-    for part in
-        ["Explained variance", "Random dictionary", "Principal components", "CE score", "dense", "How it was measured"]
-    {
+    for part in [
+        "Explained variance",
+        "Random dictionary",
+        "Principal components",
+        "CE score",
+        "dense",
+        "How it was measured",
+        "ΔCE by position",
+        "Cosine of encoder and decoder",
+        "(192 dimensions)",
+    ] {
         assert!(page.contains(part), "{part}");
     }
     assert!(page.matches("<svg").count() >= 6 && !page.contains("NaN"));
 
+    let words = succeeds(&["evaluate", &run, "--sae", &sae]);
+    assert!(words.contains("encoder_norm") && words.contains("encoder_decoder_cosine"), "{words}");
     let words = succeeds(&["evaluate", &run, "--sae", &sae, "--sae", &other]);
     let lines: Vec<&str> = words.lines().collect();
     assert_eq!(lines.len(), 3, "{words}");

@@ -4,15 +4,22 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::Directions;
+use super::neurons::{self, Neuron};
 use super::passages::Tokens;
 use crate::error::Result;
-use crate::features::{Example, ExampleGroup, FeaturePair, FeatureStats, FeatureTable};
+use crate::features::{
+    Example, ExampleGroup, FeaturePair, FeatureStats, FeatureTable, PairOptions, PairRank, correlate,
+};
+use crate::progress::OnProgress;
 
 /// Bars of a histogram (SAEDashboard).
 const BARS: usize = 50;
 
 /// Rows of the tables of neurons and features (SAEDashboard).
-const ROWS: usize = 3;
+pub(super) const ROWS: usize = 3;
+
+/// Directions whose logits are there at a time.
+const LOGIT_ROWS: usize = 16;
 
 /// A feature with everything that is shown of it; numbers are rounded to three decimals, as there.
 pub(super) struct Feature {
@@ -21,6 +28,8 @@ pub(super) struct Feature {
     pub(super) vector: Vec<f32>,
     /// The largest coordinates of the decoder's row, with their share of its L1 norm.
     pub(super) aligned: Aligned,
+    /// Coordinates of the activations that correlate with it; empty where that was not asked for.
+    pub(super) neurons: Vec<Neuron>,
     pub(super) together: Vec<FeaturePair>,
     pub(super) top: Vec<(String, f64)>,
     pub(super) bottom: Vec<(String, f64)>,
@@ -65,14 +74,69 @@ pub(super) struct Describer<'a> {
     table: &'a FeatureTable,
     directions: Option<&'a dyn Directions>,
     tokens: Tokens,
+    correlations: bool,
+    /// Of the features from the first on; those of a block are looked for together.
+    neurons: (u32, Vec<Vec<Neuron>>),
+    /// Pairs of the whole table, where it has none of its own.
+    pairs: Option<Vec<FeaturePair>>,
 }
 
 impl<'a> Describer<'a> {
-    pub(super) fn new(table: &'a FeatureTable, directions: Option<&'a dyn Directions>) -> Result<Self> {
-        Ok(Self { table, directions, tokens: Tokens::new(table.run())? })
+    /// `correlations`: whether what goes with a feature is looked for in the activations.
+    pub(super) fn new(
+        table: &'a FeatureTable,
+        directions: Option<&'a dyn Directions>,
+        correlations: bool,
+        progress: OnProgress<'_>,
+    ) -> Result<Self> {
+        let counted = table.coactivation(0..0)?.is_some();
+        let pairs = if correlations && !counted {
+            let options = PairOptions { top: ROWS, rank: PairRank::Pearson, ..PairOptions::default() };
+            Some(correlate(table, table, &options, progress)?)
+        } else {
+            None
+        };
+        Ok(Self { table, directions, tokens: Tokens::new(table.run())?, correlations, neurons: (0, Vec::new()), pairs })
     }
 
-    pub(super) fn describe(&mut self, features: Range<u32>) -> Result<Vec<Feature>> {
+    /// The neurons of a feature at the site that it reads; those of a block up to `end` where it is the first of another block.
+    fn neurons(&mut self, feature: u32, end: u32, go_on: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Neuron>> {
+        let (run, info) = (self.table.run(), self.table.info());
+        let hook = info.hook_point_of(feature);
+        if !self.correlations || run.hook_point(hook).is_err() {
+            return Ok(Vec::new());
+        }
+        let place = |first: u32| feature.checked_sub(first).map(|place| place as usize);
+        let (first, found) = &self.neurons;
+        if place(*first).is_none_or(|place| place >= found.len()) {
+            // The next group of features may read another site.
+            let others = info.groups.iter().map(|group| group.first_feature).find(|&first| first > feature);
+            let most = feature.saturating_add(neurons::block(run.hook_point(hook)?.width));
+            let block = feature..most.min(end).min(others.unwrap_or(end));
+            self.neurons = (feature, neurons::correlated(self.table, hook, block, go_on)?);
+        }
+        let (first, found) = &mut self.neurons;
+        Ok(place(*first).and_then(|place| found.get_mut(place)).map(std::mem::take).unwrap_or_default())
+    }
+
+    /// Histograms of the logits that each direction gives; a few directions are taken at a time.
+    fn logits(&self, vectors: &[Vec<f32>]) -> Vec<Histogram> {
+        let Some(directions) = self.directions else { return Vec::new() };
+        let some = |vectors: &[Vec<f32>]| {
+            let logits = directions.logits(&vectors.concat());
+            let n = logits.len() / vectors.len();
+            logits.chunks(n.max(1)).map(Histogram::of).collect::<Vec<_>>()
+        };
+        vectors.chunks(LOGIT_ROWS).flat_map(some).collect()
+    }
+
+    /// `end`: up to where features will be asked for. `go_on` is asked while the activations are read.
+    pub(super) fn describe(
+        &mut self,
+        features: Range<u32>,
+        end: u32,
+        go_on: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Feature>> {
         let mut examples: HashMap<u32, Vec<Example>> = HashMap::new();
         for example in self.table.examples(features.clone())? {
             examples.entry(example.feature).or_default().push(example);
@@ -82,24 +146,39 @@ impl<'a> Describer<'a> {
             groups.entry(group.feature).or_default().push(group);
         }
         let mut together: HashMap<u32, Vec<FeaturePair>> = HashMap::new();
-        for pair in self.table.coactivation(features.clone())?.unwrap_or_default() {
+        let counted = match &self.pairs {
+            Some(pairs) => {
+                let from = |feature: u32| pairs.partition_point(|pair| pair.feature < feature);
+                pairs[from(features.start)..from(features.end)].to_vec()
+            }
+            None => self.table.coactivation(features.clone())?.unwrap_or_default(),
+        };
+        for pair in counted {
             together.entry(pair.feature).or_default().push(pair);
         }
+        let direction = |feature| self.directions.map(|directions| directions.direction(feature)).unwrap_or_default();
+        let vectors: Vec<Vec<f32>> = features.clone().map(direction).collect();
+        let mut logits = self.logits(&vectors).into_iter();
+        let mut vectors = vectors.into_iter();
         let stats = self.table.stats(features)?;
         stats
             .into_iter()
             .map(|stats| {
                 let feature = stats.feature;
+                let neurons = self.neurons(feature, end, go_on)?;
                 let of = (
                     examples.remove(&feature).unwrap_or_default(),
                     groups.remove(&feature).unwrap_or_default(),
                     together.remove(&feature).unwrap_or_default(),
                 );
-                self.feature(stats, of)
+                let described = self.feature(stats, of)?;
+                let (vector, logits) = (vectors.next().unwrap_or_default(), logits.next().unwrap_or_default());
+                Ok(Feature { aligned: Aligned::of(&vector), vector, logits, neurons, ..described })
             })
             .collect()
     }
 
+    /// What the table says of a feature.
     fn feature(
         &mut self,
         stats: FeatureStats,
@@ -113,8 +192,6 @@ impl<'a> Describer<'a> {
                 passages.push(self.passage(&acts, &example, bounds)?);
             }
         }
-        let vector = self.directions.map(|directions| directions.direction(stats.feature)).unwrap_or_default();
-        let logits = self.directions.map(|directions| directions.logits(&vector)).unwrap_or_default();
         let ordinary = self.tokens.ordinary(&acts)?;
         together.sort_by(|a, b| b.pearson.total_cmp(&a.pearson));
         together.truncate(ROWS);
@@ -125,10 +202,11 @@ impl<'a> Describer<'a> {
             top: named(&stats.top_logits),
             bottom: named(&stats.bottom_logits),
             acts: Histogram::of(&ordinary),
-            logits: Histogram::of(&logits),
-            aligned: Aligned::of(&vector),
+            logits: Histogram::default(),
+            aligned: Aligned::default(),
+            neurons: Vec::new(),
+            vector: Vec::new(),
             stats,
-            vector,
             together,
             passages,
         })

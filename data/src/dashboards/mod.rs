@@ -6,18 +6,19 @@
 //! | `sae-dashboard` | what SAEDashboard's runner writes: `batch-N.json`, `skipped_indexes.json`, `run_settings.json` |
 //!
 //! Both show the strongest passages and those from intervals of equal width; special tokens have no activation there.
-//! Memory is bounded by a batch of features, and the activations of the densest feature. The folder is there when it is
+//! Memory is bounded by a batch of features, the activations of the densest feature, and 256 MB of sums for correlations. The folder is there when it is
 //! whole, and nothing that exists is overwritten.
 
 mod describe;
 mod neuronpedia;
+mod neurons;
 mod passages;
 mod sae_dashboard;
 
 #[cfg(test)]
 mod tests;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -69,8 +70,9 @@ pub trait Directions {
     /// The decoder's row of a feature.
     fn direction(&self, feature: u32) -> Vec<f32>;
 
-    /// What a direction adds to the logit of each token of the vocabulary; empty where no model is there.
-    fn logits(&self, direction: &[f32]) -> Vec<f32>;
+    /// What directions, end to end, add to the logit of each token of the vocabulary, one after the other; empty where no model is
+    /// there.
+    fn logits(&self, directions: &[f32]) -> Vec<f32>;
 }
 
 /// Of what, and under which names.
@@ -93,6 +95,9 @@ pub struct DashboardOptions {
     pub creator_id: String,
     /// When, as RFC 3339.
     pub created_at: String,
+    /// Whether to look for the neurons that correlate with each feature, for which the activations are read again, and for the
+    /// features that do where `encode` did not.
+    pub correlations: bool,
 }
 
 /// What was written.
@@ -157,7 +162,7 @@ pub fn export(
     };
     files::check_name("model", &names.model)?;
     let folder = BuildFolder::create(out)?;
-    let mut describer = Describer::new(table, directions)?;
+    let mut describer = Describer::new(table, directions, options.correlations, progress)?;
     let mut report = DashboardReport::default();
     let mut writer = match options.format {
         DashboardFormat::Neuronpedia => Writer::Neuronpedia(neuronpedia::Writer::create(folder.path(), &names)?),
@@ -168,7 +173,12 @@ pub fn export(
     let mut batch = 0;
     while first < features.end {
         let some = first..features.end.min(first.saturating_add(options.batch.max(1) as u32));
-        let described = describer.describe(some.clone())?;
+        let done = u64::from(first - features.start);
+        let go_on = &mut || match progress(Progress { done, total }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Interrupted),
+        };
+        let described = describer.describe(some.clone(), features.end, go_on)?;
         report.features += described.len() as u64;
         report.silent += described.iter().filter(|feature| feature.stats.n_active == 0).count() as u64;
         report.activations += described.iter().map(|feature| feature.passages.len() as u64).sum::<u64>();

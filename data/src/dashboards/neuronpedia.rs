@@ -121,10 +121,12 @@ fn feature(feature: &Feature, names: &Names<'_>, source: &str) -> Value {
         "neuron_alignment_indices": feature.aligned.indices,
         "neuron_alignment_values": feature.aligned.values,
         "neuron_alignment_l1": feature.aligned.shares,
-        "correlated_neurons_indices": [], "correlated_neurons_pearson": [], "correlated_neurons_l1": [],
+        "correlated_neurons_indices": feature.neurons.iter().map(|neuron| neuron.index).collect::<Vec<_>>(),
+        "correlated_neurons_pearson": feature.neurons.iter().map(|neuron| rounded(neuron.pearson)).collect::<Vec<_>>(),
+        // Cosines, whatever the name says: so it is there.
+        "correlated_neurons_l1": feature.neurons.iter().map(|neuron| rounded(neuron.cosine)).collect::<Vec<_>>(),
         "correlated_features_indices": feature.together.iter().map(|pair| pair.other).collect::<Vec<_>>(),
         "correlated_features_pearson": feature.together.iter().map(|pair| rounded(pair.pearson)).collect::<Vec<_>>(),
-        // Cosines, whatever the name says: so it is there.
         "correlated_features_l1": feature.together.iter().map(|pair| rounded(pair.cosine)).collect::<Vec<_>>(),
         "neg_str": neg_str, "neg_values": neg_values, "pos_str": pos_str, "pos_values": pos_values,
         "frac_nonzero": stats.frac_nonzero,

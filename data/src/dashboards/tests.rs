@@ -1,5 +1,6 @@
 //! Do the records of others say what the table says?
 
+use std::collections::HashMap;
 use std::io::Read as _;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -15,6 +16,10 @@ const D_SAE: u32 = 5;
 
 /// Feature f is active at tokens 3f and 3f + 1 of each document of ten, the first of which is special; the last never is.
 fn table(dir: &Path) -> FeatureTable {
+    table_with(dir, true)
+}
+
+fn table_with(dir: &Path, pairs: bool) -> FeatureTable {
     let run = testing::run(dir, 4, Dtype::F32, &[100, 60]);
     let info = FeatureTableInfo {
         coder: "c".into(),
@@ -62,7 +67,9 @@ fn table(dir: &Path) -> FeatureTable {
         |group: &str, low, high, n_active| ExampleGroup { feature: 1, group: group.into(), low, high, n_active };
     sorted.write_groups(&[group("interval-0", 0.0, 8.0, 14), group("quantile-0", 1.0, 2.0, 4)]).unwrap();
     let options = PairOptions { min_both: 1, ..PairOptions::default() };
-    sorted.write_coactivation(&|tokens| run.special(tokens), options, &mut |_| ControlFlow::Continue(())).unwrap();
+    if pairs {
+        sorted.write_coactivation(&|tokens| run.special(tokens), options, &mut go_on).unwrap();
+    }
     sorted.finish().unwrap();
     Run::open(dir).unwrap().feature_table("c").unwrap()
 }
@@ -74,8 +81,8 @@ impl Directions for Known {
         vec![feature as f32, 0.0, -1.0]
     }
 
-    fn logits(&self, direction: &[f32]) -> Vec<f32> {
-        vec![direction[0], 0.0, 1.0]
+    fn logits(&self, directions: &[f32]) -> Vec<f32> {
+        directions.chunks_exact(3).flat_map(|direction| [direction[0], 0.0, 1.0]).collect()
     }
 }
 
@@ -90,6 +97,7 @@ fn options(format: DashboardFormat) -> DashboardOptions {
         creator: "we".into(),
         creator_id: CREATOR_ID.into(),
         created_at: "2026-01-02T03:04:05Z".into(),
+        correlations: true,
     }
 }
 
@@ -138,6 +146,9 @@ fn neuronpedia_has_its_records() {
     let heights = one["freq_hist_data_bar_heights"].as_array().unwrap();
     assert_eq!((heights.len(), heights.iter().map(|n| n.as_u64().unwrap()).sum::<u64>()), (50, 32));
     assert_eq!(one["logits_hist_data_bar_heights"].as_array().unwrap().len(), 50);
+    // Each of a batch has its own: feature 3 reaches to 3, feature 0 to 1.
+    let greatest = |at: usize| features[at]["logits_hist_data_bar_values"][49].as_f64().unwrap();
+    assert!(greatest(3) > 2.9 && greatest(0) < 1.0, "{} {}", greatest(3), greatest(0));
     assert_eq!(features[4]["freq_hist_data_bar_heights"], serde_json::json!([]));
 
     let activations = lines(&folder.join("activations/batch-0.jsonl.gz"));
@@ -155,6 +166,56 @@ fn neuronpedia_has_its_records() {
     assert_eq!(top["tokens"][3], table.run().tokens(153..154).unwrap().token[0]);
     let id = top["id"].as_str().unwrap();
     assert!(id.len() == 25 && id != low["id"].as_str().unwrap());
+}
+
+/// Pearson and cosine.
+fn correlation(a: &[f64], b: &[f64]) -> [f64; 2] {
+    let n = a.len() as f64;
+    let sum = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let (ones, [aa, bb, ab]) = (vec![1.0; a.len()], [sum(a, a), sum(b, b), sum(a, b)]);
+    let (a, b) = (sum(a, &ones), sum(b, &ones));
+    [(ab - a * b / n) / ((aa - a * a / n) * (bb - b * b / n)).sqrt(), ab / (aa * bb).sqrt()]
+}
+
+#[test]
+fn neurons_and_features_correlate_as_counted_by_hand() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = table_with(&dir.path().join("run"), false);
+    let run = table.run();
+    let width = run.hook_point(testing::hook()).unwrap().width;
+    let ordinary: Vec<u64> =
+        (0..160).zip(run.special(0..160).unwrap()).filter(|(_, special)| !special).map(|(i, _)| i).collect();
+    let rows = run.acts(testing::hook(), 0..160).unwrap().to_f32();
+    let neuron = |i: usize| ordinary.iter().map(|&t| f64::from(rows[t as usize * width + i])).collect::<Vec<_>>();
+    let feature = |feature: u32| {
+        let acts: HashMap<u64, f32> = table.acts_of_feature(feature, usize::MAX).unwrap().into_iter().collect();
+        ordinary.iter().map(|token| acts.get(token).copied().unwrap_or(0.0).into()).collect::<Vec<f64>>()
+    };
+    let out = dir.path().join("out");
+    export(&table, &options(DashboardFormat::SaeDashboard), None, &out, &mut go_on).unwrap();
+    let batch: Value = serde_json::from_slice(&fs_err::read(out.join("batch-0.json")).unwrap()).unwrap();
+    let found = &batch["features"][1];
+    let mut expected: Vec<(usize, [f64; 2])> =
+        (0..width).map(|i| (i, correlation(&feature(1), &neuron(i)))).filter(|(_, at)| at[0].is_finite()).collect();
+    expected.sort_by(|a, b| b.1[0].total_cmp(&a.1[0]));
+    for (at, (index, [pearson, cosine])) in expected.into_iter().take(3).enumerate() {
+        assert_eq!(found["correlated_neurons_indices"][at], index);
+        let number = |name: &str| found[name][at].as_f64().unwrap();
+        assert!((number("correlated_neurons_pearson") - pearson).abs() < 6e-4);
+        assert!((number("correlated_neurons_l1") - cosine).abs() < 6e-4);
+    }
+    // Pairs were not counted before, so they are now.
+    assert_eq!(found["correlated_features_indices"], serde_json::json!([3]));
+    let [pearson, _] = correlation(&feature(1), &feature(3));
+    assert!((found["correlated_features_pearson"][0].as_f64().unwrap() - pearson).abs() < 6e-4);
+
+    let without = DashboardOptions { correlations: false, ..options(DashboardFormat::SaeDashboard) };
+    let out = dir.path().join("without");
+    export(&table, &without, None, &out, &mut go_on).unwrap();
+    let batch: Value = serde_json::from_slice(&fs_err::read(out.join("batch-0.json")).unwrap()).unwrap();
+    let found = &batch["features"][1];
+    assert_eq!(found["correlated_neurons_indices"], serde_json::json!([]));
+    assert_eq!(found["correlated_features_indices"], serde_json::json!([]));
 }
 
 #[test]

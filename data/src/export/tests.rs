@@ -214,7 +214,8 @@ fn nothing_is_overwritten_and_nothing_half_stays() {
 #[test]
 fn only_what_was_recorded_can_be_named() {
     let dir = tempfile::tempdir().unwrap();
-    let points = [("blocks.1.hook_resid_post", 8, Dtype::F32), ("blocks.0.hook_resid_post", 8, Dtype::F32)];
+    let points = ["blocks.1.hook_resid_post", "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"];
+    let points = points.map(|name| (name, 8, Dtype::F32));
     let writer = RunWriter::create(dir.path(), manifest(&points)).unwrap();
     write_shard(&writer, 0, 0..20, 20);
     writer.finish("0").unwrap();
@@ -223,6 +224,11 @@ fn only_what_was_recorded_can_be_named() {
         |list: &str| recorded(&run, list).map(|points| points.iter().map(ToString::to_string).collect::<Vec<_>>());
     assert_eq!(named("blocks.*.hook_resid_post").unwrap(), ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]);
     assert_eq!(named("blocks.1.hook_resid_post,blocks.*.hook_resid_post").unwrap().len(), 2);
-    assert!(named("blocks.*.hook_mlp_out").unwrap_err().to_string().contains("there are `blocks.1.hook_resid_post`"));
+    assert!(named("blocks.*.hook_attn_out").unwrap_err().to_string().contains("there are `blocks.1.hook_resid_post`"));
     assert!(matches!(named(" , ").unwrap_err(), Error::NoHookPoint { .. }));
+    // A range names each of its layers.
+    assert_eq!(named("blocks.0-1.hook_resid_post").unwrap().len(), 2);
+    let some = named("blocks.0-1.hook_mlp_out").unwrap_err().to_string();
+    assert!(some.contains("`blocks.0.hook_mlp_out`"), "{some}");
+    assert_eq!(named("blocks.*.hook_mlp_out").unwrap(), ["blocks.1.hook_mlp_out"]);
 }

@@ -108,6 +108,10 @@ pub struct FeatureStats {
     /// Token ids and values, the least first.
     pub bottom_logits: Vec<(u32, f32)>,
     pub decoder_norm: f32,
+    /// How long the direction is that it reads; tables of older versions do not say it.
+    pub encoder_norm: Option<f32>,
+    /// Between what it reads and what it writes, where that is one site.
+    pub encoder_decoder_cosine: Option<f32>,
     /// Features and cosines of decoder directions, the nearest first.
     pub neighbours: Vec<(u32, f32)>,
     /// The first token at which it is active.

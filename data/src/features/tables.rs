@@ -37,6 +37,8 @@ pub(super) fn stats_batch(rows: &[FeatureStats]) -> RecordBatch {
         Arc::new(pairs(schema::logit_fields(), &top)),
         Arc::new(pairs(schema::logit_fields(), &bottom)),
         Arc::new(Float32Array::from_iter_values(rows.iter().map(|row| row.decoder_norm))),
+        Arc::new(rows.iter().map(|row| row.encoder_norm).collect::<Float32Array>()),
+        Arc::new(rows.iter().map(|row| row.encoder_decoder_cosine).collect::<Float32Array>()),
         Arc::new(pairs(schema::neighbour_fields(), &neighbours)),
         Arc::new(rows.iter().map(|row| row.first_fired).collect::<UInt64Array>()),
         Arc::new(rows.iter().map(|row| row.last_fired).collect::<UInt64Array>()),
@@ -51,6 +53,12 @@ pub(super) fn stats_rows(file: &TableFile, batch: &RecordBatch) -> Result<Vec<Fe
     let mean_act = file.primitive::<Float64Type>(batch, "mean_act")?;
     let max_act = file.primitive::<Float32Type>(batch, "max_act")?;
     let decoder_norm = file.primitive::<Float32Type>(batch, "decoder_norm")?;
+    let later = |column: &str| match file.require(column) {
+        Ok(()) => file.optional::<Float32Type>(batch, column),
+        // Of an older version.
+        Err(_) => Ok(vec![None; feature.len()]),
+    };
+    let (encoder_norm, encoder_decoder_cosine) = (later("encoder_norm")?, later("encoder_decoder_cosine")?);
     let first_fired = file.optional::<UInt64Type>(batch, "first_fired")?;
     let last_fired = file.optional::<UInt64Type>(batch, "last_fired")?;
     let mut act_hist = histograms(file, batch)?.into_iter();
@@ -68,6 +76,8 @@ pub(super) fn stats_rows(file: &TableFile, batch: &RecordBatch) -> Result<Vec<Fe
             top_logits: top.next().unwrap_or_default(),
             bottom_logits: bottom.next().unwrap_or_default(),
             decoder_norm: decoder_norm[i],
+            encoder_norm: encoder_norm[i],
+            encoder_decoder_cosine: encoder_decoder_cosine[i],
             neighbours: neighbours.next().unwrap_or_default(),
             first_fired: first_fired[i],
             last_fired: last_fired[i],

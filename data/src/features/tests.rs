@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::*;
+use crate::parquet_io::{TableFile, TableWriter};
 use crate::random::Random;
 use crate::store::Run;
 use crate::testing;
@@ -51,6 +52,8 @@ fn stats(feature: u32) -> FeatureStats {
         top_logits: (0..feature % 4).map(|i| (i + 100, i as f32)).collect(),
         bottom_logits: vec![(feature, -1.0)],
         decoder_norm: 1.0,
+        encoder_norm: Some(2.0),
+        encoder_decoder_cosine: feature.is_multiple_of(2).then_some(0.25),
         neighbours: vec![((feature + 1) % D_SAE, 0.5)],
         first_fired: (!feature.is_multiple_of(3)).then_some(5),
         last_fired: (!feature.is_multiple_of(3)).then_some(995),
@@ -343,4 +346,20 @@ fn another_coder_is_compared_token_by_token() {
     sorted.finish().unwrap();
     let error = correlate(&table, &other.feature_table("c").unwrap(), &PAIRS, &mut go_on).unwrap_err().to_string();
     assert!(error.starts_with("expected the same tokens as in"), "{error}");
+}
+
+#[test]
+fn statistics_of_an_older_version_say_nothing_of_encoders() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stats.parquet");
+    let batch = tables::stats_batch(&[stats(4)]);
+    let columns = batch.schema().fields().iter().map(|field| !field.name().starts_with("encoder")).collect::<Vec<_>>();
+    let kept: Vec<usize> = (0..columns.len()).filter(|&column| columns[column]).collect();
+    let batch = batch.project(&kept).unwrap();
+    let mut writer = TableWriter::create(&path, &batch.schema(), TableOptions::default()).unwrap();
+    writer.write(&batch).unwrap();
+    writer.publish().unwrap();
+    let file = TableFile::open(&path).unwrap();
+    let found = tables::stats_rows(&file, &file.rows(&[], 0..1).unwrap()).unwrap();
+    assert_eq!(found, [FeatureStats { encoder_norm: None, encoder_decoder_cosine: None, ..stats(4) }]);
 }

@@ -329,17 +329,33 @@ impl Model {
         let rows = Tensor::from_slice(directions).view([-1, self.config.d_model as i64]);
         let mut effects = Vec::new();
         for rows in rows.split(EFFECT_ROWS, 0) {
-            let rows = match self.norm.gain() {
-                Some(gain) => rows.to_device(self.device()) * gain,
-                None => rows.to_device(self.device()),
-            };
-            let rows = rows.to_kind(self.kind());
+            let rows = self.gained(&rows);
             let [high, low] = self.extremes(&rows, top);
             let n = rows.size()[0] as usize;
             let of = |pairs: &[(u32, f32)], row: usize| pairs[row * top as usize..(row + 1) * top as usize].to_vec();
             effects.extend((0..n).map(|row| LogitEffects { top: of(&high, row), bottom: of(&low, row) }));
         }
         effects
+    }
+
+    /// The same for every token of the vocabulary: `[n, d_vocab]`, row after row.
+    pub fn all_logit_effects(&self, directions: &[f32]) -> Vec<f32> {
+        let _no_grad = tch::no_grad_guard();
+        let rows = Tensor::from_slice(directions).view([-1, self.config.d_model as i64]);
+        let effects = self.gained(&rows).linear::<&Tensor>(&self.lm_head, None).to_kind(Kind::Float);
+        let effects = effects.to_device(tch::Device::Cpu).contiguous();
+        let mut values = vec![0.0; effects.numel()];
+        effects.copy_data(&mut values, effects.numel());
+        values
+    }
+
+    /// Rows times the gain of the final norm, as the unembedding takes them.
+    fn gained(&self, rows: &Tensor) -> Tensor {
+        let rows = match self.norm.gain() {
+            Some(gain) => rows.to_device(self.device()) * gain,
+            None => rows.to_device(self.device()),
+        };
+        rows.to_kind(self.kind())
     }
 
     /// The `top` largest and the `top` smallest logits of each row, with their ids, row after row.

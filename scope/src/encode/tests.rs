@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     Activation, Crosscoder, Sae, SparseRows, Wiring,
     random::Random,
+    sae::norm,
     testing::{DOC_TOKENS, LAYERS, WIDTH, hook, write_layers, write_run},
     train::{TrainConfig, train},
 };
@@ -140,6 +141,8 @@ fn statistics_equal_brute_force() {
             assert!((found.1 - expected.1).abs() < 1e-5, "{:?} {:?}", stats.neighbours, &cosines[..3]);
         }
         assert_eq!(stats.neighbours.len(), 3);
+        assert!((stats.encoder_norm.unwrap() - stats.decoder_norm).abs() < 1e-4, "the encoder is the decoder");
+        assert!((stats.encoder_decoder_cosine.unwrap() - 1.0).abs() < 1e-5);
     }
     assert!(dead > 0 && stats[5].n_active == 0);
     assert_eq!(summary.dead_features, dead);

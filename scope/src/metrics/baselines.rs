@@ -125,8 +125,6 @@ pub struct References {
     pub(super) pca: Pca,
     /// The coder's mean L0, rounded.
     pub(super) rank: usize,
-    /// Whether the coder speaks of what it reads.
-    pub(super) one_site: bool,
     /// The random dictionary with the best scale and constant, a coder as any other.
     pub(super) dictionary: Option<Sae>,
 }
@@ -248,7 +246,7 @@ impl BaselineSums {
             dictionary.b_dec = constant.into_iter().map(|value| value as f32).collect();
             dictionary
         });
-        Ok((baselines, References { mean: coder.mean_x(), pca, rank, one_site: self.same, dictionary }))
+        Ok((baselines, References { mean: coder.mean_x(), pca, rank, dictionary }))
     }
 }
 

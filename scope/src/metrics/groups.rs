@@ -72,7 +72,7 @@ pub(super) fn file_of(source: &str) -> &str {
 }
 
 /// Two bins for each doubling of the position: 0, 1, 2, 3, 4–5, 6–7, 8–11, 12–15, …
-fn position_bin(pos: u32) -> u8 {
+pub(super) fn position_bin(pos: u32) -> u8 {
     match pos.checked_ilog2() {
         None | Some(0) => pos as u8,
         Some(octave) => (2 * octave + (pos >> (octave - 1) & 1)) as u8,
@@ -80,7 +80,7 @@ fn position_bin(pos: u32) -> u8 {
 }
 
 /// The positions of a bin.
-fn bin_positions(bin: usize) -> (u64, u64) {
+pub(super) fn bin_positions(bin: usize) -> (u64, u64) {
     let start = |bin: u64| if bin < 2 { bin } else { (2 + bin % 2) << (bin / 2 - 1) };
     (start(bin as u64), start(bin as u64 + 1) - 1)
 }

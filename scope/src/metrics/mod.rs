@@ -22,7 +22,7 @@ pub use self::sums::{DENSITY_BINS, Metrics};
 use self::{
     baselines::{BaselineSums, Baselines, References},
     description::{DescriptionLength, Sample},
-    geometry::{Geometry, geometry},
+    geometry::{EncoderGeometry, Geometry},
     groups::{Groups, PositionMetrics, SourceMetrics},
     sums::Sums,
 };
@@ -69,6 +69,8 @@ pub struct Evaluation {
     pub baselines: Baselines,
     /// Of the decoder's rows.
     pub decoder: Geometry,
+    /// Of the encoder's columns; `None` where the coder encodes with its decoder.
+    pub encoder: Option<EncoderGeometry>,
     /// How many bits tell the activations.
     pub description_length: DescriptionLength,
 }
@@ -145,6 +147,7 @@ pub fn measure(
         return Err(Error::NoActivations { hook: sites.name() });
     };
     let (baselines, references) = baselines.finish(&sums.all)?;
+    let (decoder, encoder) = geometry::of_coder(coder, sites.same(), options.seed, &workers);
     let description_length = sample.description_length(coder, &references.pca);
     let evaluation = Evaluation {
         metrics: sums.metrics(),
@@ -152,7 +155,8 @@ pub fn measure(
         sites: sums.sites(&sites.outputs),
         sources: groups.sources(&by_source),
         baselines,
-        decoder: geometry(&coder.w_dec(), options.seed, &workers),
+        decoder,
+        encoder,
         description_length,
     };
     Ok((evaluation, references))

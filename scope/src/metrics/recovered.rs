@@ -10,7 +10,8 @@
 //! - `ce_loss_score` = (CE_ablated − CE_replaced) / (CE_ablated − CE_clean);
 //! - `kl_div_score` = (KL_ablated − KL_replaced) / KL_ablated;
 //!
-//! where ablated is by zero, as in SAEBench, and in the fields that end in `_mean` by the mean, which is harder to beat.
+//! where ablated is by zero, as in SAEBench, and in the fields that end in `_mean` by the mean, which is harder to beat. All of it
+//! also by the position of the token from which a prediction is made: little context may be told by other latents than much.
 //!
 //! A coder between several hook points replaces all that it writes in one pass: what it reads is then what the model computes
 //! from what was replaced before. Only one whose latents write no site from a later one can do that
@@ -26,7 +27,10 @@ use engine::{
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use super::baselines::References;
+use super::{
+    baselines::References,
+    groups::{bin_positions, position_bin},
+};
 use crate::{
     error::{Error, Result},
     random::Random,
@@ -82,6 +86,28 @@ pub struct Replaced {
 /// What the model predicts with a coder in the place of an activation, and with less than that.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Recovered {
+    /// Over all of them.
+    #[serde(flatten)]
+    pub all: Predictions,
+    /// By position in the sequence.
+    pub positions: Vec<PositionPredictions>,
+}
+
+/// Predictions from the tokens at some positions of the sequences that the model saw.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PositionPredictions {
+    /// The first position; the first token of a sequence is at 0.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+    /// What was measured.
+    #[serde(flatten)]
+    pub predictions: Predictions,
+}
+
+/// What some predictions are, of the model and with less in the place of an activation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Predictions {
     /// Predictions that were counted.
     pub n_predictions: u64,
     /// Of the model as it is, in nats.
@@ -150,12 +176,20 @@ pub fn recovered(
     if dictionary.is_some() {
         rebuilds.push(&random);
     }
-    let sums = Passes { model, sites, widths, rebuilds: &rebuilds }.run(run, options, progress)?;
-    Ok(sums.recovered())
+    let bins = Passes { model, sites, widths, rebuilds: &rebuilds }.run(run, options, progress)?;
+    let mut all = Losses::new(rebuilds.len());
+    for losses in &bins {
+        all.merge(losses);
+    }
+    let positions = bins.iter().enumerate().filter(|(_, losses)| losses.n > 0).map(|(bin, losses)| {
+        let (first, last) = bin_positions(bin);
+        PositionPredictions { first, last, predictions: losses.predictions() }
+    });
+    Ok(Recovered { all: all.predictions(), positions: positions.collect() })
 }
 
 /// CE and KL, summed over predictions.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Losses {
     n: u64,
     clean: f64,
@@ -164,7 +198,19 @@ struct Losses {
 }
 
 impl Losses {
-    fn recovered(&self) -> Recovered {
+    fn new(replacements: usize) -> Self {
+        Self { n: 0, clean: 0.0, replaced: vec![(0.0, 0.0); replacements] }
+    }
+
+    fn merge(&mut self, part: &Self) {
+        self.n += part.n;
+        self.clean += part.clean;
+        for (sums, part) in self.replaced.iter_mut().zip(&part.replaced) {
+            *sums = (sums.0 + part.0, sums.1 + part.1);
+        }
+    }
+
+    fn predictions(&self) -> Predictions {
         let n = self.n as f64;
         let clean = self.clean / n;
         let of = |at: usize| (self.replaced[at].0 / n, self.replaced[at].1 / n);
@@ -184,7 +230,7 @@ impl Losses {
                 kl_div_score_mean,
             }
         };
-        Recovered {
+        Predictions {
             n_predictions: self.n,
             ce_loss: clean,
             coder: replaced(2),
@@ -217,8 +263,8 @@ impl Passes<'_> {
         run: &Run,
         options: &RecoveredOptions,
         progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<Losses> {
-        let mut losses = Losses { replaced: vec![(0.0, 0.0); self.rebuilds.len()], ..Losses::default() };
+    ) -> Result<Vec<Losses>> {
+        let mut losses = Vec::new();
         let mut documents: Vec<u64> = (0..run.n_documents()).collect();
         shuffle(&mut documents, options.seed);
         let (mut taken, mut waiting, mut batch) = (0, 0, Vec::new());
@@ -242,20 +288,22 @@ impl Passes<'_> {
         if !batch.is_empty() {
             self.add(&batch, &mut losses)?;
         }
-        if losses.n == 0 {
+        if losses.is_empty() {
             return Err(Error::NoSequences { path: run.dir().into() });
         }
         Ok(losses)
     }
 
-    fn add(&self, sequences: &[Sequence], losses: &mut Losses) -> Result<()> {
+    /// `losses`: by bins of positions.
+    fn add(&self, sequences: &[Sequence], losses: &mut Vec<Losses>) -> Result<()> {
         let mut batch = Batch::default();
-        let (mut replace, mut rows, mut next) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut replace, mut rows, mut next, mut bins) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for Sequence { ids, special } in sequences {
             for at in 1..ids.len() {
                 if !special[at - 1] && !special[at] {
                     rows.push((batch.ids.len() + at - 1) as i64);
                     next.push(i64::from(ids[at]));
+                    bins.push(usize::from(position_bin(at as u32 - 1)));
                 }
             }
             replace.extend(special.iter().map(|special| !special));
@@ -272,25 +320,33 @@ impl Passes<'_> {
         let device = clean.device();
         let rows = Tensor::from_slice(&rows).to_device(device).f_split(LOGIT_ROWS, 0)?;
         let next = Tensor::from_slice(&next).to_device(device).f_split(LOGIT_ROWS, 0)?;
-        for (rows, next) in rows.iter().zip(&next) {
+        for ((rows, next), bins) in rows.iter().zip(&next).zip(bins.chunks(LOGIT_ROWS as usize)) {
             let next = next.unsqueeze(1);
             let log_p = |resid: &Tensor| -> Result<Tensor> {
                 let logits = self.model.logit_lens(&resid.f_index_select(0, rows)?); // [rows, d_vocab]
                 Ok(logits.f_to_kind(Kind::Double)?.f_log_softmax(-1, Kind::Double)?)
             };
-            let ce = |log_p: &Tensor| -> Result<f64> {
-                Ok(-log_p.f_gather(1, &next, false)?.f_sum(Kind::Double)?.f_double_value(&[])?)
-            };
+            let ce = |log_p: &Tensor| numbers(&-log_p.f_gather(1, &next, false)?);
             let clean = log_p(&clean)?;
             let p = clean.f_exp()?;
-            losses.clean += ce(&clean)?;
-            for (other, sums) in others.iter().zip(&mut losses.replaced) {
+            let of_clean = ce(&clean)?;
+            let mut of_others = Vec::new();
+            for other in &others {
                 let other = log_p(other)?;
-                sums.0 += ce(&other)?;
-                let kl = p.f_mul(&clean.f_sub(&other)?)?.f_sum(Kind::Double)?;
-                sums.1 += kl.f_double_value(&[])?;
+                let kl = p.f_mul(&clean.f_sub(&other)?)?.f_sum_dim_intlist(-1, false, Kind::Double)?; // [rows]
+                of_others.push((ce(&other)?, numbers(&kl)?));
             }
-            losses.n += next.size()[0] as u64;
+            for (row, &bin) in bins.iter().enumerate() {
+                if losses.len() <= bin {
+                    losses.resize(bin + 1, Losses::new(self.rebuilds.len()));
+                }
+                let losses = &mut losses[bin];
+                losses.n += 1;
+                losses.clean += of_clean[row];
+                for ((ce, kl), sums) in of_others.iter().zip(&mut losses.replaced) {
+                    *sums = (sums.0 + ce[row], sums.1 + kl[row]);
+                }
+            }
         }
         Ok(())
     }
@@ -352,6 +408,11 @@ impl Passes<'_> {
         let out = rebuild(&whole, &whole_truth);
         out.chunks_exact(outputs.iter().sum()).flat_map(|row| &row[columns.clone()]).copied().collect()
     }
+}
+
+/// The values of a tensor of doubles.
+fn numbers(values: &Tensor) -> Result<Vec<f64>> {
+    Ok(Vec::try_from(values.f_to_device(tch::Device::Cpu)?.f_reshape([-1])?)?)
 }
 
 /// The rows that are chosen, end to end, in f32.
@@ -451,13 +512,7 @@ mod tests {
         let mut directions = vec![0.0; WIDTH * WIDTH];
         (0..WIDTH).for_each(|i| directions[i * WIDTH + i] = 1.0);
         let (mean, variances) = (vec![0.25; WIDTH], vec![1.0; WIDTH]);
-        References {
-            mean: mean.clone(),
-            pca: Pca { mean, variances, directions },
-            rank: WIDTH,
-            one_site: true,
-            dictionary,
-        }
+        References { mean: mean.clone(), pca: Pca { mean, variances, directions }, rank: WIDTH, dictionary }
     }
 
     fn found(coder: &Sae, dictionary: Option<Sae>) -> Recovered {
@@ -477,7 +532,7 @@ mod tests {
     fn a_perfect_coder_recovers_everything_and_nothing_recovers_nothing() {
         let (perfect, zero) = (identity(1.0), identity(0.0));
         let zero = Sae { w_enc: Matrix::zeros(WIDTH, 2 * WIDTH), ..zero };
-        let found = found(&perfect, Some(zero));
+        let Recovered { all: found, positions } = found(&perfect, Some(zero));
         // The first token is special, and the last one has nothing to predict.
         assert_eq!(found.n_predictions, 6 * (DOC_TOKENS - 2));
         for same in [&found.coder, found.pca.as_ref().unwrap()] {
@@ -488,13 +543,23 @@ mod tests {
         assert!((random.ce_loss - found.zero.ce_loss).abs() < 1e-9 && random.ce_loss_score.abs() < 1e-6);
         assert!(found.zero.kl_div > 0.01 && found.zero.kl_div_score == 0.0 && found.mean.ce_loss_score_mean == 0.0);
         assert!((found.zero.ce_loss - found.ce_loss - found.zero.delta_ce).abs() < 1e-12);
+        // 1, 2, 3, 4–5, …, 16–23: each position of each document once.
+        let counts: Vec<_> = positions.iter().map(|at| (at.first, at.predictions.n_predictions)).collect();
+        assert_eq!(counts, [(1, 6), (2, 6), (3, 6), (4, 12), (6, 12), (8, 24), (12, 24), (16, 48)]);
+        let mean = |of: fn(&Predictions) -> f64| {
+            let sums = positions.iter().map(|at| at.predictions.n_predictions as f64 * of(&at.predictions));
+            sums.sum::<f64>() / found.n_predictions as f64
+        };
+        assert!((mean(|at| at.ce_loss) - found.ce_loss).abs() < 1e-9);
+        assert!((mean(|at| at.zero.kl_div) - found.zero.kl_div).abs() < 1e-9);
+        assert!(positions.iter().all(|at| at.predictions.coder.kl_div.abs() < 1e-6));
     }
 
     #[test]
     fn what_is_read_and_what_is_replaced_may_be_two_places() {
         // What leaves one layer is what enters the next.
         let hooks = [point(), "blocks.3.hook_resid_pre".parse().unwrap()];
-        let found = found_at(hooks, &identity(1.0), None);
+        let found = found_at(hooks, &identity(1.0), None).all;
         assert!(found.coder.delta_ce.abs() < 1e-5 && found.coder.kl_div.abs() < 1e-6, "{:?}", found.coder);
         assert!(found.zero.kl_div > 0.01);
     }
@@ -537,11 +602,15 @@ mod tests {
             recovered(&run, &sites, coder, &references, &model(), &options, &mut |_| ControlFlow::Continue(()))
         };
         let perfect = found(&of_two_layers(0.0)).unwrap();
-        assert!(perfect.coder.delta_ce.abs() < 1e-5 && perfect.coder.kl_div.abs() < 1e-6, "{:?}", perfect.coder);
-        assert!(perfect.pca.is_none() && perfect.random_dictionary.is_none() && perfect.zero.kl_div > 0.01);
+        assert!(
+            perfect.all.coder.delta_ce.abs() < 1e-5 && perfect.all.coder.kl_div.abs() < 1e-6,
+            "{:?}",
+            perfect.all.coder
+        );
+        assert!(perfect.all.pca.is_none() && perfect.all.random_dictionary.is_none() && perfect.all.zero.kl_div > 0.01);
         // The first layer's latents disturb the second, so that the last layers see another stream.
         let disturbed = found(&of_two_layers(-0.5)).unwrap();
-        assert!(disturbed.coder.kl_div > 1e-3, "{:?}", disturbed.coder);
+        assert!(disturbed.all.coder.kl_div > 1e-3, "{:?}", disturbed.all.coder);
         // One that reads all layers at once cannot be put in.
         let mut all = of_two_layers(0.0);
         all.groups = vec![LatentGroup { reads: 0..2, writes: 0..2, ..LatentGroup::default() }];
@@ -551,7 +620,7 @@ mod tests {
     #[test]
     fn losses_equal_those_of_whole_logits() {
         let (half, model) = (identity(0.5), model());
-        let found = found(&half, None);
+        let Recovered { all: found, positions } = found(&half, None);
         assert!(found.random_dictionary.is_none());
         // Every document of the run has the same tokens: its position is its id.
         let ids: Vec<u32> = (0..DOC_TOKENS as u32).collect();
@@ -574,6 +643,11 @@ mod tests {
             let (p, q) = (row(&clean), row(&halved));
             ce -= q[ids[at + 1] as usize];
             kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            if at <= 3 {
+                // These have a bin of their own.
+                let alone = &positions[at - 1].predictions;
+                assert!((alone.coder.ce_loss + q[ids[at + 1] as usize]).abs() < 1e-5, "position {at}");
+            }
         }
         let n = (DOC_TOKENS - 2) as f64;
         assert!((found.coder.ce_loss - ce / n).abs() < 1e-5, "{} {}", found.coder.ce_loss, ce / n);

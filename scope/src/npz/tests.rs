@@ -96,3 +96,69 @@ fn archives_that_are_refused() {
         assert!(message(&folder.path().join("cut.npz")).starts_with("not an `.npz` of numbers: "));
     }
 }
+
+/// Numbers of which deflate cannot tell many at once, and more of them than are read at a time.
+fn many(n: usize) -> Vec<f32> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 4096.0).collect()
+}
+
+#[test]
+fn what_cannot_be_mapped_is_read_as_what_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, cols) = (1031, 2 * BUFFER / 1031 + 3);
+    let values = many(rows * cols);
+    let matrix = Matrix::from_slice(rows, cols, &values);
+    let shape = format!("({rows}, {cols})");
+    let plain = npy("'<f4'", "False", &shape, &bytes(&values));
+    let turned = npy("'<f4'", "True", &shape, &bytes(matrix.transposed().as_slice()));
+    // Names of all lengths: of four in a row, the numbers of three are not aligned.
+    let members =
+        [("a.npy", &plain), ("bb.npy", &plain), ("ccc.npy", &plain), ("dddd.npy", &plain), ("f.npy", &turned)];
+    let members: Vec<(&str, Vec<u8>)> = members.map(|(name, bytes)| (name, bytes.clone())).into();
+    let mut mapped = Vec::new();
+    for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
+        let npz = Npz::open(&npz(folder.path(), &members, method)).unwrap();
+        for name in ["a", "bb", "ccc", "dddd", "f"] {
+            let found = npz.matrix(name, [rows, cols]).unwrap();
+            assert!(found == matrix, "{name} {method}");
+            mapped.push(found.is_mapped());
+        }
+    }
+    let n_mapped = mapped[..5].iter().filter(|mapped| **mapped).count();
+    assert!(n_mapped < 4 && mapped[5..].iter().all(|mapped| !mapped), "{mapped:?}");
+}
+
+/// Halves the length of the compressed bytes that both headers of a member give.
+fn cut(archive: &mut [u8]) {
+    let central = archive.windows(4).rposition(|four| four == b"PK\x01\x02").unwrap();
+    for at in [18, central + 20] {
+        let length = u32::from_le_bytes(archive[at..at + 4].try_into().unwrap());
+        archive[at..at + 4].copy_from_slice(&(length / 2).to_le_bytes());
+    }
+}
+
+#[test]
+fn members_that_are_cut_short_or_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let values = many(100_000);
+    let member = [("w.npy", npy("'<f4'", "False", "(100, 1000)", &bytes(&values)))];
+    let read = |bytes: &[u8]| {
+        let path = folder.path().join("damaged.npz");
+        fs::write(&path, bytes).unwrap();
+        Npz::open(&path).and_then(|npz| npz.f32("w", &[100, 1000]).map(|_| ()))
+    };
+    for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
+        let whole = fs::read(npz(folder.path(), &member, method)).unwrap();
+        read(&whole).unwrap();
+        let mut short = whole.clone();
+        cut(&mut short);
+        let message = read(&short).unwrap_err().to_string();
+        assert!(message.starts_with("not an `.npz` of numbers: expected as many bytes as"), "{method}: {message}");
+        assert!(message.contains("in its member `w`") && message.contains("hint: "), "{message}");
+        let mut damaged = whole.clone();
+        let middle = whole.len() / 2;
+        damaged[middle] ^= 1;
+        let message = read(&damaged).unwrap_err().to_string();
+        assert!(message.contains("in its member `w`"), "{method}: {message}");
+    }
+}

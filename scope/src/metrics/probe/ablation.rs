@@ -9,7 +9,8 @@
 //!   the second are ablated, and S = (accuracy after − before) / (accuracy of a probe fitted without the correlation − before),
 //!   on test examples without the correlation.
 //!
-//! The probe stands at the coder's own site, so only an autoencoder has these.
+//! The probes stand at the site that the coder speaks of: of a transcoder, where it writes and not where it reads. What reaches
+//! that site beside its latents (a skip connection, and what the coder does not explain) stays.
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -139,10 +140,11 @@ struct Fitted {
 
 impl Fitted {
     fn of(examples: &Examples, task: Task) -> Self {
+        let written = examples.written();
         let train = task.positive(&examples.labels, &task.train);
         let test = task.positive(&examples.labels, &task.test);
-        let probe = Probe::fit(&examples.rows(&task.train), &train, examples.width, Scaling::Whole);
-        let logits = task.test.iter().map(|&example| probe.logit(examples.row(example))).collect();
+        let probe = Probe::fit(&written.of(&task.train), &train, written.width, Scaling::Whole);
+        let logits = task.test.iter().map(|&example| probe.logit(written.row(example))).collect();
         Self { task, train, test, probe, logits }
     }
 }
@@ -273,14 +275,15 @@ fn scr_of(examples: &Examples, decoders: &[&Matrix], pair: [usize; 2], seed: u64
     if train.n() < MIN_TRAIN || test.n() < MIN_TEST {
         return None;
     }
+    let written = examples.written();
     let fit = |(chosen, positive): &(Vec<usize>, Vec<bool>)| {
-        Probe::fit(&examples.rows(chosen), positive, examples.width, Scaling::Whole)
+        Probe::fit(&written.of(chosen), positive, written.width, Scaling::Whole)
     };
     let spurious_train = train.examples(1, false);
     let (biased, clean, spurious) =
         (fit(&train.examples(0, true)), fit(&train.examples(0, false)), fit(&spurious_train));
     let (chosen, positive) = test.examples(0, false);
-    let logits = |probe: &Probe| chosen.iter().map(|&example| probe.logit(examples.row(example))).collect::<Vec<f64>>();
+    let logits = |probe: &Probe| chosen.iter().map(|&example| probe.logit(written.row(example))).collect::<Vec<f64>>();
     let accuracy = |logits: &[f64]| accuracy_without(&examples.acts[0], &chosen, logits, &positive, &[], &[]);
     let before = logits(&biased);
     let (accuracy_before, accuracy_clean) = (accuracy(&before), accuracy(&logits(&clean)));

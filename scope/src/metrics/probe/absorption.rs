@@ -1,7 +1,8 @@
 //! Does a latent for a letter fall silent where a more particular latent has taken the letter over? Feature absorption.
 //!
 //! As in SAEBench 0.6 (Chanin et al., arXiv 2409.14507), but on the words of the recorded text and not on spelling prompts: the
-//! examples are tokens that begin a word. For each letter, a dense probe of the activation is the truth; probes with F1 below
+//! examples are tokens that begin a word. For each letter, a dense probe of the activation is the truth (at the site that the
+//! coder speaks of, as what latents contribute is compared with it); probes with F1 below
 //! [`MIN_F1`] are left out. The main latents are the first of those whose means differ most, one more as long as F1 of the probe
 //! on them rises by more than [`F1_JUMP`]. On words of the test with the letter:
 //! - *full absorption*: no main latent fires; the latent that contributes most along the probe has a cosine of at least
@@ -150,8 +151,9 @@ impl Words<'_> {
         let examples = self.examples;
         let acts = &examples.acts[self.at];
         let (train, test) = (task.positive(self.labels, &task.train), task.positive(self.labels, &task.test));
-        let probe = Probe::fit(&examples.rows(&task.train), &train, examples.width, Scaling::Whole);
-        let probe_f1 = probe.score(&examples.rows(&task.test), &test).f1;
+        let written = examples.written();
+        let probe = Probe::fit(&written.of(&task.train), &train, written.width, Scaling::Whole);
+        let probe_f1 = probe.score(&written.of(&task.test), &test).f1;
         if probe_f1 < MIN_F1 {
             return None;
         }
@@ -188,7 +190,7 @@ impl Words<'_> {
         let with_letter = task.test.iter().zip(test).filter(|(_, positive)| **positive);
         with_letter
             .map(|(&example, _)| {
-                let row = self.examples.row(example);
+                let row = self.examples.written().row(example);
                 let (latents, values) = self.examples.acts[self.at].row(example);
                 let parts = latents.iter().zip(values).map(|(&latent, &value)| {
                     let along = along[latent as usize];

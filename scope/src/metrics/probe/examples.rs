@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
 };
 
 use data::Run;
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     sae::{SparseCoder, encode_rows},
-    sites::Sites,
+    sites::{SiteRows, Sites},
     sparse::SparseRows,
     workers::Workers,
 };
@@ -33,12 +33,43 @@ const SCANNED: usize = 64;
 /// Tokens of a document that its mean is taken of (SAEBench's context).
 const DOCUMENT_TOKENS: u64 = 128;
 
+/// The stored rows of examples at a site, or their means.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    pub(super) width: usize,
+    /// `[n, width]`
+    values: Vec<f32>,
+}
+
+impl Rows {
+    pub(super) fn row(&self, example: usize) -> &[f32] {
+        &self.values[example * self.width..][..self.width]
+    }
+
+    /// Some of them, end to end.
+    pub(super) fn of(&self, examples: &[usize]) -> Vec<f32> {
+        examples.iter().flat_map(|&example| self.row(example)).copied().collect()
+    }
+
+    fn push_mean(&mut self, rows: &[f32]) {
+        let n = (rows.len() / self.width) as f64;
+        let mut mean = vec![0.0_f64; self.width];
+        for row in rows.chunks_exact(self.width) {
+            for (mean, &x) in mean.iter_mut().zip(row) {
+                *mean += f64::from(x) / n;
+            }
+        }
+        self.values.extend(mean.into_iter().map(|mean| mean as f32));
+    }
+}
+
 /// What stands in for the activations of an example.
 #[derive(Debug, Default)]
 pub(super) struct Examples {
-    pub(super) width: usize,
-    /// The stored rows, or their means, `[n, width]`.
-    pub(super) dense: Vec<f32>,
+    /// At the site that the coder reads.
+    pub(super) read: Rows,
+    /// At the one that it speaks of, where that is another.
+    other: Option<Rows>,
     /// Of each coder, what its latents contribute: activations in units of the decoder's rows as they are in the
     /// reconstruction, or their means.
     pub(super) acts: Vec<SparseRows>,
@@ -52,22 +83,21 @@ impl Examples {
         self.test.len()
     }
 
-    fn new(width: usize, coders: usize) -> Self {
-        Self { width, acts: vec![SparseRows::new(); coders], ..Self::default() }
+    /// The sites of which rows are kept.
+    fn sites(&mut self) -> impl Iterator<Item = &mut Rows> {
+        std::iter::once(&mut self.read).chain(&mut self.other)
     }
 
-    pub(super) fn row(&self, example: usize) -> &[f32] {
-        &self.dense[example * self.width..][..self.width]
-    }
-
-    pub(super) fn rows(&self, examples: &[usize]) -> Vec<f32> {
-        examples.iter().flat_map(|&example| self.row(example)).copied().collect()
+    /// At the site that the coder speaks of, where what its latents contribute can be taken away.
+    pub(super) fn written(&self) -> &Rows {
+        self.other.as_ref().unwrap_or(&self.read)
     }
 }
 
 /// Where examples come from.
 pub(super) struct Source<'a> {
     pub(super) run: &'a Run,
+    /// What the coder reads, and what it speaks of.
     pub(super) sites: &'a Sites,
     pub(super) coders: &'a [&'a dyn SparseCoder],
     pub(super) seed: u64,
@@ -77,13 +107,32 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// No examples yet.
+    fn none(&self) -> Examples {
+        let site = |width| Rows { width, values: Vec::new() };
+        Examples {
+            read: site(self.coders[0].d_in()),
+            other: (!self.sites.same()).then(|| site(self.coders[0].d_out())),
+            acts: vec![SparseRows::new(); self.coders.len()],
+            ..Examples::default()
+        }
+    }
+
+    /// The stored rows of some tokens that are read, and those that should be written where they are others.
+    fn rows(&self, tokens: &Range<u64>) -> Result<Vec<SiteRows>> {
+        let mut rows = vec![self.sites.rows(self.run, tokens.clone())?];
+        if !self.sites.same() {
+            rows.push(self.sites.targets(self.run, tokens.clone())?);
+        }
+        Ok(rows)
+    }
+
     /// At most `n` tokens, and which of them begin a word.
     pub(super) fn tokens(&mut self, n: usize) -> Result<(Examples, Vec<bool>)> {
         let mut documents: Vec<u64> = (0..self.run.n_documents()).collect();
         shuffle(&mut documents, self.seed);
         let mut drawn = Drawn::new(n);
-        let width = self.coders[0].d_in();
-        let mut examples = Examples::new(width, self.coders.len());
+        let mut examples = self.none();
         let mut texts = Vec::new();
         let mut scanned = 0;
         for document in documents {
@@ -106,11 +155,13 @@ impl Source<'_> {
             if chosen.is_empty() {
                 continue;
             }
-            let rows = self.sites.rows(self.run, range)?;
-            let rows: Vec<_> = chosen.into_iter().map(|(at, text, id)| (rows.row(at), text, id)).collect();
-            for (row, text, id) in rows {
-                if row.iter().all(|x| x.is_finite()) {
-                    examples.dense.extend(row);
+            let rows = self.rows(&range)?;
+            for (at, text, id) in chosen {
+                let rows: Vec<Vec<f32>> = rows.iter().map(|rows| rows.row(at)).collect();
+                if rows.iter().flatten().all(|x| x.is_finite()) {
+                    for (site, row) in examples.sites().zip(rows) {
+                        site.values.extend(row);
+                    }
                     examples.test.push(is_test(u64::from(id), self.seed));
                     texts.push(text);
                 }
@@ -118,7 +169,7 @@ impl Source<'_> {
             self.report(0)?;
         }
         for (coder, acts) in self.coders.iter().zip(&mut examples.acts) {
-            *acts = contributions(*coder, &examples.dense, self.workers);
+            *acts = contributions(*coder, &examples.read.values, self.workers);
         }
         self.report(examples.n() as u64)?;
         examples.labels = labels::of_tokens(&texts);
@@ -129,8 +180,7 @@ impl Source<'_> {
     /// Documents that have a label, at most `n` for each label.
     pub(super) fn documents(&mut self, n: usize) -> Result<Examples> {
         let labels = labels::of_documents(self.run)?;
-        let width = self.coders[0].d_in();
-        let mut examples = Examples::new(width, self.coders.len());
+        let mut examples = self.none();
         let mut kept = Vec::new();
         for document in self.draw(&labels, n) {
             if self.add_document(document, &mut examples)? {
@@ -170,31 +220,34 @@ impl Source<'_> {
         // One more than are wanted, for a special token in front.
         let range = range.start..range.end.min(range.start + DOCUMENT_TOKENS + 1);
         let special = self.run.special(range.clone())?;
-        let rows = self.sites.rows(self.run, range)?;
-        let kept = (0..rows.n_rows()).filter(|&row| !special[row]).map(|row| rows.row(row));
-        let kept: Vec<f32> = kept.filter(|row| row.iter().all(|x| x.is_finite())).flatten().collect();
-        let n = kept.len() / examples.width;
+        let rows = self.rows(&range)?;
+        // [site][row]
+        let mut kept = vec![Vec::new(); rows.len()];
+        let mut n = 0_u32;
+        for at in (0..special.len()).filter(|&at| !special[at]) {
+            let rows: Vec<Vec<f32>> = rows.iter().map(|rows| rows.row(at)).collect();
+            if rows.iter().flatten().all(|x| x.is_finite()) {
+                kept.iter_mut().zip(rows).for_each(|(kept, row)| kept.extend(row));
+                n += 1;
+            }
+        }
         if n == 0 {
             return Ok(false);
         }
-        let mut mean = vec![0.0_f64; examples.width];
-        for row in kept.chunks_exact(examples.width) {
-            for (mean, &x) in mean.iter_mut().zip(row) {
-                *mean += f64::from(x) / n as f64;
-            }
+        for (site, rows) in examples.sites().zip(&kept) {
+            site.push_mean(rows);
         }
-        examples.dense.extend(mean.into_iter().map(|mean| mean as f32));
         for (coder, acts) in self.coders.iter().zip(&mut examples.acts) {
             let mut sums: BTreeMap<u32, f64> = BTreeMap::new();
-            for (latents, values) in contributions(*coder, &kept, self.workers).iter() {
+            for (latents, values) in contributions(*coder, &kept[0], self.workers).iter() {
                 for (&latent, &value) in latents.iter().zip(values) {
-                    *sums.entry(latent).or_default() += f64::from(value) / n as f64;
+                    *sums.entry(latent).or_default() += f64::from(value) / f64::from(n);
                 }
             }
             acts.push_row(sums.into_iter().map(|(latent, sum)| (sum as f32, latent)));
         }
         examples.test.push(is_test(document, self.seed));
-        self.report(n as u64)?;
+        self.report(u64::from(n))?;
         Ok(true)
     }
 

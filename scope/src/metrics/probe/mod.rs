@@ -65,11 +65,11 @@ pub struct Probing {
     pub scarce: Vec<Regime>,
     /// With few of one class among the training examples.
     pub imbalanced: Vec<Regime>,
-    /// Targeted probe perturbation; empty for a transcoder.
+    /// Targeted probe perturbation; empty where no label has three classes with enough examples.
     pub tpp: Vec<Tpp>,
-    /// Spurious correlation removal; empty for a transcoder.
+    /// Spurious correlation removal; empty where no two labels with two classes have enough examples of all four combinations.
     pub scr: Vec<Scr>,
-    /// Of first letters; `None` for a transcoder, or where no probe knows a letter.
+    /// Of first letters; `None` where no probe knows a letter.
     pub absorption: Option<Absorption>,
     /// The same in the random dictionary.
     pub random_dictionary_absorption: Option<Absorption>,
@@ -122,8 +122,8 @@ impl MeanProbes {
     }
 }
 
-/// Probes what the coder reads. `progress` is given the tokens encoded; when it breaks, the result is
-/// [`Error::Interrupted`].
+/// Probes what the coder reads, and what it speaks of where latents are taken out of that. `progress` is given the tokens
+/// encoded; when it breaks, the result is [`crate::Error::Interrupted`].
 pub fn probe(
     run: &Run,
     sites: &Sites,
@@ -136,9 +136,7 @@ pub fn probe(
     let workers = Workers::new(options.threads)?;
     let mut coders: Vec<&dyn SparseCoder> = vec![coder];
     coders.extend(references.dictionary.as_ref().map(|random| random as &dyn SparseCoder));
-    // A latent's direction and a probe of what is read can be multiplied where both are in one space.
-    let decoders: Vec<Cow<'_, Matrix>> =
-        if references.one_site { coders.iter().map(|coder| coder.w_dec()).collect() } else { Vec::new() };
+    let decoders: Vec<Cow<'_, Matrix>> = coders.iter().map(|coder| coder.w_dec()).collect();
     let decoders: Vec<&Matrix> = decoders.iter().map(|decoder| &**decoder).collect();
     let mut source = Source { run, sites, coders: &coders, seed: options.seed, progress, done: 0, workers: &workers };
     let (tokens, begins) = source.tokens(options.tokens)?;
@@ -166,12 +164,10 @@ pub fn probe(
             found.imbalanced = sparse::imbalanced(examples, &tasks, &workers);
             source.report(0)?;
         }
-        if !decoders.is_empty() {
-            found.tpp.extend(ablation::tpp(examples, &decoders, options.seed, &workers));
-            source.report(0)?;
-            found.scr.extend(ablation::scr(examples, &decoders, options.seed, &workers));
-            source.report(0)?;
-        }
+        found.tpp.extend(ablation::tpp(examples, &decoders, options.seed, &workers));
+        source.report(0)?;
+        found.scr.extend(ablation::scr(examples, &decoders, options.seed, &workers));
+        source.report(0)?;
     }
     let absorption = |at: usize| {
         let decoder = decoders.get(at)?;

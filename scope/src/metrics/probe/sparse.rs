@@ -185,9 +185,9 @@ struct Trial<'a> {
 
 impl Trial<'_> {
     fn dense(&self) -> Score {
-        let width = self.examples.width;
-        let probe = Probe::fit(&self.examples.rows(self.train.0), self.train.1, width, Scaling::Columns);
-        probe.score(&self.examples.rows(self.test.0), self.test.1)
+        let read = &self.examples.read;
+        let probe = Probe::fit(&read.of(self.train.0), self.train.1, read.width, Scaling::Columns);
+        probe.score(&read.of(self.test.0), self.test.1)
     }
 
     /// On the most different latents of coder `at`, as many as each of `counts`.

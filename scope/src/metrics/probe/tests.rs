@@ -1,11 +1,13 @@
 //! Are planted features found, is planted absorption, and does a random dictionary stay behind?
 
+use data::HookPoint;
+
 use super::*;
 use crate::{
     Activation, Sae,
     metrics::{EvaluateOptions, measure},
     random::Random,
-    testing::{Written, hook, write_documents},
+    testing::{Written, hook, write_sites},
 };
 
 const WIDTH: usize = 64;
@@ -25,7 +27,14 @@ const WORDS: u64 = 40;
 const DOCUMENTS: u64 = 150;
 const TOKENS: usize = 90;
 
-/// Every property of a token, and the topic of its document, is one axis.
+/// By how many axes what is written stands beside what is read.
+const SHIFT: usize = 7;
+
+fn output() -> HookPoint {
+    "blocks.0.hook_mlp_out".parse().unwrap()
+}
+
+/// Every property of a token, and the topic of its document, is one axis; at [`output`], the axis [`SHIFT`] further.
 fn run(dir: &std::path::Path) -> Run {
     let mut random = Random::new(21);
     let (mut rows, mut documents) = (Vec::new(), Vec::new());
@@ -60,7 +69,9 @@ fn run(dir: &std::path::Path) -> Run {
         let meta = Some(format!(r#"{{"topic": "topic {topic}", "number": {document}}}"#));
         documents.push(Written { source: "test".into(), meta, tokens });
     }
-    write_documents(dir, WIDTH, &documents, &rows)
+    let mut written = rows.clone();
+    written.chunks_exact_mut(WIDTH).for_each(|row| row.rotate_right(SHIFT));
+    write_sites(dir, WIDTH, &documents, &[(hook(), &rows), (output(), &written)])
 }
 
 /// One latent for each axis.
@@ -88,11 +99,16 @@ fn absorbing() -> Sae {
 }
 
 fn found(run: &Run, sae: &Sae) -> Probing {
+    found_at(run, [hook(); 2], sae)
+}
+
+fn found_at(run: &Run, hooks: [HookPoint; 2], sae: &Sae) -> Probing {
     let go_on = &mut |_| ControlFlow::Continue(());
     let evaluate = EvaluateOptions { threads: 2, ..EvaluateOptions::default() };
-    let (_, references) = measure(run, &hook().into(), sae, &evaluate, go_on).unwrap();
+    let sites = hooks.into();
+    let (_, references) = measure(run, &sites, sae, &evaluate, go_on).unwrap();
     let options = ProbeOptions { tokens: 8000, threads: 2, ..ProbeOptions::default() };
-    probe(run, &hook().into(), sae, &references, &options, go_on).unwrap()
+    probe(run, &sites, sae, &references, &options, go_on).unwrap()
 }
 
 #[test]
@@ -178,18 +194,46 @@ fn absorption_is_found_where_it_was_planted() {
 }
 
 #[test]
-fn a_transcoder_has_probes_but_no_ablation() {
+fn a_transcoder_is_ablated_where_it_writes() {
     let folder = tempfile::tempdir().unwrap();
     let run = run(&folder.path().join("run"));
-    let sae = oracle();
-    let go_on = &mut |_| ControlFlow::Continue(());
+    let writes_shifted = |sae: Sae| {
+        let mut w_dec = sae.w_dec.clone();
+        (0..WIDTH).for_each(|latent| w_dec.row_mut(latent).rotate_right(SHIFT));
+        Sae { w_dec, transcoder: true, ..sae }
+    };
+    let sae = writes_shifted(absorbing());
+    let found = found_at(&run, [hook(), output()], &sae);
+    let letters = found.tpp.iter().find(|tpp| tpp.label == "first_letter").unwrap();
+    let two = &letters.coder[0];
+    assert!(letters.accuracy > 0.95 && two.own > 0.3 && two.others < 0.05, "{two:?}");
+    let is = |scr: &&Scr| scr.target == "capital" && scr.spurious == "leading_space";
+    assert!(found.scr.iter().find(is).unwrap().coder[0].scr > 0.7);
+    let of = |letter: &str| {
+        let letters = &found.absorption.as_ref().unwrap().letters;
+        letters.iter().find(|found| found.letter == letter).unwrap().clone()
+    };
+    assert!(of("s").full > 0.05 && of("t").full == 0.0, "{:?}", of("s"));
+
+    // The same latents, whose directions mean nothing there.
+    let astray = Sae { transcoder: true, ..oracle() };
+    let found = found_at(&run, [hook(), output()], &astray);
+    let letters = found.tpp.iter().find(|tpp| tpp.label == "first_letter").unwrap();
+    assert!(letters.coder[0].tpp < two.tpp / 2.0, "{:?}", letters.coder[0]);
+}
+
+#[test]
+fn probing_ends_when_it_is_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = run(&folder.path().join("run"));
+    let (sae, go_on) = (oracle(), &mut |_| ControlFlow::Continue(()));
     let evaluate = EvaluateOptions { threads: 2, ..EvaluateOptions::default() };
-    let (_, mut references) = measure(&run, &hook().into(), &sae, &evaluate, go_on).unwrap();
-    references.one_site = false;
+    let (_, references) = measure(&run, &hook().into(), &sae, &evaluate, go_on).unwrap();
     let options = ProbeOptions { tokens: 3000, documents: 0, threads: 2, ..ProbeOptions::default() };
     let found = probe(&run, &hook().into(), &sae, &references, &options, go_on).unwrap();
-    assert!(found.tpp.is_empty() && found.scr.is_empty() && found.absorption.is_none());
     assert!(found.n_documents == 0 && !found.concepts.is_empty());
     let stopped = probe(&run, &hook().into(), &sae, &references, &options, &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(crate::Error::Interrupted)));
+    let elsewhere: HookPoint = "blocks.0.hook_attn_out".parse().unwrap();
+    assert!(probe(&run, &[hook(), elsewhere].into(), &sae, &references, &options, go_on).is_err());
 }
