@@ -261,17 +261,11 @@ impl SparseCoder for Crosscoder {
         }
     }
 
-    fn w_dec(&self) -> Cow<'_, Matrix> {
-        if let [group] = &self.groups[..]
-            && group.w_dec.cols() == self.d_out()
-        {
-            return Cow::Borrowed(&group.w_dec);
+    fn decoder(&self) -> Option<&Matrix> {
+        match &self.groups[..] {
+            [group] if group.w_dec.cols() == self.d_out() => Some(&group.w_dec),
+            _ => None,
         }
-        let mut all = Matrix::zeros(self.d_sae(), self.d_out());
-        for latent in 0..self.d_sae() {
-            all.row_mut(latent).copy_from_slice(&self.decoder_row(latent));
-        }
-        Cow::Owned(all)
     }
 
     fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]> {

@@ -6,6 +6,7 @@
 //! number for every document and every feature.
 
 use std::{
+    borrow::Cow,
     ops::{ControlFlow, Range},
     path::Path,
 };
@@ -20,7 +21,7 @@ use crate::{
     cosines::{self, Directions, Nearest},
     error::{Error, Result},
     matrix::Matrix,
-    sae::{SparseCoder, encode_blocks},
+    sae::{SparseCoder, encode_blocks, norm},
     sites::Sites,
     stats::{Describer, ExampleOptions, Places},
     workers::Workers,
@@ -232,9 +233,10 @@ pub fn encode(
         context: options.context.max(1),
         seed: options.seed,
     };
-    let decoder = sae.w_dec();
+    // Where it does not lie in one piece, it is made for the neighbours alone.
+    let decoder = sae.decoder().map(Cow::Borrowed).or_else(|| (options.neighbours > 0).then(|| sae.w_dec()));
     let one_site = matches!(&coder, Coder::Sae(sae) if !sae.transcoder);
-    let sides = Sides::of(sae, &decoder, one_site, &workers);
+    let sides = Sides::of(sae, decoder.as_deref(), one_site, &workers);
     let model = model.filter(|model| coder.writes_stream(model.d_model()) && options.logits > 0);
     let mut dead_features = 0;
     for first in (0..sae.d_sae()).step_by(BLOCK_FEATURES) {
@@ -379,7 +381,9 @@ fn silence_not_finite(rows: &mut [f32], width: usize) -> u64 {
 
 /// What latents write and what they read.
 struct Sides<'a> {
-    written: Directions<'a>,
+    written: Option<Directions<'a>>,
+    /// Norms of what is written.
+    norms: Vec<f32>,
     /// Matching pursuit reads what it writes.
     read: Option<Directions<'a>>,
     /// The cosine of both, where they are of one space.
@@ -388,24 +392,30 @@ struct Sides<'a> {
 
 impl<'a> Sides<'a> {
     /// `one_site`: whether the coder writes what it reads.
-    fn of(coder: &'a dyn SparseCoder, decoder: &'a Matrix, one_site: bool, workers: &Workers) -> Self {
-        let (written, read) = (Directions::written(decoder), coder.w_enc().map(Directions::read));
-        let aligned = match &read {
-            Some(read) if one_site => cosines::between(read, &written, workers),
+    fn of(coder: &'a dyn SparseCoder, decoder: Option<&'a Matrix>, one_site: bool, workers: &Workers) -> Self {
+        let (written, read) = (decoder.map(Directions::written), coder.w_enc().map(Directions::read));
+        let aligned = match (&read, &written) {
+            (Some(read), Some(written)) if one_site => cosines::between(read, written, workers),
             _ => vec![None; coder.d_sae()],
         };
-        Self { written, read, aligned }
+        let norms = match &written {
+            Some(written) => written.norms().to_vec(),
+            None => (0..coder.d_sae()).map(|latent| norm(&coder.decoder_row(latent))).collect(),
+        };
+        Self { written, norms, read, aligned }
     }
 
     /// Norms, cosines, and the `n` others of each feature with the largest positive cosine between decoder rows, descending.
     fn describe(&self, features: Range<usize>, n: usize, stats: &mut [FeatureStats], workers: &Workers) {
-        let chosen: Vec<usize> = if n > 0 { features.clone().collect() } else { Vec::new() };
-        let nearest = self.written.cosines(&chosen, &Nearest::new(n), Nearest::see, workers);
-        for (stats, nearest) in stats.iter_mut().zip(nearest) {
-            stats.neighbours = nearest.into_pairs();
+        if let Some(written) = self.written.as_ref().filter(|_| n > 0) {
+            let chosen: Vec<usize> = features.clone().collect();
+            let nearest = written.cosines(&chosen, &Nearest::new(n), Nearest::see, workers);
+            for (stats, nearest) in stats.iter_mut().zip(nearest) {
+                stats.neighbours = nearest.into_pairs();
+            }
         }
         for (stats, feature) in stats.iter_mut().zip(features) {
-            stats.decoder_norm = self.written.norms()[feature];
+            stats.decoder_norm = self.norms[feature];
             stats.encoder_norm = self.read.as_ref().map(|read| read.norms()[feature]);
             stats.encoder_decoder_cosine = self.aligned[feature];
         }

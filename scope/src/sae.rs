@@ -54,11 +54,25 @@ pub trait SparseCoder: Send + Sync {
     /// If `rows` and `out` do not have as many rows as `acts`.
     fn decode(&self, acts: &SparseRows, rows: &[f32], out: &mut [f32]);
 
-    /// The direction that each latent writes, `[d_sae, d_out]`; made for this where it does not lie in memory so.
-    fn w_dec(&self) -> Cow<'_, Matrix>;
-
     /// The direction that one latent writes, `[d_out]`.
     fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]>;
+
+    /// The direction that each latent writes, `[d_sae, d_out]`, where it lies so in one piece.
+    fn decoder(&self) -> Option<&Matrix>;
+
+    /// The same, made for this where it lies otherwise.
+    fn w_dec(&self) -> Cow<'_, Matrix> {
+        self.decoder().map_or_else(
+            || {
+                let mut all = Matrix::zeros(self.d_sae(), self.d_out());
+                for latent in 0..self.d_sae() {
+                    all.row_mut(latent).copy_from_slice(&self.decoder_row(latent));
+                }
+                Cow::Owned(all)
+            },
+            Cow::Borrowed,
+        )
+    }
 
     /// The widths of the sites that are read, whose rows lie end to end.
     fn input_widths(&self) -> Vec<usize> {
@@ -360,8 +374,8 @@ impl SparseCoder for Sae {
         }
     }
 
-    fn w_dec(&self) -> Cow<'_, Matrix> {
-        Cow::Borrowed(&self.w_dec)
+    fn decoder(&self) -> Option<&Matrix> {
+        Some(&self.w_dec)
     }
 
     fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]> {

@@ -376,8 +376,8 @@ impl SparseCoder for Scaled<'_> {
         crate::kernels::scale(out, 1.0 / self.scales[1]);
     }
 
-    fn w_dec(&self) -> Cow<'_, Matrix> {
-        self.sae.w_dec()
+    fn decoder(&self) -> Option<&Matrix> {
+        self.sae.decoder()
     }
 
     fn decoder_row(&self, latent: usize) -> Cow<'_, [f32]> {
