@@ -7,11 +7,13 @@ use egui::{CentralPanel, Frame, Margin, PointerButton};
 
 use crate::command::{self, Command, Keyboard, Step, When};
 use crate::error::{Error, Result};
+use crate::go;
+use crate::layout::{Layout, Preset};
 use crate::link;
 use crate::loader::{Loader, Opening};
 use crate::panel::{self, Cx, Notice, UiState, order_query};
 use crate::query::TOKENS_PER_PAGE;
-use crate::state::{Focus, History, View};
+use crate::state::{Focus, History, Item, MAX_PINS, View};
 use crate::theme::{self, Theme, ThemeChoice};
 
 /// How much larger or smaller one press makes everything.
@@ -23,6 +25,9 @@ pub(crate) struct App {
     ctx: egui::Context,
     pub(crate) focus: Focus,
     history: History,
+    pub(crate) layout: Layout,
+    /// Arrangements before and after this one.
+    layouts: (Vec<Layout>, Vec<Layout>),
     loader: Loader,
     choice: ThemeChoice,
     theme: &'static Theme,
@@ -64,6 +69,8 @@ impl App {
             ctx: ctx.clone(),
             focus: Focus::default(),
             history: History::default(),
+            layout: Layout::default(),
+            layouts: Default::default(),
             loader,
             choice: start.theme,
             theme,
@@ -102,19 +109,28 @@ impl App {
         }
         let open = self.loader.source().is_some();
         let allowed = self.allowed();
+        let before = self.layout.clone();
         let mut cx =
             Cx { focus: &self.focus, theme: self.theme, loader: &mut self.loader, ui: &mut self.ui, out: &mut out };
-        panel::shell::top_bar(ui, &mut cx, &self.history);
+        panel::shell::top_bar(ui, &mut cx, &self.history, &self.layout);
         panel::shell::status_bar(ui, &mut cx, self.choice);
-        let frame = Frame::NONE.fill(self.theme.bg).inner_margin(Margin::symmetric(14, 10));
-        CentralPanel::no_frame()
-            .frame(frame)
-            .show(ui, |ui| if open { panel::show(ui, &mut cx) } else { panel::start::show(ui, &mut cx) });
+        let frame = Frame::NONE.fill(self.theme.bg);
+        CentralPanel::no_frame().frame(frame).show(ui, |ui| {
+            if open {
+                panel::panes::show(ui, &mut cx, &mut self.layout);
+            } else {
+                Frame::NONE.inner_margin(Margin::symmetric(14, 10)).show(ui, |ui| panel::start::show(ui, &mut cx));
+            }
+        });
         panel::palette::show(ui, &mut cx, allowed);
         panel::cheat_sheet::show(ui, &mut cx);
         // A step that no panel took must not wait for another view.
         cx.ui.step = None;
-        let acted = !out.is_empty();
+        let hover = std::mem::take(&mut cx.ui.hovering);
+        let moved = std::mem::replace(&mut cx.ui.hovered, hover) != cx.ui.hovered;
+        let edited = cx.ui.panes.edited;
+        self.remember_layout(before, edited);
+        let acted = moved || !out.is_empty();
         for command in out {
             self.apply(command);
         }
@@ -167,19 +183,31 @@ impl App {
                 self.loader.open(path);
                 self.history = History::default();
                 self.focus = Focus::default();
+                self.layout = Layout::default();
+                self.layouts = Default::default();
                 self.ui = UiState::default();
                 return;
             }
             Command::FollowLink(link) => return self.follow(&link),
             Command::Back => {
                 self.history.back(&mut self.focus);
-                return self.ui.filter.clone_from(&self.focus.filter);
+                return self.arrived();
             }
             Command::Forward => {
                 self.history.forward(&mut self.focus);
-                return self.ui.filter.clone_from(&self.focus.filter);
+                return self.arrived();
             }
-            Command::Show(view) => next.view = view,
+            Command::Activate(view) => {
+                self.focus.view = view;
+                return;
+            }
+            Command::Pin => {
+                if let Some(item) = self.focus.item(panel::table(&self.focus, &self.loader)) {
+                    self.pin(item);
+                }
+                return;
+            }
+            Command::PinItem(item) => return self.pin(item),
             Command::UseTable(table) => {
                 if Some(&table) != panel::table(&self.focus, &self.loader).as_ref() {
                     // Numbers mean other features in another table.
@@ -196,13 +224,8 @@ impl App {
                 next.feature = Some(feature);
                 next.view = View::Feature;
             }
-            Command::SelectFeature(feature) => next.feature = Some(feature),
-            Command::OpenDocument { doc, token } => {
-                next.view = View::Reader;
-                next.doc = Some(doc);
-                next.token = token;
-            }
-            Command::SelectToken(token) => next.token = Some(token),
+            Command::NextExpert => self.expert_away(&mut next, 1),
+            Command::PreviousExpert => self.expert_away(&mut next, -1),
             Command::NextFeature => next.feature = self.feature_away(1),
             Command::PreviousFeature => next.feature = self.feature_away(-1),
             Command::NextDocument => self.document_away(&mut next, 1),
@@ -214,12 +237,11 @@ impl App {
                 }
                 return;
             }
-            Command::Sort(by) => {
-                next.sort = by;
-                next.ascending = by == crate::state::SortBy::Id;
+            Command::RunSql(sql) => {
+                self.ui.sql = Some(sql.clone());
+                next.sql = sql;
+                next.view = View::Query;
             }
-            Command::NextSort => next.sort = next.sort.next(),
-            Command::ReverseSort => next.ascending = !next.ascending,
             Command::Filter(filter) => {
                 self.ui.filter.clone_from(&filter);
                 next.filter = filter;
@@ -228,18 +250,104 @@ impl App {
                 next.view = View::Features;
                 self.ui.focus_filter = true;
             }
-            Command::ColorBy(color) => next.color = color,
-            Command::NextColor => next.color = next.color.next(),
-            Command::UseHook(hook) => next.hook = Some(hook),
-            Command::UseCoder(coder) => next.coder = Some(coder),
-            other => return self.apply_to_window(&other),
+            other => {
+                if let Err(other) = go::goes(&mut next, other) {
+                    return self.apply_to_window(&other);
+                }
+            }
         }
+        self.go(next);
+    }
+
+    /// Goes somewhere, and brings the pane of its view to the front.
+    fn go(&mut self, next: Focus) {
+        let other = next.view != self.focus.view;
         self.history.visit(&mut self.focus, next);
+        if other || !self.layout.is_shown(self.focus.view) {
+            self.layout.show(self.focus.view);
+        }
+    }
+
+    /// After a step of the history.
+    fn arrived(&mut self) {
+        self.ui.filter.clone_from(&self.focus.filter);
+        self.ui.sql = Some(self.focus.sql.clone());
+        self.layout.show(self.focus.view);
+    }
+
+    fn pin(&mut self, item: Item) {
+        match self.focus.pinned(&item) {
+            Some(at) => drop(self.focus.pins.remove(at)),
+            None if self.focus.pins.len() < MAX_PINS => self.focus.pins.push(item),
+            None => self.notify(format!("{MAX_PINS} things are pinned already: X takes the pins out"), true),
+        }
+    }
+
+    fn expert_away(&self, next: &mut Focus, experts: i64) {
+        let routing = self.loader.source().and_then(|source| source.run.routing_info().ok().cloned());
+        let Some(routing) = routing.filter(|routing| routing.n_experts > 0) else { return };
+        let layer =
+            next.layer.filter(|layer| routing.layers.contains(layer)).or_else(|| routing.layers.first().copied());
+        let now = next.expert.map_or(-1, i64::from).max(if experts < 0 { 0 } else { -1 });
+        next.layer = layer;
+        next.expert = Some((now + experts).rem_euclid(routing.n_experts as i64) as u16);
+    }
+
+    /// Remembers how the panes stood before a change that the person made, one step a drag.
+    fn remember_layout(&mut self, before: Layout, edited: bool) {
+        if edited {
+            self.push_layout(before);
+        }
+        self.ui.panes.edited = false;
+    }
+
+    fn push_layout(&mut self, layout: Layout) {
+        const CAPACITY: usize = 100;
+        let (past, future) = &mut self.layouts;
+        if past.last() != Some(&layout) {
+            if past.len() == CAPACITY {
+                past.remove(0);
+            }
+            past.push(layout);
+        }
+        future.clear();
+    }
+
+    fn arrange(&mut self, layout: Layout) {
+        let before = std::mem::replace(&mut self.layout, layout);
+        if before != self.layout {
+            self.push_layout(before);
+        }
+    }
+
+    fn undo_layout(&mut self, redo: bool) {
+        let (past, future) = &mut self.layouts;
+        let (from, to) = if redo { (future, past) } else { (past, future) };
+        if let Some(layout) = from.pop() {
+            to.push(std::mem::replace(&mut self.layout, layout));
+            self.layout.show(self.focus.view);
+        }
     }
 
     /// The commands that leave the focus as it is.
     fn apply_to_window(&mut self, command: &Command) {
         match command {
+            Command::Arrange(preset) => {
+                let mut layout = Layout::preset(*preset);
+                if *preset == Preset::Single {
+                    layout.show(self.focus.view);
+                } else {
+                    self.focus.view = preset.main();
+                }
+                self.arrange(layout);
+            }
+            Command::Freeze => {
+                let mut layout = self.layout.clone();
+                layout.freeze(&self.focus);
+                self.arrange(layout);
+            }
+            Command::UndoLayout => self.undo_layout(false),
+            Command::RedoLayout => self.undo_layout(true),
             Command::ToggleWhitespace => self.ui.spaces = self.ui.spaces.other(),
             Command::ToggleContext => self.ui.long_context = !self.ui.long_context,
             Command::CopyLink => {
@@ -273,7 +381,8 @@ impl App {
     /// The address of what is looked at.
     pub(crate) fn link(&self) -> Option<String> {
         let source = self.loader.source()?;
-        Some(link::format(&source.name, &source.fingerprint, &self.focus))
+        let layout = Some(&self.layout).filter(|layout| !layout.is_preset(Preset::Single));
+        Some(link::format(&source.name, &source.fingerprint, &self.focus, layout))
     }
 
     /// What the window shows is complete: nothing is being loaded.
@@ -307,8 +416,11 @@ impl App {
         } else if !link.ignored.is_empty() {
             self.notify(format!("Not understood in the link: {}", link.ignored.join(", ")), true);
         }
-        self.ui.filter.clone_from(&link.focus.filter);
+        if let Some(layout) = link.layout {
+            self.arrange(layout);
+        }
         self.history.visit(&mut self.focus, link.focus);
+        self.arrived();
     }
 
     fn notify(&mut self, text: String, warning: bool) {
@@ -341,6 +453,9 @@ impl App {
             View::Features => self.focus.feature.map(Command::OpenFeature),
             View::Feature => panel::feature::strongest(&self.focus, &self.loader),
             View::Reader => panel::reader::strongest(&self.focus, &self.loader),
+            View::Grid => Some(Command::Show(View::Reader)),
+            View::Routing => Some(Command::OpenExpert { layer: self.focus.layer?, expert: self.focus.expert? }),
+            View::Expert | View::Rows | View::Training | View::Query => None,
         }
     }
 
@@ -383,19 +498,42 @@ impl App {
             }
             (View::Feature, Step::Left) => next.feature = self.feature_away(-1),
             (View::Feature, Step::Right) => next.feature = self.feature_away(1),
-            (View::Reader, Step::Home) => next.token = Some(0),
-            (View::Reader, Step::Left) => {
+            (View::Grid | View::Routing, Step::Up | Step::Down) => self.layer_away(next, step == Step::Up),
+            (View::Expert, Step::Left) => self.expert_away(next, -1),
+            (View::Expert, Step::Right) => self.expert_away(next, 1),
+            (View::Reader | View::Grid | View::Routing, Step::Home) => next.token = Some(0),
+            (View::Reader | View::Grid | View::Routing | View::Rows, Step::Left) => {
                 // Also leads from the first token of a page to the one before it.
                 next.token = Some(self.focus.token.map_or(0, |token| token.saturating_sub(1)));
             }
-            (View::Reader, Step::Right) => {
+            (View::Reader | View::Grid | View::Routing | View::Rows, Step::Right) => {
                 let end = self.tokens_of_document().unwrap_or(TOKENS_PER_PAGE);
                 next.token = Some(self.focus.token.map_or(0, |token| (token + 1).min(end.saturating_sub(1))));
             }
-            (View::Reader, Step::End) => {
+            (View::Reader | View::Grid | View::Routing, Step::End) => {
                 next.token = self.tokens_of_document().map(|end| end.saturating_sub(1));
             }
             _ => self.ui.step = Some(step),
+        }
+        if next.token != self.focus.token {
+            next.row = None;
+        }
+    }
+
+    /// The next layer above, or below, of those that the view shows.
+    fn layer_away(&self, next: &mut Focus, up: bool) {
+        let Some(source) = self.loader.source() else { return };
+        let layers: Vec<usize> = match source.run.routing_info() {
+            Ok(routing) if next.view == View::Routing => routing.layers.clone(),
+            _ => (0..source.run.manifest().model.shape.n_layers).collect(),
+        };
+        let other = match next.layer {
+            None => layers.last(),
+            Some(now) if up => layers.iter().find(|layer| **layer > now),
+            Some(now) => layers.iter().rev().find(|layer| **layer < now),
+        };
+        if let Some(other) = other {
+            go::use_layer(next, *other);
         }
     }
 

@@ -17,6 +17,8 @@
 
 mod app;
 mod command;
+mod go;
+mod layout;
 mod link;
 mod loader;
 mod panel;

@@ -198,7 +198,8 @@ fn about(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
             neighbour(ui, cx, other);
         }
     });
-    ui.add_space(10.0);
+    ui.add_space(6.0);
+    super::feature_more::show(ui, cx, answer);
 }
 
 /// Points for bars: only the bins from the first to the last that is not empty.
@@ -311,10 +312,13 @@ fn examples(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
             last_group = Some(example.group.as_str());
             ui.add_space(if i == 0 { 2.0 } else { 10.0 });
             let of_group: Vec<&FeatureExample> = answer.examples.iter().filter(|e| e.group == example.group).collect();
-            ui.label(RichText::new(group_title(&example.group, &of_group)).size(12.5).strong().color(theme.accent));
+            let title = group_title(&example.group, &of_group);
+            let title = format!("{title}{}", super::feature_more::group_note(cx, answer, &example.group));
+            ui.label(RichText::new(title).size(12.5).strong().color(theme.accent));
         }
         one_example(ui, cx, answer, example, i);
     }
+    super::feature_more::near_misses(ui, cx, answer);
 }
 
 /// `top`, `interval-3` and `quantile-3` in words.

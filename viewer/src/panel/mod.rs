@@ -3,14 +3,22 @@
 //! A panel reads the [`Focus`] and the loader, and emits [`Command`]s. It changes nothing else but [`UiState`],
 //! which holds what is neither a place nor worth a link: half-typed text, open dialogs.
 
+pub(crate) mod ask;
 pub(crate) mod cheat_sheet;
+pub(crate) mod expert;
 pub(crate) mod feature;
+pub(crate) mod feature_more;
 pub(crate) mod features;
+pub(crate) mod grid;
 pub(crate) mod overview;
 pub(crate) mod palette;
+pub(crate) mod panes;
 pub(crate) mod reader;
+pub(crate) mod routing;
+pub(crate) mod rows;
 pub(crate) mod shell;
 pub(crate) mod start;
+pub(crate) mod training;
 
 use std::sync::Arc;
 
@@ -19,7 +27,7 @@ use crate::loader::Loader;
 use crate::query::{OrderQuery, Source};
 use crate::state::{Focus, View};
 use crate::theme::Theme;
-use crate::widget::Spaces;
+use crate::widget::{Pool, Spaces};
 
 /// What a panel has in hand.
 pub(crate) struct Cx<'a> {
@@ -77,8 +85,33 @@ pub(crate) struct UiState {
     /// The path on the start screen.
     pub(crate) path: String,
     pub(crate) notice: Option<Notice>,
+    /// The query as it is being typed; that of the focus where nothing was typed.
+    pub(crate) sql: Option<String>,
+    pub(crate) pool: Pool,
+    /// What the pointer was on in the last pass, and is on in this one: marked in every pane.
+    pub(crate) hovered: Hover,
+    pub(crate) hovering: Hover,
+    pub(crate) panes: PaneEdits,
     /// A step that the view must carry out, since only it knows where lines begin and how tall it is.
     pub(crate) step: Option<Step>,
+}
+
+/// What the person does to the arrangement of panes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PaneEdits {
+    /// It was changed in this pass.
+    pub(crate) edited: bool,
+    /// A border is being dragged, which is one change from the press to the release.
+    pub(crate) resizing: bool,
+}
+
+/// What is under the pointer, by name. Never in the history, never asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Hover {
+    /// Counted from the first token of the document that is shown.
+    pub(crate) token: Option<u64>,
+    pub(crate) layer: Option<usize>,
+    pub(crate) expert: Option<u16>,
 }
 
 /// A sentence in the status bar, until it is dismissed or replaced.
@@ -88,14 +121,35 @@ pub(crate) struct Notice {
     pub(crate) warning: bool,
 }
 
-/// Draws the view that is in focus.
-pub(crate) fn show(ui: &mut egui::Ui, cx: &mut Cx<'_>) {
-    match cx.focus.view {
+/// Draws a view.
+pub(crate) fn show(view: View, ui: &mut egui::Ui, cx: &mut Cx<'_>) {
+    match view {
         View::Overview => overview::show(ui, cx),
         View::Features => features::show(ui, cx),
         View::Feature => feature::show(ui, cx),
         View::Reader => reader::show(ui, cx),
+        View::Grid => grid::show(ui, cx),
+        View::Routing => routing::show(ui, cx),
+        View::Expert => expert::show(ui, cx),
+        View::Rows => rows::show(ui, cx),
+        View::Training => training::show(ui, cx),
+        View::Query => ask::show(ui, cx),
     }
+}
+
+/// A column of a pane with its own scroll bar, as wide as is pleasant to read.
+pub(crate) fn scrolled(
+    ui: &mut egui::Ui,
+    cx: &mut Cx<'_>,
+    id: impl egui::AsIdSalt,
+    add: impl FnOnce(&mut egui::Ui, &mut Cx<'_>),
+) {
+    egui::ScrollArea::vertical().id_salt(id).auto_shrink(false).show(ui, |ui| {
+        scroll_by_step(ui, cx);
+        ui.set_max_width((ui.available_width() - 10.0).min(1_480.0));
+        add(ui, cx);
+        ui.add_space(16.0);
+    });
 }
 
 /// Carries out a step in a scroll area.

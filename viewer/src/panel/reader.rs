@@ -67,7 +67,7 @@ fn inside(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
     egui::Frame::NONE.inner_margin(egui::Margin::symmetric(12, 0)).show(ui, add);
 }
 
-fn doc(focus: &Focus) -> u64 {
+pub(crate) fn doc(focus: &Focus) -> u64 {
     focus.doc.unwrap_or(0)
 }
 
@@ -167,7 +167,7 @@ fn text(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Passa
             toks: &passage.toks,
             fill: &fill,
             selected,
-            marked: None,
+            marked: cx.ui.hovered.token.and_then(|token| token.checked_sub(passage.first)).map(|token| token as usize),
             size: 14.0,
             spaces: cx.ui.spaces,
             breaks: Breaks::Line,
@@ -181,6 +181,7 @@ fn text(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Passa
             cx.emit(Command::SelectToken(passage.first + token as u64));
         }
         if let Some(token) = shown.hovered {
+            cx.ui.hovering.token = Some(passage.first + token as u64);
             if shown.response.clicked() {
                 cx.emit(Command::SelectToken(passage.first + token as u64));
             }
@@ -297,6 +298,7 @@ fn coloring(
             ColorBy::Feature => by_feature(ui, cx, features, &mut note),
             ColorBy::Norm => by_norm(ui, cx, passage, &mut note),
             ColorBy::Nll => by_nll(passage, &mut note),
+            ColorBy::Entropy | ColorBy::Expert | ColorBy::PleShare => by_layer(ui, cx, &mut note),
             ColorBy::Nothing => None,
         };
     });
@@ -368,6 +370,37 @@ fn by_nll(passage: &Passage, note: &mut String) -> Option<Coloring> {
     Some(Coloring { values: passage.nll.clone(), low: 0.0, high })
 }
 
+/// By a quantity of the layer that is looked at, from the grid of tokens by layers.
+fn by_layer(ui: &mut Ui, cx: &mut Cx<'_>, note: &mut String) -> Option<Coloring> {
+    let metric = cx.focus.color.metric()?;
+    let got = cx.loader.get(&super::grid::query(cx, metric));
+    if let Some(failure) = got.failure {
+        let said = ui.label(RichText::new(format!("▲ {}", failure.message)).color(cx.theme.warning));
+        said.on_hover_text(failure.hint.as_deref().unwrap_or_default());
+        return None;
+    }
+    let grid = got.value.filter(|_| !got.stale)?;
+    let layers: Vec<usize> = grid.rows.iter().filter_map(|row| row.layer).collect();
+    let layer = cx.focus.layer.filter(|layer| layers.contains(layer)).or(layers.last().copied())?;
+    let combo = egui::ComboBox::from_id_salt("layer").selected_text(format!("layer {layer}")).width(90.0);
+    let combo = combo.show_ui(ui, |ui| {
+        for other in layers.iter().rev() {
+            if ui.selectable_label(*other == layer, format!("layer {other}")).clicked() {
+                cx.emit(Command::UseLayer(*other));
+            }
+        }
+    });
+    combo.response.accessible_name("Layer");
+    match (metric, cx.focus.expert) {
+        (crate::state::Metric::Expert, None) => note.push_str("no expert chosen: see Routing"),
+        (crate::state::Metric::Expert, Some(expert)) => *note = format!("weight of expert {expert}"),
+        _ => *note = metric.title().to_lowercase(),
+    }
+    let values = grid.of_layer(layer)?.to_vec();
+    let (low, high) = range(&values)?;
+    Some(Coloring { values, low: if low > 0.0 && low > high * 0.5 { low } else { 0.0 }, high })
+}
+
 /// The smallest and the 99th hundredth, so that one outlier does not flatten the rest.
 fn range(values: &[f32]) -> Option<(f32, f32)> {
     let mut sorted: Vec<f32> = values.iter().copied().filter(|v| v.is_finite()).collect();
@@ -425,7 +458,16 @@ fn inspect(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Pa
     }
     ui.spacing_mut().item_spacing.y = 3.0;
     widget::facts(ui, theme, "token", &rows);
-    ui.add_space(8.0);
+    ui.horizontal_wrapped(|ui| {
+        ui.spacing_mut().item_spacing.x = 12.0;
+        for (text, view) in [("Experts", View::Routing), ("Embedding lookups", View::Rows), ("Layers", View::Grid)] {
+            let tip = super::shell::with_keys(ui, "Of this token", &Command::Show(view));
+            if widget::link(ui, theme, text).on_hover_text(tip).clicked() {
+                cx.emit(Command::Show(view));
+            }
+        }
+    });
+    ui.add_space(4.0);
     ui.separator();
     let Some(table) = table else {
         ui.label(RichText::new("No features yet: `polariscope encode` makes them.").color(theme.text_dim));

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use data::Place;
 use data::features::{FeatureTable, StatsColumns};
-
+use data::join::JoinRow;
 use data::place::Stores;
 
 use super::features::Bits;
+use super::rows::Rows;
 use crate::loader::{Cancel, Failure};
 
 /// How many tokens are read to learn the texts of token ids in a run that has no vocabulary.
@@ -21,6 +22,9 @@ pub(crate) struct Tok {
     pub(crate) text: Box<str>,
     pub(crate) special: bool,
 }
+
+/// What a feature table was joined with.
+type Joins = Arc<Vec<JoinRow>>;
 
 /// Texts of token ids.
 enum Vocabulary {
@@ -42,6 +46,10 @@ pub(crate) struct Source {
     pub(crate) tables: Vec<String>,
     stats: Mutex<BTreeMap<String, Arc<StatsColumns>>>,
     vocabulary: OnceLock<Vocabulary>,
+    /// Joins of feature tables, by the names of both.
+    joins: Mutex<BTreeMap<(String, String), Joins>>,
+    /// Rows of the tables of embeddings.
+    rows: Mutex<Option<Arc<Rows>>>,
     /// Where the text that was looked for last begins.
     found: Mutex<Option<(String, Arc<Bits>)>>,
 }
@@ -70,6 +78,8 @@ impl Source {
             tables,
             stats: Mutex::default(),
             vocabulary: OnceLock::new(),
+            joins: Mutex::default(),
+            rows: Mutex::default(),
             found: Mutex::default(),
         })
     }
@@ -87,6 +97,33 @@ impl Source {
         let stats = Arc::new(self.table(table)?.summary()?);
         self.lock_stats().insert(table.to_owned(), Arc::clone(&stats));
         Ok(stats)
+    }
+
+    /// What a feature table was joined with, read once; `None` where it was not.
+    pub(super) fn join(&self, table: &str, with: &str) -> Result<Option<Joins>, Failure> {
+        let key = (table.to_owned(), with.to_owned());
+        let lock = || self.joins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rows) = lock().get(&key) {
+            return Ok(Some(Arc::clone(rows)));
+        }
+        let table = self.table(table)?;
+        if !table.joins()?.iter().any(|name| name == with) {
+            return Ok(None);
+        }
+        let rows = Arc::new(table.join(with)?);
+        lock().insert(key, Arc::clone(&rows));
+        Ok(Some(rows))
+    }
+
+    /// Rows of the tables of embeddings, read once.
+    pub(super) fn rows(&self, cancel: &Cancel) -> Result<Arc<Rows>, Failure> {
+        let lock = || self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rows) = lock().as_ref() {
+            return Ok(Arc::clone(rows));
+        }
+        let rows = Arc::new(Rows::read(self, cancel)?);
+        *lock() = Some(Arc::clone(&rows));
+        Ok(rows)
     }
 
     /// Tokens of the run, as they are drawn.
