@@ -390,6 +390,18 @@ impl App {
         self.loader.busy().is_empty() && self.waiting.is_none()
     }
 
+    /// What the pointer is on.
+    #[cfg(test)]
+    pub(crate) fn hovered(&self) -> panel::Hover {
+        self.ui.hovered
+    }
+
+    /// The answer to a question, if it is there.
+    #[cfg(test)]
+    pub(crate) fn peek<Q: crate::loader::Ask>(&self, question: &Q) -> Option<std::sync::Arc<Q::Answer>> {
+        self.loader.peek(question)
+    }
+
     /// Why the run could not be opened.
     pub(crate) fn opening(&self) -> &Opening {
         self.loader.opening()

@@ -1,0 +1,202 @@
+//! Do the views of layers, experts, embeddings, training and SQL say what is in the run?
+
+use egui::{Key, Modifiers};
+use egui_kittest::kittest::Queryable;
+
+use super::{click, demo, does, focus, open, press};
+use crate::command::Command;
+use crate::state::{ColorBy, Item, Metric, Scope, View};
+use crate::testing;
+
+#[test]
+fn the_grid_shows_every_quantity() {
+    let mut window = demo();
+    does(&mut window, Command::OpenDocument { doc: 2, token: Some(3) });
+    does(&mut window, Command::Show(View::Grid));
+    for metric in Metric::ALL {
+        does(&mut window, Command::UseMetric(metric));
+        let said = match metric {
+            // Attention was not recorded, and no expert is chosen.
+            Metric::Attn => window.query_by_label("The grid could not be read").is_some(),
+            Metric::Expert => window.query_by_label("No expert chosen").is_some(),
+            _ => window.query_by_label_contains("tokens by layers, ").is_some(),
+        };
+        assert!(said, "{metric}");
+    }
+    does(&mut window, Command::SelectExpert { layer: 2, expert: testing::WEATHER_EXPERT });
+    does(&mut window, Command::UseMetric(Metric::Expert));
+    window.get_by_label_contains("tokens by layers, 3 ×");
+    // Arrows move the cell.
+    does(&mut window, Command::UseMetric(Metric::Resid));
+    press(&mut window, Key::ArrowUp);
+    assert_eq!(focus(&window).layer, Some(2));
+    press(&mut window, Key::ArrowDown);
+    press(&mut window, Key::ArrowRight);
+    assert_eq!((focus(&window).layer, focus(&window).token), (Some(1), Some(4)));
+    window.get_by_label_contains("L1, token 4 ");
+    press(&mut window, Key::M);
+    assert_eq!(focus(&window).metric, Metric::Attn);
+}
+
+#[test]
+fn the_text_is_colored_by_router_and_embeddings() {
+    let mut window = demo();
+    does(&mut window, Command::OpenDocument { doc: 2, token: Some(3) });
+    for (color, note) in [
+        (ColorBy::Entropy, "router entropy"),
+        (ColorBy::PleShare, "per-layer embedding, share"),
+        (ColorBy::Expert, "no expert chosen"),
+    ] {
+        does(&mut window, Command::ColorBy(color));
+        window.get_by_label_contains(note);
+        window.get_by_label("Layer");
+    }
+    does(&mut window, Command::SelectExpert { layer: 2, expert: testing::WEATHER_EXPERT });
+    window.get_by_label_contains("weight of expert 7");
+}
+
+#[test]
+fn routing_shows_loads_lanes_and_margins() {
+    let mut window = demo();
+    does(&mut window, Command::OpenDocument { doc: 2, token: Some(3) });
+    does(&mut window, Command::Show(View::Routing));
+    window.get_by_label_contains("load of experts, 3 × 8");
+    window.get_by_label_contains("never chosen");
+    window.get_by_label_contains("runner-up");
+    click(&mut window, "Whole run");
+    assert_eq!(focus(&window).scope, Scope::Corpus);
+    let map = window.get_by_label_contains("load of experts").rect();
+    // The last expert of the last layer, which is on top.
+    let at = map.right_top() + egui::vec2(-6.0, 6.0);
+    for pressed in [true, false] {
+        window.event(egui::Event::PointerMoved(at));
+        let (button, modifiers) = (egui::PointerButton::Primary, Modifiers::NONE);
+        window.event(egui::Event::PointerButton { pos: at, button, pressed, modifiers });
+        window.run_steps(2);
+    }
+    assert_eq!((focus(&window).layer, focus(&window).expert), (Some(2), Some(7)));
+    press(&mut window, Key::Enter);
+    assert_eq!(focus(&window).view, View::Expert);
+    press(&mut window, Key::Comma);
+    assert_eq!(focus(&window).expert, Some(6));
+    press(&mut window, Key::Period);
+    press(&mut window, Key::Period);
+    assert_eq!(focus(&window).expert, Some(0));
+}
+
+#[test]
+fn an_expert_page_has_tokens_features_and_company() {
+    let mut window = demo();
+    does(&mut window, Command::OpenExpert { layer: 2, expert: testing::WEATHER_EXPERT });
+    for text in
+        ["token ·rain", "feature 7 of the expert", "together with expert", "random passage 1", "strongest passage 1"]
+    {
+        assert!(window.query_all_by_label_contains(text).next().is_some(), "{text}");
+    }
+    // The last layer has no next one, the one before has.
+    assert!(window.query_by_label_contains("goes on to expert").is_none());
+    does(&mut window, Command::OpenExpert { layer: 0, expert: 7 });
+    window.get_by_label_contains("Dormant");
+    does(&mut window, Command::OpenExpert { layer: 1, expert: 0 });
+    assert!(window.query_all_by_label_contains("goes on to expert").next().is_some());
+    does(&mut window, Command::OpenItem(Item::Expert { layer: 1, expert: 99 }));
+    window.get_by_label("There is no expert 99");
+}
+
+#[test]
+fn embedding_lookups_have_layers_neighbours_and_occurrences() {
+    let mut window = demo();
+    does(&mut window, Command::Show(View::Rows));
+    click(&mut window, "Choose the first token");
+    window.get_by_label_contains("embedding row of layer 0, share");
+    // ` storm` is near to other words of the weather in every layer.
+    does(&mut window, Command::OpenDocument { doc: 2, token: Some(3) });
+    does(&mut window, Command::Show(View::Rows));
+    let query = crate::query::NearestQuery { token_id: token_id(&window) };
+    let near = window.state().peek(&query).unwrap();
+    assert_eq!(near.places.len(), 4);
+    for place in &near.places {
+        let words: Vec<&str> = place.rows.iter().map(|(_, text, _)| text.trim()).collect();
+        assert!(words.contains(&"rain"), "{:?}: {words:?}", place.layer);
+    }
+    let (id, ..) = near.places[1].rows[0].clone();
+    click(&mut window, &format!("nearest row {id} 0"));
+    assert_eq!(focus(&window).row, Some(id));
+    window.get_by_label_contains("Where it stands");
+    click(&mut window, "Back to the selected token");
+    assert_eq!(focus(&window).row, None);
+    does(&mut window, Command::OpenRow(4_000_000));
+    window.get_by_label_contains("does not stand in the first");
+}
+
+fn token_id(window: &egui_kittest::Harness<'static, crate::app::App>) -> u32 {
+    let focus = focus(window);
+    let query = crate::query::LookupQuery { doc: focus.doc.unwrap(), token: focus.token.unwrap() };
+    window.state().peek(&query).unwrap().token_id
+}
+
+#[test]
+fn a_feature_has_company_groups_and_near_misses() {
+    let mut window = demo();
+    does(&mut window, Command::OpenFeature(testing::WEATHER));
+    for text in ["fires with ", "experts L2 expert 7", "token-class ", "drawn from", "Near-misses: its own tokens"] {
+        assert!(window.query_all_by_label_contains(text).next().is_some(), "{text}");
+    }
+    click(&mut window, "experts L2 expert 7");
+    assert_eq!((focus(&window).view, focus(&window).expert), (View::Expert, Some(7)));
+}
+
+#[test]
+fn training_curves_of_all_coders_are_drawn() {
+    let mut window = demo();
+    does(&mut window, Command::Show(View::Training));
+    window.get_by_label_contains("Loss: Loss against step, 300 points");
+    window.get_by_label_contains("Dead latents: ");
+    click(&mut window, &format!("coder {}", testing::TABLE));
+    window.get_by_label_contains("explained_variance 0.8");
+}
+
+#[test]
+fn questions_in_sql_are_answered_and_lead_on() {
+    let mut window = demo();
+    does(&mut window, Command::Show(View::Query));
+    click(&mut window, "Ask this");
+    window.get_by_label("rows of the answer, 100 rows");
+    window.get_by_label_contains("Chart: nll against n");
+    does(&mut window, Command::RunSql("SELECT doc_id, pos, token FROM tokens WHERE doc_id = 5 AND pos = 4".into()));
+    click(&mut window, "row 1 of 1");
+    assert_eq!((focus(&window).view, focus(&window).doc, focus(&window).token), (View::Reader, Some(5), Some(4)));
+    does(&mut window, Command::RunSql("SELEKT 1".into()));
+    assert!(window.query_all_by_label_contains("▲ ").next().is_some());
+    does(&mut window, Command::RunSql("SELECT nothing FROM tokens".into()));
+    window.get_by_label_contains("lists the columns of every table");
+    does(&mut window, Command::RunSql("SELECT token FROM tokens WHERE nll > 1000".into()));
+    window.get_by_label("No rows");
+    // The question is a place to go back to.
+    does(&mut window, Command::Back);
+    assert!(focus(&window).sql.contains("nothing"));
+}
+
+#[test]
+fn a_run_without_experts_or_embeddings_says_what_to_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plain");
+    testing::write_plain_run(&path).unwrap();
+    let mut window = open(Some(&path));
+    for (view, text) in [
+        (View::Routing, "No experts in this run"),
+        (View::Expert, "No experts in this run"),
+        (View::Training, "No coder yet"),
+    ] {
+        does(&mut window, Command::Show(view));
+        window.get_by_label(text);
+    }
+    does(&mut window, Command::OpenDocument { doc: 0, token: Some(1) });
+    does(&mut window, Command::Show(View::Rows));
+    window.get_by_label_contains("This model has no per-layer embeddings");
+    does(&mut window, Command::Show(View::Grid));
+    does(&mut window, Command::UseMetric(Metric::PleShare));
+    window.get_by_label_contains("record with `--hook-points");
+    does(&mut window, Command::UseMetric(Metric::Entropy));
+    window.get_by_label_contains("the run has no routing");
+}
