@@ -1,7 +1,9 @@
 //! How do commands change what is looked at, and what happens in one pass?
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 
+use data::annotations::Annotation;
 use data::place::Stores;
 use egui::{CentralPanel, Frame, Margin, PointerButton};
 
@@ -12,7 +14,7 @@ use crate::layout::{Layout, Preset};
 use crate::link;
 use crate::loader::{Loader, Opening};
 use crate::panel::{self, Cx, Notice, UiState, order_query};
-use crate::query::TOKENS_PER_PAGE;
+use crate::query::{NoteQuery, TOKENS_PER_PAGE};
 use crate::state::{Focus, History, Item, MAX_PINS, View};
 use crate::theme::{self, Theme, ThemeChoice};
 
@@ -36,6 +38,9 @@ pub(crate) struct App {
     waiting: Option<String>,
     /// The run that the window's title names.
     titled: PathBuf,
+    /// What was said and is not written yet, in order.
+    saying: VecDeque<NoteQuery>,
+    n_said: u64,
 }
 
 /// How an application begins.
@@ -45,6 +50,8 @@ pub(crate) struct Start {
     pub(crate) stores: Stores,
     pub(crate) link: Option<String>,
     pub(crate) theme: ThemeChoice,
+    /// Whose notes are added.
+    pub(crate) author: Option<String>,
     /// Background threads; with none, questions are answered within the pass that asks them.
     pub(crate) threads: usize,
 }
@@ -61,7 +68,8 @@ impl App {
         let repaint = ctx.clone();
         let mut loader = Loader::new(start.threads, crate::loader::CACHE_BYTES, move || repaint.request_repaint())
             .map_err(|error| Error::Window { message: error.to_string() })?
-            .with_stores(start.stores);
+            .with_stores(start.stores)
+            .with_author(start.author);
         if let Some(run) = start.run {
             loader.open(run);
         }
@@ -77,6 +85,8 @@ impl App {
             ui: UiState::default(),
             waiting: start.link,
             titled: PathBuf::new(),
+            saying: VecDeque::new(),
+            n_said: 0,
         })
     }
 
@@ -92,10 +102,30 @@ impl App {
                 self.follow(&link);
             }
         }
+        self.write_notes();
         let theme = self.choice.resolve(&self.ctx);
         if theme.name != self.theme.name {
             self.theme = theme;
             theme.apply(&self.ctx);
+        }
+    }
+
+    /// Has what was said written, one thing after the other.
+    fn write_notes(&mut self) {
+        while let Some(query) = self.saying.front() {
+            let got = self.loader.get(query);
+            match (got.value, got.failure) {
+                (_, Some(failure)) => {
+                    let text = format!("Not kept: {}", failure.message);
+                    self.saying.pop_front();
+                    self.notify(text, true);
+                }
+                (Some(_), None) => {
+                    self.saying.pop_front();
+                    self.loader.has_said();
+                }
+                (None, None) => return,
+            }
         }
     }
 
@@ -208,6 +238,22 @@ impl App {
                 return;
             }
             Command::PinItem(item) => return self.pin(item),
+            Command::Say(said) => {
+                self.n_said += 1;
+                self.saying.push_back(NoteQuery { said: *said, number: self.n_said });
+                return;
+            }
+            Command::Rate(rating) => {
+                if let Some(item) = self.focus.item(panel::table(&self.focus, &self.loader)) {
+                    let said = Annotation::new(item.to_string(), self.loader.author());
+                    self.apply(Command::Say(Box::new(Annotation { rating: Some(rating), ..said })));
+                }
+                return;
+            }
+            Command::FocusLabel => {
+                self.ui.focus_label = Some(());
+                return;
+            }
             Command::UseTable(table) => {
                 if Some(&table) != panel::table(&self.focus, &self.loader).as_ref() {
                     // Numbers mean other features in another table.

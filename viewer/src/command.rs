@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use data::annotations::Annotation;
 use egui::{Key, KeyboardShortcut, Modifiers};
 
 use crate::layout::Preset;
@@ -89,6 +90,11 @@ pub(crate) enum Command {
     /// Follows the selected token again.
     FollowToken,
     RunSql(String),
+    /// Something that a person says of a feature, an expert, a row.
+    Say(Box<Annotation>),
+    /// How well the label of the feature holds.
+    Rate(u8),
+    FocusLabel,
     /// The coder whose training curves the overview shows.
     UseCoder(String),
     ToggleWhitespace,
@@ -173,7 +179,7 @@ const fn entry(
 }
 
 /// Every command that needs no argument, in the order of the cheat sheet.
-pub(crate) static TABLE: [Entry; 60] = {
+pub(crate) static TABLE: [Entry; 66] = {
     use Command as C;
     const GO: &str = "Go";
     const FEATURES: &str = "Features";
@@ -219,6 +225,12 @@ pub(crate) static TABLE: [Entry; 60] = {
         entry(READ, C::ColorBy(ColorBy::Norm), "Color tokens by norm", &[], When::In(View::Reader)),
         entry(READ, C::ColorBy(ColorBy::Nll), "Color tokens by surprise", &[], When::In(View::Reader)),
         entry(FEATURES, C::ToggleContext, "Longer context in the examples", &[key(Key::E)], When::Table),
+        entry(FEATURES, C::FocusLabel, "Label the feature", &[key(Key::N)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(1), "The label says nothing", &[key(Key::Num1)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(2), "The label holds seldom", &[key(Key::Num2)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(3), "The label holds half of the time", &[key(Key::Num3)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(4), "The label holds mostly", &[key(Key::Num4)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(5), "The label holds always", &[key(Key::Num5)], When::In(View::Feature)),
         entry(READ, C::NextMetric, "Next quantity of tokens by layers", &[key(Key::M)], When::Run),
         entry(READ, C::UseScope(Scope::Document), "Load of experts: this document", &[], When::Run),
         entry(READ, C::UseScope(Scope::Corpus), "Load of experts: whole run", &[], When::Run),

@@ -39,6 +39,8 @@ pub struct ViewOptions {
     pub renderer: Renderer,
     /// What runs in object storage need.
     pub stores: Stores,
+    /// Whose labels, ratings and notes are added.
+    pub author: Option<String>,
 }
 
 /// What picture is drawn.
@@ -91,7 +93,14 @@ pub fn open(run: Option<PathBuf>, options: ViewOptions) -> Result<()> {
         Renderer::Auto if has_graphics_card() => eframe::Renderer::Wgpu,
         Renderer::Auto | Renderer::Glow => eframe::Renderer::Glow,
     };
-    let start = Start { run, stores: options.stores, link: options.link, theme: options.theme, threads: THREADS };
+    let start = Start {
+        run,
+        stores: options.stores,
+        link: options.link,
+        theme: options.theme,
+        author: options.author,
+        threads: THREADS,
+    };
     let native = eframe::NativeOptions {
         renderer,
         viewport: egui::ViewportBuilder::default()
@@ -143,6 +152,7 @@ pub fn shot(run: &Path, options: &ShotOptions) -> Result<()> {
         stores: options.stores.clone(),
         link: options.link.clone(),
         theme: options.theme,
+        author: None,
         threads: 0,
     };
     let size = egui::vec2(options.width as f32, options.height as f32);

@@ -5,7 +5,7 @@ use egui::{Align2, FontId, RichText, Role, Sense, Ui, WidgetInfo, pos2, vec2};
 use super::{Cx, scrolled};
 use crate::command::Command;
 use crate::query::{ExpertFeaturesQuery, ExpertSample, ExpertSampleQuery, Joined, LoadsQuery, Taken};
-use crate::state::{ColorBy, Metric, View};
+use crate::state::{ColorBy, Item, Metric, View};
 use crate::widget::{self, Breaks, TokenText, grouped, number, percent, plain};
 
 /// Lines of a list.
@@ -77,6 +77,8 @@ fn header(ui: &mut Ui, cx: &mut Cx<'_>, layer: usize, expert: u16) {
 
 /// What is counted over the whole run.
 fn lists(ui: &mut Ui, cx: &mut Cx<'_>, layer: usize, expert: u16) {
+    super::notes::show(ui, cx, &Item::Expert { layer, expert });
+    ui.add_space(6.0);
     let got = cx.loader.get(&LoadsQuery { layer: Some(layer) });
     widget::answered(ui, cx, "load of the expert", got, |ui, cx, report| {
         let theme = cx.theme;
@@ -209,8 +211,8 @@ fn samples(ui: &mut Ui, cx: &mut Cx<'_>, layer: usize, expert: u16) {
     let got = cx.loader.get(&ExpertSampleQuery { layer, expert });
     widget::answered(ui, cx, "tokens of the expert", got, |ui, cx, sample: &ExpertSample| {
         let theme = cx.theme;
-        let whole = cx.source().is_some_and(|source| source.run.n_tokens() == sample.n_looked);
-        let among = if whole { "all".to_owned() } else { format!("a sample of {}", grouped(sample.n_looked)) };
+        let sampled = if sample.whole { "" } else { "a sample of " };
+        let among = format!("{sampled}{}", grouped(sample.n_looked));
         if let Some((next, experts)) = &sample.next {
             let n: u64 = experts.iter().map(|(_, count)| *count).sum::<u64>().max(1);
             widget::card(ui, theme, &format!("Where its tokens go first in layer {next}"), |ui| {

@@ -5,7 +5,7 @@ use egui::{Align2, FontId, RichText, Role, ScrollArea, Sense, Ui, WidgetInfo, po
 use super::{Cx, order_query, scroll_by_step};
 use crate::command::Command;
 use crate::query::{FeatureAnswer, FeatureExample, FeatureQuery, Neighbour};
-use crate::state::{ColorBy, View};
+use crate::state::{ColorBy, Item, View};
 use crate::widget::{self, Axis, Breaks, Chart, Mark, Series, TokenText, grouped, number, percent, plain};
 
 /// A feature that fires on more tokens than this is called dense.
@@ -146,6 +146,10 @@ fn chips(ui: &mut Ui, cx: &Cx<'_>, answer: &FeatureAnswer) {
 
 fn about(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
     let theme = cx.theme;
+    if let Some(table) = cx.table() {
+        super::notes::show(ui, cx, &Item::Feature { table, feature: answer.feature });
+        ui.add_space(6.0);
+    }
     widget::card(ui, theme, "How strongly it fires", |ui| {
         let bars = histogram(answer);
         if bars.is_empty() {

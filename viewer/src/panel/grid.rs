@@ -2,13 +2,15 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use egui::{RichText, ScrollArea, Ui};
+use egui::{RichText, ScrollArea, Ui, vec2};
 
 use super::{Cx, Hover};
 use crate::command::Command;
 use crate::query::{Grid, GridQuery, Passage, PassageQuery};
 use crate::state::Metric;
-use crate::widget::{self, Breaks, Heatmap, Pool, TokenText, grouped, number, plain, spread};
+use crate::widget::{
+    self, Axis, Breaks, Chart, Heatmap, Mark, Pool, Series, TokenText, grouped, number, plain, spread,
+};
 
 pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     let Some(source) = cx.source() else { return };
@@ -25,10 +27,23 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     ui.add_space(4.0);
     widget::answered(ui, cx, "grid", got, |ui, cx, grid| {
         let passage = passage.as_deref();
-        let height = (ui.available_height() * 0.62).max(120.0);
+        let height = (ui.available_height() * 0.56).max(120.0);
         map(ui, cx, grid, passage, version(&query, grid), height);
         ui.add_space(6.0);
-        if let Some(passage) = passage {
+        let room = ui.available_size();
+        if room.x > 760.0 && room.y > 120.0 && grid.rows.len() > 1 {
+            let side = (room.x * 0.36).min(460.0);
+            ui.horizontal_top(|ui| {
+                ui.allocate_ui_with_layout(
+                    vec2(room.x - side - 20.0, room.y),
+                    egui::Layout::top_down(egui::Align::Min),
+                    |ui| text(ui, cx, grid, passage),
+                );
+                ui.allocate_ui_with_layout(vec2(side, room.y), egui::Layout::top_down(egui::Align::Min), |ui| {
+                    by_layer(ui, cx, grid);
+                });
+            });
+        } else {
             text(ui, cx, grid, passage);
         }
     });
@@ -92,7 +107,10 @@ fn toolbar(ui: &mut Ui, cx: &mut Cx<'_>, grid: Option<&Grid>) {
             }
         }
         if let Some((low, high)) = range(grid) {
-            super::feature::gradient(ui, cx, &number(f64::from(low)), &number(f64::from(high)));
+            // One thing, which the line is not broken within.
+            ui.allocate_ui_with_layout(vec2(200.0, 20.0), egui::Layout::left_to_right(egui::Align::Center), |ui| {
+                super::feature::gradient(ui, cx, &number(f64::from(low)), &number(f64::from(high)));
+            });
         }
     });
 }
@@ -149,6 +167,7 @@ fn map(ui: &mut Ui, cx: &mut Cx<'_>, grid: &Grid, passage: Option<&Passage>, ver
         hovered,
         row_title: &|row| grid.rows.get(row).map(|row| row.title.clone()).unwrap_or_default(),
         about: &about,
+        column_title: None,
         height,
     }
     .show(ui);
@@ -170,8 +189,42 @@ fn map(ui: &mut Ui, cx: &mut Cx<'_>, grid: &Grid, passage: Option<&Passage>, ver
     }
 }
 
+/// The selected token through the layers, beside the mean of the page.
+fn by_layer(ui: &mut Ui, cx: &Cx<'_>, grid: &Grid) {
+    let theme = cx.theme;
+    let layers: Vec<(usize, usize)> =
+        grid.rows.iter().enumerate().filter_map(|(row, of)| Some((row, of.layer?))).collect();
+    let mean = |row: usize| {
+        let values = (0..grid.n_tokens).filter(|token| !grid.special.get(*token).copied().unwrap_or(false));
+        let values: Vec<f64> =
+            values.map(|token| f64::from(grid.value(row, token))).filter(|v| v.is_finite()).collect();
+        values.iter().sum::<f64>() / values.len().max(1) as f64
+    };
+    let page: Vec<(f64, f64)> = layers.iter().map(|(row, layer)| (*layer as f64, mean(*row))).collect();
+    let token = cx.focus.token.and_then(|token| token.checked_sub(grid.first)).map(|token| token as usize);
+    let one: Vec<(f64, f64)> = token.map_or_else(Vec::new, |token| {
+        let points = layers.iter().map(|(row, layer)| (*layer as f64, f64::from(grid.value(*row, token))));
+        points.filter(|(_, value)| value.is_finite()).collect()
+    });
+    let mut series = vec![Series { name: "mean of the page", points: &page, color: theme.series[6], mark: Mark::Dots }];
+    let name = token.map(|token| format!("token {}", grid.first + token as u64)).unwrap_or_default();
+    if !one.is_empty() {
+        series.push(Series { name: &name, points: &one, color: theme.accent, mark: Mark::Dots });
+    }
+    Chart {
+        theme,
+        name: "By layer",
+        x: Axis { label: "layer", whole: true, ..Axis::default() },
+        y: Axis { label: cx.focus.metric.title(), zero: true, ..Axis::default() },
+        series: &series,
+        height: ui.available_height().clamp(110.0, 240.0),
+    }
+    .show(ui);
+}
+
 /// The text, colored by the layer that is looked at.
-fn text(ui: &mut Ui, cx: &mut Cx<'_>, grid: &Grid, passage: &Passage) {
+fn text(ui: &mut Ui, cx: &mut Cx<'_>, grid: &Grid, passage: Option<&Passage>) {
+    let Some(passage) = passage else { return };
     let theme = cx.theme;
     let row = cx.focus.layer.and_then(|layer| grid.row_of(layer));
     let shown = row.unwrap_or(grid.rows.len().saturating_sub(1));
@@ -184,6 +237,8 @@ fn text(ui: &mut Ui, cx: &mut Cx<'_>, grid: &Grid, passage: &Passage) {
     let range = range(grid).unwrap_or((0.0, 1.0));
     let selected = cx.focus.token.and_then(|token| token.checked_sub(grid.first)).map(|token| token as usize);
     ScrollArea::vertical().id_salt(("grid_text", passage.doc, passage.first)).auto_shrink(false).show(ui, |ui| {
+        // Room for the outline of what is selected.
+        ui.add_space(4.0);
         let fill = |token: usize| {
             let value = grid.value(shown, token);
             let t = (value - range.0) / (range.1 - range.0).max(f32::MIN_POSITIVE);

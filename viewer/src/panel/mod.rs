@@ -10,6 +10,7 @@ pub(crate) mod feature;
 pub(crate) mod feature_more;
 pub(crate) mod features;
 pub(crate) mod grid;
+pub(crate) mod notes;
 pub(crate) mod overview;
 pub(crate) mod palette;
 pub(crate) mod panes;
@@ -20,11 +21,14 @@ pub(crate) mod shell;
 pub(crate) mod start;
 pub(crate) mod training;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use data::annotations::Annotations;
 
 use crate::command::{Command, Step};
 use crate::loader::Loader;
-use crate::query::{OrderQuery, Source};
+use crate::query::{NotesQuery, OrderQuery, Source};
 use crate::state::{Focus, View};
 use crate::theme::Theme;
 use crate::widget::{Pool, Spaces};
@@ -48,6 +52,12 @@ impl Cx<'_> {
         self.loader.source().cloned()
     }
 
+    /// What people said about the run, once it is read.
+    pub(crate) fn notes(&mut self) -> Option<Arc<Annotations>> {
+        let round = self.loader.said();
+        self.loader.get(&NotesQuery { round }).value
+    }
+
     /// The feature table that is looked at: the chosen one, else the first.
     pub(crate) fn table(&self) -> Option<String> {
         table(self.focus, self.loader)
@@ -67,6 +77,7 @@ pub(crate) fn order_query(focus: &Focus, loader: &Loader) -> Option<OrderQuery> 
         sort: focus.sort,
         ascending: focus.ascending,
         filter: focus.filter.trim().to_owned(),
+        notes: if focus.filter.contains("label:") { loader.said() } else { 0 },
     })
 }
 
@@ -85,6 +96,10 @@ pub(crate) struct UiState {
     /// The path on the start screen.
     pub(crate) path: String,
     pub(crate) notice: Option<Notice>,
+    /// Labels and notes as they are being typed, by what they are about.
+    pub(crate) saying: BTreeMap<String, Saying>,
+    /// The key for labelling was pressed.
+    pub(crate) focus_label: Option<()>,
     /// The query as it is being typed; that of the focus where nothing was typed.
     pub(crate) sql: Option<String>,
     pub(crate) pool: Pool,
@@ -94,6 +109,13 @@ pub(crate) struct UiState {
     pub(crate) panes: PaneEdits,
     /// A step that the view must carry out, since only it knows where lines begin and how tall it is.
     pub(crate) step: Option<Step>,
+}
+
+/// What is being typed about something.
+#[derive(Debug, Default)]
+pub(crate) struct Saying {
+    pub(crate) label: String,
+    pub(crate) note: String,
 }
 
 /// What the person does to the arrangement of panes.

@@ -238,9 +238,19 @@ fn turn_page(cx: &mut Cx<'_>, passage: &Passage) {
 
 fn pager(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, coloring: Option<&Coloring>, note: &str) {
     let theme = cx.theme;
+    let narrow = ui.available_width() < 560.0;
+    if narrow {
+        ui.horizontal(|ui| scale(ui, cx, coloring, note));
+    }
     ui.horizontal(|ui| {
-        let source = ui.label(RichText::new(&passage.source).color(theme.text_dim));
-        source.on_hover_text("Where the document came from");
+        let name = passage.source.rsplit('/').next().unwrap_or(&passage.source);
+        let room = (ui.available_width() * if narrow { 0.6 } else { 0.4 }).max(60.0);
+        ui.scope(|ui| {
+            ui.set_max_width(room);
+            let name = RichText::new(name).color(theme.text_dim);
+            let source = ui.add(egui::Label::new(name).truncate());
+            source.on_hover_text(format!("Where the document came from: {}", passage.source));
+        });
         if passage.n_tokens > TOKENS_PER_PAGE {
             let end = passage.first + passage.toks.len() as u64;
             let pages = [
@@ -263,15 +273,20 @@ fn pager(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, coloring: Option<&Colo
         } else {
             ui.label(RichText::new(format!("{} tokens", grouped(passage.n_tokens))).color(theme.text_dim));
         }
-        ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-            if let Some(coloring) = coloring {
-                let ends = [coloring.low, coloring.high].map(|end| number(f64::from(end)));
-                super::feature::gradient(ui, cx, &ends[0], &ends[1]);
-                ui.add_space(6.0);
-            }
-            ui.add(egui::Label::new(RichText::new(note).color(theme.text_dim)).truncate());
-        });
+        if !narrow {
+            ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| scale(ui, cx, coloring, note));
+        }
     });
+}
+
+/// The colors with their ends, and a word about them.
+fn scale(ui: &mut Ui, cx: &Cx<'_>, coloring: Option<&Coloring>, note: &str) {
+    if let Some(coloring) = coloring {
+        let ends = [coloring.low, coloring.high].map(|end| number(f64::from(end)));
+        super::feature::gradient(ui, cx, &ends[0], &ends[1]);
+        ui.add_space(6.0);
+    }
+    ui.add(egui::Label::new(RichText::new(note).color(cx.theme.text_dim)).truncate());
 }
 
 /// The choice of what colors the tokens; draws it, and gives the values and a word about them.

@@ -7,7 +7,7 @@ use super::{Cx, Hover};
 use crate::command::Command;
 use crate::query::{LoadsQuery, Passage, PassageQuery, PassageRouting, PassageRoutingQuery};
 use crate::state::{Item, Scope};
-use crate::widget::{self, Heatmap, Pool, grouped, number, percent, plain};
+use crate::widget::{self, Axis, Chart, Heatmap, Mark, Pool, Series, grouped, number, percent, plain};
 
 /// Size of a token's cell in the lanes.
 const LANE: egui::Vec2 = vec2(62.0, 22.0);
@@ -49,8 +49,8 @@ pub(super) fn no_routing(ui: &mut Ui, cx: &Cx<'_>) {
     );
 }
 
-/// The load of every expert of every layer.
-fn load(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, page_version: u64) {
+/// The load of every expert of every layer, as shares of the layer's choices, with a number that tells them apart.
+fn loads(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, page_version: u64) -> (Vec<f32>, u64) {
     let theme = cx.theme;
     let n = routing.n_experts;
     let (mut loads, mut version) = (routing.loads(), page_version);
@@ -101,6 +101,14 @@ fn load(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, page_version: u6
         );
         ui.label(RichText::new(text).size(12.0).color(theme.text_dim));
     });
+    (loads, version)
+}
+
+/// The grid of loads, and beside it how even they are.
+fn load(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, page_version: u64) {
+    let theme = cx.theme;
+    let n = routing.n_experts;
+    let (loads, version) = loads(ui, cx, routing, page_version);
     let selected = cx.focus.layer.and_then(|layer| routing.place(layer)).zip(cx.focus.expert.map(usize::from));
     let high = loads.iter().copied().fold(0.0, f32::max);
     let hover = cx.ui.hovered;
@@ -126,9 +134,25 @@ fn load(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, page_version: u6
         hovered,
         row_title: &|place| format!("L{}", routing.layers.get(place).copied().unwrap_or_default()),
         about: &about,
+        column_title: Some(&|expert| expert.to_string()),
         height: (ui.available_height() * 0.36).clamp(90.0, 420.0),
-    }
-    .show(ui);
+    };
+    let map = ui
+        .horizontal_top(|ui| {
+            let room = ui.available_size();
+            let width = if room.x > 900.0 { room.x * 0.6 } else { room.x };
+            let shown = ui
+                .allocate_ui_with_layout(vec2(width, map.height), egui::Layout::top_down(egui::Align::Min), |ui| {
+                    map.show(ui)
+                })
+                .inner;
+            let left = ui.available_width();
+            if left > 300.0 {
+                balance(ui, cx, routing, &loads, shown.cells.height());
+            }
+            shown
+        })
+        .inner;
     mark_pins(ui, cx, routing, map.cells);
     if let Some((place, expert)) = map.hovered
         && let Some(layer) = routing.layers.get(place).copied()
@@ -141,6 +165,41 @@ fn load(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, page_version: u6
             cx.emit(Command::SelectExpert { layer, expert });
         }
     }
+}
+
+/// How even the load is, how sure the router, and how much the experts weigh, layer by layer.
+fn balance(ui: &mut Ui, cx: &Cx<'_>, routing: &PassageRouting, shares: &[f32], height: f32) {
+    let theme = cx.theme;
+    let n = routing.n_experts.max(2);
+    let even = (n as f64).ln();
+    let entropy =
+        |shares: &[f32]| -shares.iter().filter(|s| **s > 0.0).map(|s| f64::from(*s) * f64::from(*s).ln()).sum::<f64>();
+    let mean = |of: &dyn Fn(usize) -> Option<f32>| {
+        let tokens = (0..routing.n_tokens).filter(|token| !routing.special[*token]);
+        let values: Vec<f64> = tokens.filter_map(|token| of(token).map(f64::from)).collect();
+        values.iter().sum::<f64>() / values.len().max(1) as f64
+    };
+    let by_layer = |value: &dyn Fn(usize) -> f64| -> Vec<(f64, f64)> {
+        routing.layers.iter().enumerate().map(|(place, layer)| (*layer as f64, value(place))).collect()
+    };
+    let load = by_layer(&|place| entropy(shares.get(place * n..(place + 1) * n).unwrap_or_default()) / even);
+    let router = by_layer(&|place| mean(&|token| routing.entropy(place, token)) / even);
+    let experts = by_layer(&|place| mean(&|token| routing.moe_share(place, token)));
+    let series = [
+        ("load, 1 is even", &load, theme.series[0]),
+        ("router entropy here, 1 is undecided", &router, theme.series[1]),
+        ("experts' share of the norms here", &experts, theme.series[2]),
+    ];
+    let series = series.map(|(name, points, color)| Series { name, points, color, mark: Mark::Dots });
+    Chart {
+        theme,
+        name: "Balance by layer",
+        x: Axis { label: "layer", whole: true, ..Axis::default() },
+        y: Axis { label: "share of the most there can be", zero: true, ..Axis::default() },
+        series: &series,
+        height: height.clamp(120.0, 240.0),
+    }
+    .show(ui);
 }
 
 /// Pinned experts, each outlined in its color.
@@ -245,19 +304,20 @@ fn lanes(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, passage: Option
                     .shrink(1.0)
             };
             for token in from..to {
-                let head = Rect::from_min_size(origin + vec2(TITLES + token as f32 * LANE.x, 0.0), vec2(LANE.x, HEAD));
-                let text = passage.and_then(|passage| passage.toks.get(token)).map(|tok| plain(&tok.text));
-                let color = if selected == Some(token) { theme.accent } else { theme.text };
-                widget::one_line(
-                    ui,
-                    head.shrink2(vec2(2.0, 0.0)),
-                    &text.unwrap_or_default(),
-                    FontId::monospace(12.0),
-                    color,
-                );
                 for place in 0..layers {
                     one_lane(ui, cx, routing, (place, token), cell(place, token));
                 }
+            }
+            // The words stay above the lanes, as the layers stay beside them.
+            let top = origin.y + view.min.y;
+            let band = Rect::from_min_size(pos2(origin.x + view.min.x, top), vec2(view.width(), HEAD));
+            ui.painter().rect_filled(band, 0.0, theme.bg);
+            for token in from..to {
+                let left = origin.x + TITLES + token as f32 * LANE.x;
+                let head = Rect::from_min_size(pos2(left, top), vec2(LANE.x, HEAD)).shrink2(vec2(2.0, 0.0));
+                let text = passage.and_then(|passage| passage.toks.get(token)).map(|tok| plain(&tok.text));
+                let color = if selected == Some(token) { theme.accent } else { theme.text };
+                widget::one_line(ui, head, &text.unwrap_or_default(), FontId::monospace(12.0), color);
             }
             let titles = origin + vec2(view.min.x, 0.0);
             for (place, layer) in routing.layers.iter().enumerate() {
@@ -285,7 +345,11 @@ fn lanes(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, passage: Option
             ) {
                 outline(place, token as usize, 1.0, theme.accent);
             }
-            follow(ui, (super::reader::doc(cx.focus), selected), selected.map(|token| cell(0, token)));
+            let at = selected.map(|token| {
+                // Sideways only: the height that is seen stays.
+                Rect::from_x_y_ranges(cell(0, token).x_range(), ui.clip_rect().y_range())
+            });
+            follow(ui, (super::reader::doc(cx.focus), selected), at);
             if let Some(pointer) = response.hover_pos() {
                 let at = pointer - origin;
                 let (token, row) = ((at.x - TITLES) / LANE.x, (at.y - HEAD) / LANE.y);

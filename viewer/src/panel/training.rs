@@ -119,7 +119,7 @@ fn chart(ui: &mut Ui, cx: &Cx<'_>, coders: &[Coder], name: &str, title: &str) {
         Chart {
             theme,
             name: title,
-            x: Axis { label: "step", ..Axis::default() },
+            x: Axis { label: "step", whole: true, ..Axis::default() },
             y: Axis { label: title, zero: true, ..Axis::default() },
             series: &series,
             height: 190.0,

@@ -7,6 +7,7 @@ mod feature;
 mod feature_more;
 mod features;
 mod grid;
+mod notes;
 mod overview;
 mod reader;
 mod routing;
@@ -19,6 +20,7 @@ pub(crate) use feature::{FeatureAnswer, FeatureExample, FeatureQuery, Neighbour}
 pub(crate) use feature_more::{FeatureMore, FeatureMoreQuery, NearMissQuery, Partner};
 pub(crate) use features::{Order, OrderQuery, RowDetail, RowsQuery};
 pub(crate) use grid::{Grid, GridQuery};
+pub(crate) use notes::{NoteQuery, NotesQuery};
 pub(crate) use overview::{CoderRow, Curve, CurvesQuery, HookRow, Overview, OverviewQuery};
 pub(crate) use reader::{
     Active, DocumentsQuery, NormsQuery, Passage, PassageFeatures, PassageFeaturesQuery, PassageQuery, TOKENS_PER_PAGE,

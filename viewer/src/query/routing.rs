@@ -218,6 +218,8 @@ pub(crate) struct ExpertSampleQuery {
 /// Tokens that an expert took.
 #[derive(Debug)]
 pub(crate) struct ExpertSample {
+    /// All tokens of the run were looked through, but for special ones.
+    pub(crate) whole: bool,
     /// Tokens that were looked through.
     pub(crate) n_looked: u64,
     pub(crate) n_taken: u64,
@@ -280,6 +282,7 @@ impl Ask for ExpertSampleQuery {
         by_count.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
         by_count.truncate(8);
         Ok(ExpertSample {
+            whole: source.run.n_tokens() <= SAMPLED_TOKENS,
             n_looked,
             n_taken,
             random: show(random)?,
@@ -343,7 +346,8 @@ impl Ask for ExpertFeaturesQuery {
             .filter(|row| row.layer == Some(self.layer as u32) && row.label == label)
             .filter(|row| row.lift > 1.0 && row.mutual_information > row.threshold)
             .collect();
-        rows.sort_by(|a, b| b.lift.total_cmp(&a.lift).then(a.feature.cmp(&b.feature)));
+        // By information: the lift of what is rare is great by chance.
+        rows.sort_by(|a, b| b.mutual_information.total_cmp(&a.mutual_information).then(a.feature.cmp(&b.feature)));
         rows.truncate(SHOWN);
         let table = source.table(&self.table)?;
         let mut out = Vec::with_capacity(rows.len());

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use data::Place;
+use data::annotations::{Annotation, Annotations};
 use data::features::{FeatureTable, StatsColumns};
 use data::join::JoinRow;
 use data::place::Stores;
@@ -50,6 +51,8 @@ pub(crate) struct Source {
     joins: Mutex<BTreeMap<(String, String), Joins>>,
     /// Rows of the tables of embeddings.
     rows: Mutex<Option<Arc<Rows>>>,
+    /// One writer of notes at a time.
+    writing: Mutex<()>,
     /// Where the text that was looked for last begins.
     found: Mutex<Option<(String, Arc<Bits>)>>,
 }
@@ -80,6 +83,7 @@ impl Source {
             vocabulary: OnceLock::new(),
             joins: Mutex::default(),
             rows: Mutex::default(),
+            writing: Mutex::default(),
             found: Mutex::default(),
         })
     }
@@ -113,6 +117,12 @@ impl Source {
         let rows = Arc::new(table.join(with)?);
         lock().insert(key, Arc::clone(&rows));
         Ok(Some(rows))
+    }
+
+    /// Adds something that a person said.
+    pub(super) fn write_note(&self, said: &Annotation) -> Result<(), Failure> {
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Annotations::add(&self.run, said)?)
     }
 
     /// Rows of the tables of embeddings, read once.

@@ -43,6 +43,8 @@ pub(crate) struct Heatmap<'a> {
     /// What the pointer is on in another pane.
     pub(crate) hovered: Option<Cell>,
     pub(crate) row_title: &'a dyn Fn(usize) -> String,
+    /// What a column is called, where it should be written under it.
+    pub(crate) column_title: Option<&'a dyn Fn(usize) -> String>,
     /// Lines about a cell, the first of which screen readers get.
     pub(crate) about: &'a dyn Fn(Cell) -> Vec<String>,
     /// The tallest that it may be.
@@ -59,6 +61,8 @@ pub(crate) struct HeatmapResponse {
 
 /// Room for the titles of rows.
 const TITLES: f32 = 40.0;
+/// Room for the titles of columns.
+const UNDER: f32 = 16.0;
 /// The largest side of a cell.
 const MAX_CELL: f32 = 26.0;
 
@@ -81,10 +85,11 @@ struct Grid {
 impl Heatmap<'_> {
     pub(crate) fn show(self, ui: &mut Ui) -> HeatmapResponse {
         let per_point = ui.pixels_per_point();
-        let room = vec2((ui.available_width() - TITLES).max(20.0), self.height.max(20.0));
+        let under = if self.column_title.is_some() { UNDER } else { 0.0 };
+        let room = vec2((ui.available_width() - TITLES).max(20.0), (self.height - under).max(20.0));
         let (width, columns) = side(room.x, self.n_cols, per_point);
         let (height, rows) = side(room.y, self.n_rows, per_point);
-        let (outer, response) = ui.allocate_exact_size(vec2(width + TITLES, height), Sense::click());
+        let (outer, response) = ui.allocate_exact_size(vec2(width + TITLES, height + under), Sense::click());
         let left = (outer.left() * per_point).round() / per_point;
         let top = (outer.top() * per_point).round() / per_point;
         let rect = Rect::from_min_size(pos2(left + TITLES, top), vec2(width, height));
@@ -101,6 +106,7 @@ impl Heatmap<'_> {
             ui.painter().rect_filled(rect, 0.0, self.theme.inset);
             ui.painter().image(texture.id(), rect, uv, Color32::WHITE);
             self.titles(ui, grid);
+            self.column_titles(ui, grid);
             let outline = |cell: Cell, width: f32, color: Color32| {
                 let rect = grid.of(cell).expand(1.0);
                 ui.painter().rect_stroke(rect, 1.0, Stroke::new(width, color), StrokeKind::Outside);
@@ -150,6 +156,17 @@ impl Heatmap<'_> {
                 font.clone(),
                 color,
             );
+        }
+    }
+
+    fn column_titles(&self, ui: &Ui, grid: Grid) {
+        let Some(title) = self.column_title else { return };
+        let step = grid.rect.width() / self.n_cols as f32;
+        let every = (30.0 / step).ceil().max(1.0) as usize;
+        for column in (0..self.n_cols).step_by(every) {
+            let at = pos2(grid.rect.left() + (column as f32 + 0.5) * step, grid.rect.bottom() + 3.0);
+            let font = FontId::proportional(11.0);
+            ui.painter().text(at, Align2::CENTER_TOP, title(column), font, self.theme.text_dim);
         }
     }
 
