@@ -71,6 +71,7 @@ impl View {
                     renderer: self.renderer,
                     stores: location::stores()?,
                     author: self.author.or_else(user),
+                    session: session_file(),
                 },
             )?);
         };
@@ -90,6 +91,15 @@ impl View {
 /// The name of the user, as the system has it.
 fn user() -> Option<String> {
     ["USER", "USERNAME"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|name| !name.is_empty())
+}
+
+/// Where the viewer keeps what was looked at.
+fn session_file() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = folder("XDG_STATE_HOME")
+        .or_else(|| folder("LOCALAPPDATA"))
+        .or_else(|| Some(folder("HOME")?.join(".local").join("state")))?;
+    Some(state.join("polariscope").join("session.json"))
 }
 
 /// Whether there is a screen to open a window on.

@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
+use crossbeam_channel::{Receiver, Sender};
 use data::annotations::Annotation;
 use data::place::Stores;
 use egui::{CentralPanel, Frame, Margin, PointerButton};
+use fs_err as fs;
 
 use crate::command::{self, Command, Keyboard, Step, When};
 use crate::error::{Error, Result};
@@ -14,13 +16,16 @@ use crate::layout::{Layout, Preset};
 use crate::link;
 use crate::loader::{Loader, Opening};
 use crate::panel::{self, Cx, Notice, UiState, order_query};
-use crate::query::{NoteQuery, TOKENS_PER_PAGE};
+use crate::query::{NoteQuery, PictureQuery, TOKENS_PER_PAGE};
+use crate::session::Session;
 use crate::state::{Focus, History, Item, MAX_PINS, View};
 use crate::theme::{self, Theme, ThemeChoice};
 
 /// How much larger or smaller one press makes everything.
 const ZOOM_STEP: f32 = 1.1;
 const ZOOM_RANGE: (f32, f32) = (0.5, 3.0);
+/// Seconds between two writings of the session.
+const KEEP_EVERY: f64 = 30.0;
 
 /// The application: one focus, one history, one loader.
 pub(crate) struct App {
@@ -41,6 +46,16 @@ pub(crate) struct App {
     /// What was said and is not written yet, in order.
     saying: VecDeque<NoteQuery>,
     n_said: u64,
+    /// A picture whose link is to be followed.
+    picture: Option<PictureQuery>,
+    session: Session,
+    /// Where the session is kept, and how it was kept last.
+    session_file: Option<PathBuf>,
+    kept: String,
+    kept_at: f64,
+    /// Where pictures are saved, and what became of them.
+    pictures: Option<PathBuf>,
+    saved: (Sender<Result<PathBuf>>, Receiver<Result<PathBuf>>),
 }
 
 /// How an application begins.
@@ -52,6 +67,10 @@ pub(crate) struct Start {
     pub(crate) theme: ThemeChoice,
     /// Whose notes are added.
     pub(crate) author: Option<String>,
+    /// Where it is kept what was looked at; nowhere where there is none.
+    pub(crate) session: Option<PathBuf>,
+    /// Where pictures are saved; nowhere where there is none.
+    pub(crate) pictures: Option<PathBuf>,
     /// Background threads; with none, questions are answered within the pass that asks them.
     pub(crate) threads: usize,
 }
@@ -59,8 +78,12 @@ pub(crate) struct Start {
 impl App {
     pub(crate) fn new(ctx: &egui::Context, start: Start) -> Result<Self> {
         theme::install_fonts(ctx);
-        let theme = start.theme.resolve(ctx);
+        let kept = start.session.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        let session = Session::parse(&kept);
+        let choice = if start.theme == ThemeChoice::System { session.theme } else { start.theme };
+        let theme = choice.resolve(ctx);
         theme.apply(ctx);
+        ctx.set_zoom_factor(session.zoom.clamp(ZOOM_RANGE.0, ZOOM_RANGE.1));
         if let Some(link) = &start.link {
             // What cannot be understood is said now, not after a run has been opened.
             link::parse(link)?;
@@ -80,34 +103,133 @@ impl App {
             layout: Layout::default(),
             layouts: Default::default(),
             loader,
-            choice: start.theme,
+            choice,
             theme,
             ui: UiState::default(),
             waiting: start.link,
             titled: PathBuf::new(),
             saying: VecDeque::new(),
             n_said: 0,
+            picture: None,
+            session,
+            session_file: start.session,
+            kept,
+            kept_at: 0.0,
+            pictures: start.pictures,
+            saved: crossbeam_channel::unbounded(),
         })
     }
 
     /// Takes in what was loaded. Runs before every pass.
     pub(crate) fn logic(&mut self) {
         self.loader.drain();
-        if let Some(source) = self.loader.source() {
-            if self.titled != source.path {
+        if let Some(source) = self.loader.source().cloned() {
+            let opened = self.titled != source.path;
+            if opened {
                 self.titled.clone_from(&source.path);
                 self.ctx.send_viewport_cmd(egui::ViewportCommand::Title(format!("{} – Polariscope", source.name)));
             }
+            let fresh = self.focus == Focus::default();
             if let Some(link) = self.waiting.take() {
+                self.follow(&link);
+            } else if let (true, Some(link)) = (opened && fresh, self.session.link(&source.path)) {
+                // Where one was when the window was last open.
+                let link = link.to_owned();
                 self.follow(&link);
             }
         }
+        self.keep_session(KEEP_EVERY);
         self.write_notes();
+        self.follow_picture();
+        while let Ok(saved) = self.saved.1.try_recv() {
+            match saved {
+                Ok(path) => self.notify(format!("Saved {}", path.display()), false),
+                Err(error) => self.notify(error.to_string().replace("\nhint: ", "; "), true),
+            }
+        }
         let theme = self.choice.resolve(&self.ctx);
         if theme.name != self.theme.name {
             self.theme = theme;
             theme.apply(&self.ctx);
         }
+    }
+
+    /// Writes down what is looked at, where that has changed, and not more often than every so many seconds.
+    fn keep_session(&mut self, every: f64) {
+        let Some(file) = self.session_file.clone() else { return };
+        let now = self.ctx.input(|input| input.time);
+        if now - self.kept_at < every {
+            return;
+        }
+        self.kept_at = now;
+        self.session.theme = self.choice;
+        self.session.zoom = self.ctx.zoom_factor();
+        if let (Some(link), Some(source)) = (self.link(), self.loader.source()) {
+            let path = source.path.clone();
+            self.session.visit(&path, link);
+        }
+        let text = self.session.to_text();
+        if text != self.kept {
+            self.kept.clone_from(&text);
+            let write = move || {
+                // Nothing is lost but where one was; there is nobody to tell.
+                if let Some(folder) = file.parent() {
+                    let _ = fs::create_dir_all(folder);
+                }
+                let _ = data::files::write_atomic(&file, text.as_bytes());
+            };
+            // At the end there is no later pass that could wait for a thread.
+            if every > 0.0 {
+                in_background("session", write);
+            } else {
+                write();
+            }
+        }
+    }
+
+    /// The window goes.
+    pub(crate) fn close(&mut self) {
+        self.keep_session(0.0);
+    }
+
+    /// Goes where a dropped picture was made.
+    fn follow_picture(&mut self) {
+        let Some(query) = &self.picture else { return };
+        let got = self.loader.get(query);
+        match (got.value, got.failure) {
+            (_, Some(failure)) => {
+                self.picture = None;
+                self.notify(failure.message.clone(), true);
+            }
+            (Some(link), None) if !got.stale => {
+                self.picture = None;
+                self.follow(&link);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes a picture of the window, which is encoded and written on a thread of its own.
+    fn save_picture(&mut self) {
+        let (Some(folder), Some(source)) = (self.pictures.clone(), self.loader.source()) else {
+            return self.notify("Pictures are saved from a window; `--shot` draws one without".to_owned(), true);
+        };
+        let name = format!("{} {}", source.name, self.focus.view);
+        let (link, saved, ctx) = (self.link(), self.saved.0.clone(), self.ctx.clone());
+        self.ctx.request_screenshot(move |image| {
+            in_background("picture", move || {
+                let size = (image.size[0] as u32, image.size[1] as u32);
+                let rgba: Vec<u8> = image.pixels.iter().flat_map(egui::Color32::to_array).collect();
+                let png = crate::picture::encode(size, &rgba, link.as_deref());
+                let path = folder.join(&name);
+                let done = png
+                    .map_err(|source| Error::Encode { path, source })
+                    .and_then(|png| crate::picture::save(&folder, &name, &png));
+                // The window may be gone by now.
+                let _ = saved.send(done);
+                ctx.request_repaint();
+            });
+        });
     }
 
     /// Has what was said written, one thing after the other.
@@ -149,7 +271,10 @@ impl App {
             if open {
                 panel::panes::show(ui, &mut cx, &mut self.layout);
             } else {
-                Frame::NONE.inner_margin(Margin::symmetric(14, 10)).show(ui, |ui| panel::start::show(ui, &mut cx));
+                let runs = &self.session.runs;
+                Frame::NONE
+                    .inner_margin(Margin::symmetric(14, 10))
+                    .show(ui, |ui| panel::start::show(ui, &mut cx, runs));
             }
         });
         panel::palette::show(ui, &mut cx, allowed);
@@ -186,7 +311,8 @@ impl App {
                 }
             }
             if let Some(path) = input.raw.dropped_files.first().map(|file| file.path().to_owned()) {
-                out.push(Command::OpenRun(path));
+                let picture = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png"));
+                out.push(if picture { Command::OpenPicture(path) } else { Command::OpenRun(path) });
             }
         });
     }
@@ -402,6 +528,13 @@ impl App {
                     self.ctx.copy_text(link);
                 }
             }
+            Command::SavePicture => self.save_picture(),
+            Command::OpenPicture(path) if self.loader.source().is_some() => {
+                self.picture = Some(PictureQuery { path: path.clone() });
+            }
+            Command::OpenPicture(_) => {
+                self.notify("Open the run first; then drop the picture again".to_owned(), true);
+            }
             Command::UseTheme(choice) => self.choice = *choice,
             Command::NextTheme => self.choice = self.choice.next(),
             Command::ZoomIn => self.zoom(self.ctx.zoom_factor() * ZOOM_STEP),
@@ -603,6 +736,13 @@ impl App {
     }
 }
 
+/// Does something that takes its time; where no thread can be had, it is left.
+fn in_background(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = std::thread::Builder::new().name(name.to_owned()).spawn(work) {
+        tracing::warn!(%error, name, "no thread");
+    }
+}
+
 impl eframe::App for App {
     fn logic(&mut self, _: &egui::Context, _: &mut eframe::Frame) {
         Self::logic(self);
@@ -610,6 +750,10 @@ impl eframe::App for App {
 
     fn ui(&mut self, ui: &mut egui::Ui, _: &mut eframe::Frame) {
         self.draw(ui);
+    }
+
+    fn on_exit(&mut self, _: Option<&eframe::glow::Context>) {
+        self.close();
     }
 
     fn clear_color(&self, _: &egui::Visuals) -> [f32; 4] {

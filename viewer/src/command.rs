@@ -100,6 +100,10 @@ pub(crate) enum Command {
     ToggleWhitespace,
     ToggleContext,
     CopyLink,
+    /// Saves the window as a PNG that carries the link.
+    SavePicture,
+    /// Follows the link in a picture.
+    OpenPicture(PathBuf),
     UseTheme(ThemeChoice),
     NextTheme,
     ZoomIn,
@@ -179,7 +183,7 @@ const fn entry(
 }
 
 /// Every command that needs no argument, in the order of the cheat sheet.
-pub(crate) static TABLE: [Entry; 66] = {
+pub(crate) static TABLE: [Entry; 67] = {
     use Command as C;
     const GO: &str = "Go";
     const FEATURES: &str = "Features";
@@ -200,6 +204,7 @@ pub(crate) static TABLE: [Entry; 66] = {
         entry(GO, C::Back, "Back", &[alt(Key::ArrowLeft)], When::Always),
         entry(GO, C::Forward, "Forward", &[alt(Key::ArrowRight)], When::Always),
         entry(GO, C::CopyLink, "Copy a link to this view", &[CTRL_SHIFT_C], When::Run),
+        entry(GO, C::SavePicture, "Save a picture that carries the link", &[ctrl(Key::P)], When::Run),
         entry(GO, C::Palette, "Find a command, a feature, a link", &[ctrl(Key::K)], When::Always),
         entry(FEATURES, C::NextFeature, "Next feature in the list", &[key(Key::CloseBracket)], When::Table),
         entry(FEATURES, C::PreviousFeature, "Previous feature in the list", &[key(Key::OpenBracket)], When::Table),

@@ -9,6 +9,7 @@ mod features;
 mod grid;
 mod notes;
 mod overview;
+mod picture;
 mod reader;
 mod routing;
 mod rows;
@@ -22,6 +23,7 @@ pub(crate) use features::{Order, OrderQuery, RowDetail, RowsQuery};
 pub(crate) use grid::{Grid, GridQuery};
 pub(crate) use notes::{NoteQuery, NotesQuery};
 pub(crate) use overview::{CoderRow, Curve, CurvesQuery, HookRow, Overview, OverviewQuery};
+pub(crate) use picture::PictureQuery;
 pub(crate) use reader::{
     Active, DocumentsQuery, NormsQuery, Passage, PassageFeatures, PassageFeaturesQuery, PassageQuery, TOKENS_PER_PAGE,
 };

@@ -110,3 +110,34 @@ fn the_pointer_marks_the_same_token_in_all_panes() {
     // It is no place to go back to, and is in no link.
     assert!(!window.state().link().unwrap().contains("layer="));
 }
+
+#[test]
+fn a_window_opens_where_the_last_one_was_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = dir.path().join("state").join("session.json");
+    let start = |run: Option<&std::path::Path>| Start {
+        run: run.map(std::path::Path::to_owned),
+        session: Some(session.clone()),
+        ..Start::default()
+    };
+    let mut window = harness(start(Some(run_dir())), egui::vec2(1_300.0, 820.0), Pixels::Never).unwrap();
+    window.run_steps(3);
+    does(&mut window, Command::OpenFeature(testing::WATER));
+    does(&mut window, Command::Arrange(Preset::Study));
+    does(&mut window, Command::UseTheme(crate::theme::ThemeChoice::Paper));
+    window.state_mut().close();
+    // With the run, or by choosing it.
+    let mut window = harness(start(Some(run_dir())), egui::vec2(1_300.0, 820.0), Pixels::Never).unwrap();
+    window.run_steps(3);
+    assert_eq!(focus(&window).feature, Some(testing::WATER));
+    assert!(window.state().layout.is_preset(Preset::Study));
+    let mut window = harness(start(None), egui::vec2(1_300.0, 820.0), Pixels::Never).unwrap();
+    window.run_steps(3);
+    click(&mut window, &run_dir().display().to_string());
+    assert_eq!(focus(&window).feature, Some(testing::WATER));
+    // What is broken is forgotten.
+    fs_err::write(&session, b"{\"runs\":").unwrap();
+    let mut window = harness(start(Some(run_dir())), egui::vec2(1_300.0, 820.0), Pixels::Never).unwrap();
+    window.run_steps(3);
+    assert_eq!(focus(&window).view, View::Overview);
+}

@@ -203,3 +203,60 @@ fn a_run_without_experts_or_embeddings_says_what_to_record() {
     does(&mut window, Command::UseMetric(Metric::Entropy));
     window.get_by_label_contains("the run has no routing");
 }
+
+#[test]
+fn a_feature_is_labelled_rated_and_found_by_its_label() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mine");
+    testing::write_run(&path).unwrap();
+    let mut window = open(Some(&path));
+    does(&mut window, Command::OpenFeature(testing::WEATHER));
+    press(&mut window, Key::N);
+    window.get_by_label("Label").type_text("bad weather");
+    window.run_steps(2);
+    press(&mut window, Key::Enter);
+    window.get_by_label_contains("“bad weather”");
+    click(&mut window, "Rate 2");
+    window.get_by_label("me, 2 of 5");
+    press(&mut window, Key::Num4);
+    window.get_by_label("me, 4 of 5");
+    // It is found by its label, and by what it promotes.
+    for filter in ["label:weather", "logit:rain max>12"] {
+        does(&mut window, Command::Show(View::Features));
+        does(&mut window, Command::Filter(filter.into()));
+        window.get_by_label(&format!("feature {}, row 1 of 1", testing::WEATHER));
+    }
+    // And another window sees it, beside what someone else says.
+    let run = data::Run::open(&path).unwrap();
+    let item = format!("f:{}:{}", testing::WEATHER, testing::TABLE);
+    let said = data::annotations::Annotation {
+        label: Some("storms".into()),
+        ..data::annotations::Annotation::new(item, "bob")
+    };
+    data::annotations::Annotations::add(&run, &said).unwrap();
+    let mut window = open(Some(&path));
+    does(&mut window, Command::OpenFeature(testing::WEATHER));
+    for text in ["“bad weather”", "“storms”", "bob", "me, 4 of 5"] {
+        window.get_by_label(text);
+    }
+}
+
+#[test]
+fn a_picture_brings_its_view_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("shot.png");
+    let mut window = demo();
+    does(&mut window, Command::OpenExpert { layer: 1, expert: 3 });
+    let link = window.state().link();
+    let png = crate::picture::encode((1, 1), &[0; 4], link.as_deref()).unwrap();
+    fs_err::write(&path, png).unwrap();
+    does(&mut window, Command::Show(View::Overview));
+    does(&mut window, Command::OpenPicture(path.clone()));
+    assert_eq!((focus(&window).view, focus(&window).expert), (View::Expert, Some(3)));
+    fs_err::write(&path, b"no picture").unwrap();
+    does(&mut window, Command::OpenPicture(dir.path().join("missing.png")));
+    assert!(window.query_by_label_contains("▲ ").is_some());
+    let mut empty = open(None);
+    does(&mut empty, Command::OpenPicture(path));
+    empty.get_by_label_contains("Open the run first");
+}
