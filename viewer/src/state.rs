@@ -19,12 +19,13 @@ pub(crate) enum View {
     Rows,
     Training,
     Query,
+    Pieces,
 }
 
 impl View {
     /// In the order of the tabs and of Ctrl+1…9.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Overview,
         Self::Features,
         Self::Feature,
@@ -35,6 +36,7 @@ impl View {
         Self::Rows,
         Self::Training,
         Self::Query,
+        Self::Pieces,
     ];
 
     pub(crate) fn title(self) -> &'static str {
@@ -49,6 +51,7 @@ impl View {
             Self::Rows => "Embeddings",
             Self::Training => "Training",
             Self::Query => "Query",
+            Self::Pieces => "Tokenizer",
         }
     }
 }
@@ -232,7 +235,7 @@ macro_rules! words {
 
 words!(
     View,
-    "`overview`, `features`, `feature`, `reader`, `layers`, `routing`, `expert`, `embeddings`, `training` or `query`",
+    "`overview`, `features`, `feature`, `reader`, `layers`, `routing`, `expert`, `embeddings`, `training`, `query` or `tokenizer`",
     Overview = "overview",
     Features = "features",
     Feature = "feature",
@@ -242,7 +245,8 @@ words!(
     Expert = "expert",
     Rows = "embeddings",
     Training = "training",
-    Query = "query"
+    Query = "query",
+    Pieces = "tokenizer"
 );
 words!(
     ColorBy,
@@ -383,7 +387,7 @@ impl Focus {
             View::Routing | View::Expert => expert(),
             View::Rows => self.row.map(Item::Row).or_else(token),
             View::Reader | View::Grid => token(),
-            View::Overview | View::Training | View::Query => None,
+            View::Overview | View::Training | View::Query | View::Pieces => None,
         }
     }
 

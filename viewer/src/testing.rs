@@ -12,7 +12,7 @@ use std::path::Path;
 use bytes::Bytes;
 use data::features::{
     ACT_BINS, DEFAULT_SORT_MEMORY, Example, ExampleGroup, FeatureStats, FeatureTableInfo, FeatureTableWriter,
-    PairOptions, act_bin,
+    PairOptions, act_bin, correlate,
 };
 use data::join::{JoinOptions, With, join};
 use data::manifest::{Corpus, Counts, HookPointEntry, Manifest, Model};
@@ -25,6 +25,8 @@ use crate::error::{Error, Result};
 
 /// The feature table and coder of the run.
 pub const TABLE: &str = "batch_topk-l1";
+/// The second table, of a run that has two.
+pub const OTHER_TABLE: &str = "other";
 /// Features of the table.
 pub const N_FEATURES: u32 = 480;
 /// The feature of rain, storms and floods.
@@ -158,7 +160,23 @@ pub fn write_run(dir: &Path) -> Result<()> {
     let toks = write_recording(dir, Parts::Whole)?;
     let run = Run::open(dir)?;
     write_coder(&run)?;
-    write_features(&run, &toks)
+    write_features(&run, TABLE, &toks)
+}
+
+/// Writes the run with a second table of the same features, and compares both.
+///
+/// # Errors
+/// As [`write_run`].
+pub fn write_compared_run(dir: &Path) -> Result<()> {
+    let toks = write_recording(dir, Parts::Whole)?;
+    let run = Run::open(dir)?;
+    for table in [TABLE, OTHER_TABLE] {
+        write_features(&run, table, &toks)?;
+    }
+    let (table, other) = (run.feature_table(TABLE)?, run.feature_table(OTHER_TABLE)?);
+    let options = PairOptions { min_both: 3, top: 3, ..PairOptions::default() };
+    let pairs = correlate(&table, &other, &options, &mut |_| ControlFlow::Continue(()))?;
+    Ok(table.write_correlation(&other, &pairs)?)
 }
 
 /// Writes the run as `record` leaves it: no coder, no features.
@@ -463,7 +481,7 @@ fn active(idx: u64, tok: &Tok) -> Vec<(u32, f32)> {
     found.into_iter().collect()
 }
 
-fn write_features(run: &Run, toks: &[Tok]) -> Result<()> {
+fn write_features(run: &Run, name: &str, toks: &[Tok]) -> Result<()> {
     let ordinary = toks.iter().filter(|tok| !tok.special).count() as u64;
     let info = FeatureTableInfo {
         coder: TABLE.to_owned(),
@@ -474,7 +492,7 @@ fn write_features(run: &Run, toks: &[Tok]) -> Result<()> {
         n_ordinary_tokens: ordinary,
         notes: serde_json::Value::Null,
     };
-    let mut writer = FeatureTableWriter::create(run, TABLE, info, DEFAULT_SORT_MEMORY)?;
+    let mut writer = FeatureTableWriter::create(run, name, info, DEFAULT_SORT_MEMORY)?;
     let mut by_feature: Vec<Vec<(u64, f32)>> = vec![Vec::new(); N_FEATURES as usize];
     for (idx, tok) in toks.iter().enumerate() {
         for (feature, act) in active(idx as u64, tok) {
@@ -500,7 +518,7 @@ fn write_features(run: &Run, toks: &[Tok]) -> Result<()> {
     let options = PairOptions { min_both: 3, ..PairOptions::default() };
     sorted.write_coactivation(&|tokens| run.special(tokens), options, &mut |_| ControlFlow::Continue(()))?;
     sorted.finish()?;
-    let table = run.feature_table(TABLE)?;
+    let table = run.feature_table(name)?;
     for with in [With::Experts, With::TokenClass] {
         let options = JoinOptions { with, min_count: 5, ..JoinOptions::default() };
         table.write_join(&join(&table, &options, &mut |_| ControlFlow::Continue(()))?)?;

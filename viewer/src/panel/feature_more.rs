@@ -6,6 +6,7 @@ use super::Cx;
 use super::expert::{line, taken_list};
 use crate::command::Command;
 use crate::query::{FeatureAnswer, FeatureMore, FeatureMoreQuery, Joined, NearMissQuery, Partner};
+use crate::state::Item;
 use crate::widget::{self, grouped, number, percent, plain};
 
 /// Cards about a feature's company.
@@ -15,6 +16,10 @@ pub(super) fn show(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
     widget::answered(ui, cx, "company of the feature", got, |ui, cx, more| {
         partners(ui, cx, more.partners.as_deref(), &table);
         ui.add_space(6.0);
+        for (other, pairs) in &more.others {
+            others(ui, cx, other, pairs);
+            ui.add_space(6.0);
+        }
         for (with, rows) in &more.joins {
             joins(ui, cx, with, rows);
             ui.add_space(6.0);
@@ -42,6 +47,26 @@ fn partners(ui: &mut Ui, cx: &mut Cx<'_>, partners: Option<&[Partner]>, table: &
                 if line(ui, cx, &format!("fires with {}", partner.feature), &title, partner.lift, &note) {
                     cx.emit(Command::OpenFeature(partner.feature));
                 }
+            }
+        }
+    });
+}
+
+/// The same feature in another coder, where that was compared.
+fn others(ui: &mut Ui, cx: &mut Cx<'_>, other: &str, pairs: &[Partner]) {
+    let theme = cx.theme;
+    let here = cx.source().is_some_and(|source| source.tables.iter().any(|table| table == other));
+    widget::card(ui, theme, &format!("Fires as in {other}"), |ui| {
+        if pairs.is_empty() {
+            let text = "No feature of it fires at the same tokens.";
+            ui.label(RichText::new(text).color(theme.text_dim));
+        }
+        ui.spacing_mut().item_spacing.y = 1.0;
+        for pair in pairs {
+            let title = format!("{}  {}", pair.feature, plain(&pair.peak));
+            let note = format!("{} tokens, φ {:.2}", grouped(pair.n_both), pair.phi);
+            if line(ui, cx, &format!("{other} feature {}", pair.feature), &title, pair.lift, &note) && here {
+                cx.emit(Command::OpenItem(Item::Feature { table: other.to_owned(), feature: pair.feature }));
             }
         }
     });

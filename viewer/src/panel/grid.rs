@@ -119,7 +119,7 @@ fn toolbar(ui: &mut Ui, cx: &mut Cx<'_>, grid: Option<&Grid>) {
 fn range(grid: &Grid) -> Option<(f32, f32)> {
     let (low, high) = spread(grid.ordinary())?;
     // What cannot be negative begins at nothing, unless all of it is far from nothing.
-    Some(if low > 0.0 && low < high * 0.5 { (0.0, high) } else { (low, high) })
+    Some(if low > 0.0 && low < high * 0.2 { (0.0, high) } else { (low, high) })
 }
 
 fn map(ui: &mut Ui, cx: &mut Cx<'_>, grid: &Grid, passage: Option<&Passage>, version: u64, height: f32) {

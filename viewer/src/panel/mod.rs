@@ -14,6 +14,7 @@ pub(crate) mod notes;
 pub(crate) mod overview;
 pub(crate) mod palette;
 pub(crate) mod panes;
+pub(crate) mod pieces;
 pub(crate) mod reader;
 pub(crate) mod routing;
 pub(crate) mod rows;
@@ -103,6 +104,8 @@ pub(crate) struct UiState {
     /// The query as it is being typed; that of the focus where nothing was typed.
     pub(crate) sql: Option<String>,
     pub(crate) pool: Pool,
+    /// The text that the tokenizer cuts, as it is being typed.
+    pub(crate) pieces: Option<Typed>,
     /// What the pointer was on in the last pass, and is on in this one: marked in every pane.
     pub(crate) hovered: Hover,
     pub(crate) hovering: Hover,
@@ -116,6 +119,13 @@ pub(crate) struct UiState {
 pub(crate) struct Saying {
     pub(crate) label: String,
     pub(crate) note: String,
+}
+
+/// A text for the tokenizer, and which tokenizer.
+#[derive(Debug, Default)]
+pub(crate) struct Typed {
+    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
 /// What the person does to the arrangement of panes.
@@ -156,6 +166,7 @@ pub(crate) fn show(view: View, ui: &mut egui::Ui, cx: &mut Cx<'_>) {
         View::Rows => rows::show(ui, cx),
         View::Training => training::show(ui, cx),
         View::Query => ask::show(ui, cx),
+        View::Pieces => pieces::show(ui, cx),
     }
 }
 

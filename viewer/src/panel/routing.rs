@@ -147,7 +147,8 @@ fn load(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, page_version: u6
                 })
                 .inner;
             let left = ui.available_width();
-            if left > 300.0 {
+            // A chart that is too small for its words says less than none.
+            if left > 500.0 && shown.cells.height() >= 120.0 {
                 balance(ui, cx, routing, &loads, shown.cells.height());
             }
             shown
@@ -333,6 +334,8 @@ fn lanes(ui: &mut Ui, cx: &mut Cx<'_>, routing: &PassageRouting, passage: Option
                     color,
                 );
             }
+            let corner = Rect::from_min_size(pos2(titles.x, top), vec2(TITLES - 4.0, HEAD));
+            ui.painter().rect_filled(corner, 0.0, theme.bg);
             let outline = |place: usize, token: usize, width: f32, color: egui::Color32| {
                 ui.painter().rect_stroke(cell(place, token), 2.0, Stroke::new(width, color), egui::StrokeKind::Outside);
             };

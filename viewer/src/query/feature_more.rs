@@ -33,6 +33,8 @@ pub(crate) struct FeatureMore {
     pub(crate) groups: Vec<(String, f32, f32, u64)>,
     /// Features that fire at the same tokens; `None` where pairs were not counted.
     pub(crate) partners: Option<Vec<Partner>>,
+    /// Features of other coders that fire as it does, by the name of their table.
+    pub(crate) others: Vec<(String, Vec<Partner>)>,
     /// By what the table was joined with.
     pub(crate) joins: Vec<(String, Vec<Joined>)>,
 }
@@ -73,6 +75,28 @@ impl Ask for FeatureMoreQuery {
                 Some(out)
             }
         };
+        let mut others = Vec::new();
+        for other in table.joins()?.iter().filter_map(|with| with.strip_prefix("features-")) {
+            cancel.check()?;
+            // Its words are known only where it is a table of this run.
+            let words = source.table(other).ok();
+            let mut pairs: Vec<_> = source
+                .correlation(&self.table, other)?
+                .iter()
+                .filter(|pair| pair.feature == self.feature)
+                .cloned()
+                .collect();
+            pairs.sort_by_key(|pair| pair.rank);
+            let mut out = Vec::new();
+            for pair in pairs.into_iter().take(LISTED) {
+                let peak = match &words {
+                    Some(words) => super::feature::peak(source, words, pair.other)?.1,
+                    None => String::new(),
+                };
+                out.push(Partner { feature: pair.other, lift: pair.lift, phi: pair.phi, n_both: pair.n_both, peak });
+            }
+            others.push((other.to_owned(), out));
+        }
         let mut joins = Vec::new();
         for with in table.joins()?.into_iter().filter(|with| !with.starts_with("features-")) {
             cancel.check()?;
@@ -88,6 +112,7 @@ impl Ask for FeatureMoreQuery {
         Ok(FeatureMore {
             groups: groups.into_iter().map(|group| (group.group, group.low, group.high, group.n_active)).collect(),
             partners,
+            others,
             joins,
         })
     }

@@ -10,6 +10,7 @@ mod grid;
 mod notes;
 mod overview;
 mod picture;
+mod pieces;
 mod reader;
 mod routing;
 mod rows;
@@ -24,6 +25,7 @@ pub(crate) use grid::{Grid, GridQuery};
 pub(crate) use notes::{NoteQuery, NotesQuery};
 pub(crate) use overview::{CoderRow, Curve, CurvesQuery, HookRow, Overview, OverviewQuery};
 pub(crate) use picture::PictureQuery;
+pub(crate) use pieces::{Pieces, PiecesQuery};
 pub(crate) use reader::{
     Active, DocumentsQuery, NormsQuery, Passage, PassageFeatures, PassageFeaturesQuery, PassageQuery, TOKENS_PER_PAGE,
 };

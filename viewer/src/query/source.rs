@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use data::Place;
 use data::annotations::{Annotation, Annotations};
-use data::features::{FeatureTable, StatsColumns};
+use data::features::{FeaturePair, FeatureTable, StatsColumns};
 use data::join::JoinRow;
 use data::place::Stores;
 
@@ -26,6 +26,9 @@ pub(crate) struct Tok {
 
 /// What a feature table was joined with.
 type Joins = Arc<Vec<JoinRow>>;
+
+/// Features of two coders that go together.
+type Pairs = Arc<Vec<FeaturePair>>;
 
 /// Texts of token ids.
 enum Vocabulary {
@@ -49,8 +52,12 @@ pub(crate) struct Source {
     vocabulary: OnceLock<Vocabulary>,
     /// Joins of feature tables, by the names of both.
     joins: Mutex<BTreeMap<(String, String), Joins>>,
+    /// Pairs of features of two tables, by the names of both.
+    correlations: Mutex<BTreeMap<(String, String), Pairs>>,
     /// Rows of the tables of embeddings.
     rows: Mutex<Option<Arc<Rows>>>,
+    /// The tokenizer that was used last, by its file.
+    tokenizer: Mutex<Option<(PathBuf, Arc<tokenizers::Tokenizer>)>>,
     /// One writer of notes at a time.
     writing: Mutex<()>,
     /// Where the text that was looked for last begins.
@@ -82,7 +89,9 @@ impl Source {
             stats: Mutex::default(),
             vocabulary: OnceLock::new(),
             joins: Mutex::default(),
+            correlations: Mutex::default(),
             rows: Mutex::default(),
+            tokenizer: Mutex::default(),
             writing: Mutex::default(),
             found: Mutex::default(),
         })
@@ -117,6 +126,31 @@ impl Source {
         let rows = Arc::new(table.join(with)?);
         lock().insert(key, Arc::clone(&rows));
         Ok(Some(rows))
+    }
+
+    /// The features of another coder that go with those of a table, read once.
+    pub(super) fn correlation(&self, table: &str, other: &str) -> Result<Pairs, Failure> {
+        let key = (table.to_owned(), other.to_owned());
+        let lock = || self.correlations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pairs) = lock().get(&key) {
+            return Ok(Arc::clone(pairs));
+        }
+        let pairs = Arc::new(self.table(table)?.correlation(other)?);
+        lock().insert(key, Arc::clone(&pairs));
+        Ok(pairs)
+    }
+
+    /// A tokenizer, read once: large ones take a second.
+    pub(super) fn tokenizer(&self, path: &Path) -> Result<Arc<tokenizers::Tokenizer>, Failure> {
+        let lock = || self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tokenizer)) = lock().as_ref().filter(|(file, _)| file == path) {
+            return Ok(Arc::clone(tokenizer));
+        }
+        let tokenizer = tokenizers::Tokenizer::from_file(path)
+            .map_err(|error| Failure::from_text(&format!("`{}` is no tokenizer: {error}", path.display())))?;
+        let tokenizer = Arc::new(tokenizer);
+        *lock() = Some((path.to_owned(), Arc::clone(&tokenizer)));
+        Ok(tokenizer)
     }
 
     /// Adds something that a person said.

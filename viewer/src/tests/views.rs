@@ -260,3 +260,35 @@ fn a_picture_brings_its_view_back() {
     does(&mut empty, Command::OpenPicture(path));
     empty.get_by_label_contains("Open the run first");
 }
+
+#[test]
+fn a_typed_text_is_cut_by_the_tokenizer() {
+    let mut window = demo();
+    does(&mut window, Command::Show(View::Pieces));
+    click(&mut window, "Take an example");
+    // The model of this run is nowhere.
+    window.get_by_label_contains("expected a `tokenizer.json`");
+    let mini = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini");
+    window.get_by_label("Tokenizer").focus();
+    window.run_steps(2);
+    window.get_by_label("Tokenizer").type_text(mini);
+    window.run_steps(4);
+    window.get_by_label("pieces of the text");
+    for text in ["English", "French", "Russian", "of them single bytes"] {
+        assert!(window.query_all_by_label_contains(text).next().is_some(), "{text}");
+    }
+}
+
+#[test]
+fn a_feature_is_found_again_in_another_coder() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("two");
+    testing::write_compared_run(&path).unwrap();
+    let mut window = open(Some(&path));
+    does(&mut window, Command::UseTable(testing::TABLE.to_owned()));
+    does(&mut window, Command::OpenFeature(testing::WEATHER));
+    let there = format!("{} feature {}", testing::OTHER_TABLE, testing::WEATHER);
+    window.get_by_label(&there).click_accesskit();
+    window.run_steps(3);
+    assert_eq!((focus(&window).table.as_deref(), focus(&window).feature), (Some("other"), Some(testing::WEATHER)));
+}
