@@ -646,7 +646,7 @@ impl App {
             View::Reader => panel::reader::strongest(&self.focus, &self.loader),
             View::Grid => Some(Command::Show(View::Reader)),
             View::Routing => Some(Command::OpenExpert { layer: self.focus.layer?, expert: self.focus.expert? }),
-            View::Expert | View::Rows | View::Training | View::Query | View::Pieces => None,
+            View::Expert | View::Rows | View::Training | View::Query | View::Pieces | View::Diagnostics => None,
         }
     }
 

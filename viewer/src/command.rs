@@ -183,7 +183,7 @@ const fn entry(
 }
 
 /// Every command that needs no argument, in the order of the cheat sheet.
-pub(crate) static TABLE: [Entry; 68] = {
+pub(crate) static TABLE: [Entry; 69] = {
     use Command as C;
     const GO: &str = "Go";
     const FEATURES: &str = "Features";
@@ -202,6 +202,7 @@ pub(crate) static TABLE: [Entry; 68] = {
         entry(GO, C::Show(View::Training), "Training curves", &[ctrl(Key::Num9)], When::Run),
         entry(GO, C::Show(View::Query), "Ask in SQL", &[key(Key::Q)], When::Run),
         entry(GO, C::Show(View::Pieces), "What the tokenizer makes of a text", &[key(Key::Y)], When::Run),
+        entry(GO, C::Show(View::Diagnostics), "Diagnostics", &[ctrl(Key::D)], When::Run),
         entry(GO, C::Back, "Back", &[alt(Key::ArrowLeft)], When::Always),
         entry(GO, C::Forward, "Forward", &[alt(Key::ArrowRight)], When::Always),
         entry(GO, C::CopyLink, "Copy a link to this view", &[CTRL_SHIFT_C], When::Run),

@@ -62,20 +62,20 @@ impl Preset {
     fn text(self) -> &'static str {
         match self {
             Self::Single => {
-                "t(overview,features,feature,reader,layers,routing,expert,embeddings,training,query,tokenizer)"
+                "t(overview,features,feature,reader,layers,routing,expert,embeddings,training,query,tokenizer,diagnostics)"
             }
             Self::Read => {
-                "h(t(reader,overview,features,training,query,tokenizer):58,v(t(layers,embeddings),t(routing,expert,feature)):42)"
+                "h(t(reader,overview,features,training,query,tokenizer,diagnostics):58,v(t(layers,embeddings),t(routing,expert,feature)):42)"
             }
             Self::Study => {
-                "h(t(features,overview,reader,training,query,tokenizer):46,t(feature,routing,expert,layers,embeddings):54)"
+                "h(t(features,overview,reader,training,query,tokenizer,diagnostics):46,t(feature,routing,expert,layers,embeddings):54)"
             }
             Self::Routing => {
-                "h(t(routing,layers,overview,training,query,tokenizer):58,\
+                "h(t(routing,layers,overview,training,query,tokenizer,diagnostics):58,\
                  v(t(expert,features,feature):60,t(reader,embeddings):40):42)"
             }
             Self::Embeddings => {
-                "h(t(reader,overview,features,query,tokenizer):44,\
+                "h(t(reader,overview,features,query,tokenizer,diagnostics):44,\
                  v(t(embeddings,feature,training):58,t(layers,routing,expert):42):56)"
             }
         }

@@ -355,7 +355,13 @@ impl Loader {
 
     /// How many failures are on the screen: those that were met in this pass or in the last one.
     pub(crate) fn n_failed(&self) -> usize {
-        self.failed.values().filter(|failed| failed.met + 1 >= self.pass).count()
+        self.failures().len()
+    }
+
+    /// What is wrong on the screen, in sentences.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let shown = self.failed.values().filter(|failed| failed.met + 1 >= self.pass);
+        shown.map(|failed| failed.failure.message.clone()).collect()
     }
 
     /// Bytes of answers that are kept.

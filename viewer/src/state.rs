@@ -20,12 +20,13 @@ pub(crate) enum View {
     Training,
     Query,
     Pieces,
+    Diagnostics,
 }
 
 impl View {
     /// In the order of the tabs and of Ctrl+1…9.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Overview,
         Self::Features,
         Self::Feature,
@@ -37,6 +38,7 @@ impl View {
         Self::Training,
         Self::Query,
         Self::Pieces,
+        Self::Diagnostics,
     ];
 
     pub(crate) fn title(self) -> &'static str {
@@ -52,6 +54,7 @@ impl View {
             Self::Training => "Training",
             Self::Query => "Query",
             Self::Pieces => "Tokenizer",
+            Self::Diagnostics => "Diagnostics",
         }
     }
 }
@@ -235,7 +238,7 @@ macro_rules! words {
 
 words!(
     View,
-    "`overview`, `features`, `feature`, `reader`, `layers`, `routing`, `expert`, `embeddings`, `training`, `query` or `tokenizer`",
+    "`overview`, `features`, `feature`, `reader`, `layers`, `routing`, `expert`, `embeddings`, `training`, `query`, `tokenizer` or `diagnostics`",
     Overview = "overview",
     Features = "features",
     Feature = "feature",
@@ -246,7 +249,8 @@ words!(
     Rows = "embeddings",
     Training = "training",
     Query = "query",
-    Pieces = "tokenizer"
+    Pieces = "tokenizer",
+    Diagnostics = "diagnostics"
 );
 words!(
     ColorBy,
@@ -387,7 +391,7 @@ impl Focus {
             View::Routing | View::Expert => expert(),
             View::Rows => self.row.map(Item::Row).or_else(token),
             View::Reader | View::Grid => token(),
-            View::Overview | View::Training | View::Query | View::Pieces => None,
+            View::Overview | View::Training | View::Query | View::Pieces | View::Diagnostics => None,
         }
     }
 

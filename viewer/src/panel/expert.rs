@@ -9,7 +9,7 @@ use crate::state::{ColorBy, Item, Metric, View};
 use crate::widget::{self, Breaks, TokenText, grouped, number, percent, plain};
 
 /// Lines of a list.
-const LISTED: usize = 16;
+const LISTED: usize = 10;
 
 pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     let Some(source) = cx.source() else { return };
@@ -77,8 +77,6 @@ fn header(ui: &mut Ui, cx: &mut Cx<'_>, layer: usize, expert: u16) {
 
 /// What is counted over the whole run.
 fn lists(ui: &mut Ui, cx: &mut Cx<'_>, layer: usize, expert: u16) {
-    super::notes::show(ui, cx, &Item::Expert { layer, expert });
-    ui.add_space(6.0);
     let got = cx.loader.get(&LoadsQuery { layer: Some(layer) });
     widget::answered(ui, cx, "load of the expert", got, |ui, cx, report| {
         let theme = cx.theme;
@@ -139,6 +137,7 @@ fn lists(ui: &mut Ui, cx: &mut Cx<'_>, layer: usize, expert: u16) {
         });
         ui.add_space(6.0);
     });
+    super::notes::show(ui, cx, &Item::Expert { layer, expert });
 }
 
 fn features(ui: &mut Ui, cx: &mut Cx<'_>, layer: usize, expert: u16) {

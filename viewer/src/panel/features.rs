@@ -81,7 +81,7 @@ fn toolbar(ui: &mut Ui, cx: &mut Cx<'_>, order: Option<&Order>, stale: bool) {
     ui.horizontal(|ui| {
         let field = TextEdit::singleline(&mut cx.ui.filter)
             .hint_text("Filter: text in the examples, logit:rain, label:rain, density<0.001, max>5, #12")
-            .desired_width(420.0)
+            .desired_width((ui.available_width() * 0.6).clamp(120.0, 460.0))
             .margin(egui::Margin::symmetric(8, 4));
         let field = ui.add(field).accessible_name("Filter");
         if std::mem::take(&mut cx.ui.focus_filter) {
@@ -102,7 +102,7 @@ fn toolbar(ui: &mut Ui, cx: &mut Cx<'_>, order: Option<&Order>, stale: bool) {
                 format!("{} of {} features pass the filter", grouped(shown), grouped(all))
             };
             let text = if stale { "searching…".to_owned() } else { text };
-            ui.label(RichText::new(text).color(theme.text_dim));
+            ui.add(egui::Label::new(RichText::new(text).color(theme.text_dim)).truncate());
         }
         ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| tables(ui, cx));
     });

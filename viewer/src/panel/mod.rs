@@ -5,6 +5,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod cheat_sheet;
+pub(crate) mod diagnostics;
 pub(crate) mod expert;
 pub(crate) mod feature;
 pub(crate) mod feature_more;
@@ -167,6 +168,7 @@ pub(crate) fn show(view: View, ui: &mut egui::Ui, cx: &mut Cx<'_>) {
         View::Training => training::show(ui, cx),
         View::Query => ask::show(ui, cx),
         View::Pieces => pieces::show(ui, cx),
+        View::Diagnostics => diagnostics::show(ui, cx),
     }
 }
 

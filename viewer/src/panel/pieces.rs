@@ -21,7 +21,7 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
         let path = TextEdit::singleline(&mut typed.path)
             .hint_text("Folder of the model, or its tokenizer.json; that of the run where this is empty")
             .desired_width((ui.available_width() - 8.0).min(620.0));
-        ui.add(path).accessible_name("Tokenizer");
+        ui.add(path).accessible_name("Tokenizer file");
     });
     let text =
         TextEdit::multiline(&mut typed.text).hint_text("Type a text").desired_width(f32::INFINITY).desired_rows(5);

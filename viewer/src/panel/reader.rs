@@ -10,11 +10,14 @@ use crate::query::{
     Active, DocumentsQuery, NormsQuery, Passage, PassageFeatures, PassageFeaturesQuery, PassageQuery, RowsQuery,
     TOKENS_PER_PAGE,
 };
-use crate::state::{ColorBy, Focus, View};
+use crate::state::{ColorBy, Focus, Item, View};
 use crate::widget::{self, Breaks, Spaces, TokenText, VirtualRows, grouped, number, plain, visible};
 
 /// Features of a token that are listed.
 const LISTED: usize = 24;
+/// Panes narrower than this have no list of documents, and than this no features of the token.
+const LIST_FROM: f32 = 720.0;
+const INSPECTOR_FROM: f32 = 480.0;
 /// The longest line of text that is pleasant to read.
 const TEXT_WIDTH: f32 = 900.0;
 
@@ -26,11 +29,14 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     }
     let frame = egui::Frame::NONE;
     let width = ui.available_width();
-    let list = Panel::left("documents")
-        .frame(frame)
-        .default_size((width * 0.21).clamp(140.0, 270.0))
-        .size_range(120.0..=460.0);
-    list.show(ui, |ui| documents(ui, cx, source.run.n_documents()));
+    // A narrow pane is for the text: other documents are one key away, the token's features in another pane.
+    if width > LIST_FROM {
+        let list = Panel::left("documents")
+            .frame(frame)
+            .default_size((width * 0.21).clamp(140.0, 270.0))
+            .size_range(120.0..=460.0);
+        list.show(ui, |ui| documents(ui, cx, source.run.n_documents()));
+    }
 
     let doc = doc(cx.focus);
     let page = page(cx.focus);
@@ -40,7 +46,7 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     let features = features.filter(|got| !got.stale);
     let failure = features.as_ref().and_then(|got| got.failure.clone());
     let features = features.and_then(|got| got.value);
-    if let (Some(passage), false) = (&passage.value, passage.stale) {
+    if let (Some(passage), false, true) = (&passage.value, passage.stale, width > INSPECTOR_FROM) {
         let passage = Arc::clone(passage);
         let features = features.clone();
         let inspector = Panel::right("inspector")
@@ -300,13 +306,21 @@ fn coloring(
     let mut coloring = None;
     let mut note = String::new();
     ui.horizontal_wrapped(|ui| {
-        ui.label(RichText::new("Color by").color(theme.text_dim));
-        for color in ColorBy::ALL {
-            let on = cx.focus.color == color;
-            let button = ui.add(egui::Button::selectable(on, color.title()));
-            if button.clicked() && !on {
-                cx.emit(Command::ColorBy(color));
+        let choose = |ui: &mut Ui, cx: &mut Cx<'_>| {
+            for color in ColorBy::ALL {
+                let on = cx.focus.color == color;
+                let button = ui.add(egui::Button::selectable(on, color.title()));
+                if button.clicked() && !on {
+                    cx.emit(Command::ColorBy(color));
+                }
             }
+        };
+        if ui.available_width() > 560.0 {
+            ui.label(RichText::new("Color by").color(theme.text_dim));
+            choose(ui, cx);
+        } else {
+            let combo = egui::ComboBox::from_id_salt("color").selected_text(cx.focus.color.title()).width(130.0);
+            combo.show_ui(ui, |ui| choose(ui, cx)).response.accessible_name("Color by");
         }
         ui.add_space(8.0);
         coloring = match cx.focus.color {
@@ -508,11 +522,17 @@ fn inspect(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Pa
     let got = cx.loader.get(&query);
     let details = got.value.filter(|_| !got.stale);
     let largest = listed.first().map_or(1.0, |a| a.act);
+    let notes = cx.notes();
     ScrollArea::vertical().id_salt("active").auto_shrink(false).show(ui, |ui| {
         ui.spacing_mut().item_spacing.y = 1.0;
         for (i, active) in listed.iter().enumerate() {
             let detail = details.as_ref().and_then(|details| details.get(i));
-            let words = detail.map(|detail| peak_words(&detail.snippet, detail.peak)).unwrap_or_default();
+            let item = Item::Feature { table: table.to_owned(), feature: active.feature };
+            // What someone called it says more than where it is strongest.
+            let words = match notes.as_ref().and_then(|notes| notes.label(&item.to_string())) {
+                Some(label) => format!("“{label}”"),
+                None => detail.map(|detail| peak_words(&detail.snippet, detail.peak)).unwrap_or_default(),
+            };
             active_line(ui, cx, *active, largest, &words);
         }
         if active.len() > listed.len() {

@@ -3,6 +3,7 @@
 //! One file per view, each with its questions ([`crate::loader::Ask`]) and its answers as plain data.
 //! Nothing outside this folder calls `data`.
 
+mod diagnostics;
 mod feature;
 mod feature_more;
 mod features;
@@ -18,6 +19,7 @@ mod source;
 mod sql;
 mod training;
 
+pub(crate) use diagnostics::{Diagnostics, DiagnosticsQuery};
 pub(crate) use feature::{FeatureAnswer, FeatureExample, FeatureQuery, Neighbour};
 pub(crate) use feature_more::{FeatureMore, FeatureMoreQuery, NearMissQuery, Partner};
 pub(crate) use features::{Order, OrderQuery, RowDetail, RowsQuery};

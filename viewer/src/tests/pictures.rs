@@ -254,3 +254,8 @@ fn a_link_of_another_run() {
 fn reader_in_several_scripts() {
     after("reader_arabic", ThemeChoice::Dark, vec![Command::OpenDocument { doc: 6, token: Some(2) }]);
 }
+
+#[test]
+fn diagnostics_paper() {
+    after("diagnostics_paper", ThemeChoice::Paper, vec![Command::Show(View::Diagnostics)]);
+}

@@ -269,9 +269,9 @@ fn a_typed_text_is_cut_by_the_tokenizer() {
     // The model of this run is nowhere.
     window.get_by_label_contains("expected a `tokenizer.json`");
     let mini = concat!(env!("CARGO_MANIFEST_DIR"), "/../data/mini");
-    window.get_by_label("Tokenizer").focus();
+    window.get_by_label("Tokenizer file").focus();
     window.run_steps(2);
-    window.get_by_label("Tokenizer").type_text(mini);
+    window.get_by_label("Tokenizer file").type_text(mini);
     window.run_steps(4);
     window.get_by_label("pieces of the text");
     for text in ["English", "French", "Russian", "of them single bytes"] {
@@ -291,4 +291,14 @@ fn a_feature_is_found_again_in_another_coder() {
     window.get_by_label(&there).click_accesskit();
     window.run_steps(3);
     assert_eq!((focus(&window).table.as_deref(), focus(&window).feature), (Some("other"), Some(testing::WEATHER)));
+}
+
+#[test]
+fn diagnostics_tell_what_the_run_is_made_of() {
+    let mut window = demo();
+    does(&mut window, Command::Show(View::Diagnostics));
+    for text in ["480 features, pairs counted, joined with experts, token-class", "routing/layer=2", "Copy a report"] {
+        assert!(window.query_all_by_label_contains(text).next().is_some(), "{text}");
+    }
+    window.get_by_label("shards, 2 rows");
 }
