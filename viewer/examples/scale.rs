@@ -145,6 +145,7 @@ fn write_features(run: &Run, n_features: u32) -> Result<(), Box<dyn Error>> {
         coder: "main".to_owned(),
         hook_point: "blocks.1.hook_resid_post".parse()?,
         d_sae: n_features,
+        groups: Vec::new(),
         n_tokens,
         n_ordinary_tokens: n_tokens,
         notes: serde_json::Value::Null,
