@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn languages_are_told() {
         assert!(language("The government said on Tuesday that it would not change the policy.").starts_with("English"));
-        assert_eq!(language("Президент России заявил, что правительство выделит деньги регионам."), "Russian");
+        assert!(language("Президент России заявил, что правительство выделит деньги регионам.").starts_with("Russian"));
         assert_eq!(language("12 + 30 = 42"), "signs and numbers");
     }
 }
