@@ -29,6 +29,10 @@ pub(crate) struct View {
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = renderer, conflicts_with = "headless")]
     renderer: Renderer,
 
+    /// Whose labels, ratings and notes are added to the run [default: the name of the user]
+    #[arg(long, value_name = "NAME", conflicts_with = "headless")]
+    author: Option<String>,
+
     /// Draw a picture without a screen instead of opening a window
     #[arg(long, requires = "shot")]
     headless: bool,
@@ -66,6 +70,8 @@ impl View {
                     theme: self.theme,
                     renderer: self.renderer,
                     stores: location::stores()?,
+                    author: self.author.or_else(user),
+                    session: session_file(),
                 },
             )?);
         };
@@ -80,6 +86,20 @@ impl View {
         viewer::shot(run, &options)?;
         output::text(&options.out.display().to_string())
     }
+}
+
+/// The name of the user, as the system has it.
+fn user() -> Option<String> {
+    ["USER", "USERNAME"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|name| !name.is_empty())
+}
+
+/// Where the viewer keeps what was looked at.
+fn session_file() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = folder("XDG_STATE_HOME")
+        .or_else(|| folder("LOCALAPPDATA"))
+        .or_else(|| Some(folder("HOME")?.join(".local").join("state")))?;
+    Some(state.join("polariscope").join("session.json"))
 }
 
 /// Whether there is a screen to open a window on.

@@ -96,6 +96,7 @@
 //! - A run on a disk and one in an object store hold the same bytes; only [`place`] knows which it is.
 //! - Bad input is an [`Error`] that names the file and the next step, never a panic.
 
+pub mod annotations;
 pub mod batches;
 pub mod convert;
 pub mod corpus;

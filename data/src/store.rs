@@ -169,7 +169,7 @@ impl Run {
     }
 
     /// The ids of some tokens, and which of them are special.
-    pub(crate) fn token_ids(&self, tokens: Range<u64>) -> Result<(Vec<u32>, Vec<bool>)> {
+    pub fn token_ids(&self, tokens: Range<u64>) -> Result<(Vec<u32>, Vec<bool>)> {
         let (mut ids, mut special) = (Vec::new(), Vec::new());
         for (shard, rows) in self.shards_of(tokens)? {
             let file = self.token_table(shard)?;

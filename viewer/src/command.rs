@@ -5,9 +5,11 @@
 
 use std::path::PathBuf;
 
+use data::annotations::Annotation;
 use egui::{Key, KeyboardShortcut, Modifiers};
 
-use crate::state::{ColorBy, SortBy, View};
+use crate::layout::Preset;
+use crate::state::{ColorBy, Item, Metric, Scope, SortBy, View};
 use crate::theme::ThemeChoice;
 
 /// Everything that a person can do. Drawing code emits these; [`crate::app::App::apply`] carries them out.
@@ -16,6 +18,21 @@ pub(crate) enum Command {
     OpenRun(PathBuf),
     FollowLink(String),
     Show(View),
+    /// Makes a pane that is on the screen the one that the keyboard goes to; no step of the history.
+    Activate(View),
+    /// An arrangement of panes.
+    Arrange(Preset),
+    /// Keeps what the pane shows beside it, while the focus moves on.
+    Freeze,
+    /// Goes to what another pane was frozen on.
+    GoTo(Box<crate::state::Focus>),
+    UndoLayout,
+    RedoLayout,
+    /// Pins what the view is about, or takes the pin out.
+    Pin,
+    PinItem(Item),
+    ClearPins,
+    OpenItem(Item),
     Back,
     Forward,
     /// Another feature table.
@@ -48,11 +65,45 @@ pub(crate) enum Command {
     NextColor,
     /// The hook point whose norms color the tokens.
     UseHook(String),
+    UseMetric(Metric),
+    NextMetric,
+    UseScope(Scope),
+    UseLayer(usize),
+    /// A token of the document at a layer, where it stands.
+    SelectCell {
+        token: u64,
+        layer: usize,
+    },
+    /// The page of an expert.
+    OpenExpert {
+        layer: usize,
+        expert: u16,
+    },
+    SelectExpert {
+        layer: usize,
+        expert: u16,
+    },
+    NextExpert,
+    PreviousExpert,
+    /// The embeddings of a token of the vocabulary.
+    OpenRow(u32),
+    /// Follows the selected token again.
+    FollowToken,
+    RunSql(String),
+    /// Something that a person says of a feature, an expert, a row.
+    Say(Box<Annotation>),
+    /// How well the label of the feature holds.
+    Rate(u8),
+    FocusLabel,
     /// The coder whose training curves the overview shows.
     UseCoder(String),
     ToggleWhitespace,
     ToggleContext,
     CopyLink,
+    /// Saves the window as a PNG that carries the link.
+    SavePicture,
+    /// Follows the link in a picture.
+    OpenPicture(PathBuf),
     UseTheme(ThemeChoice),
     NextTheme,
     ZoomIn,
@@ -117,6 +168,8 @@ const fn shift(key: Key) -> KeyboardShortcut {
     KeyboardShortcut::new(Modifiers::SHIFT, key)
 }
 
+const CTRL_SHIFT_Z: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND.plus(Modifiers::SHIFT), Key::Z);
+
 const CTRL_SHIFT_C: KeyboardShortcut = KeyboardShortcut::new(Modifiers::COMMAND.plus(Modifiers::SHIFT), Key::C);
 
 const fn entry(
@@ -130,7 +183,7 @@ const fn entry(
 }
 
 /// Every command that needs no argument, in the order of the cheat sheet.
-pub(crate) static TABLE: [Entry; 38] = {
+pub(crate) static TABLE: [Entry; 69] = {
     use Command as C;
     const GO: &str = "Go";
     const FEATURES: &str = "Features";
@@ -142,9 +195,18 @@ pub(crate) static TABLE: [Entry; 38] = {
         entry(GO, C::Show(View::Features), "Table of features", &[ctrl(Key::Num2)], When::Run),
         entry(GO, C::Show(View::Feature), "Page of the feature", &[ctrl(Key::Num3)], When::Run),
         entry(GO, C::Show(View::Reader), "Reader", &[ctrl(Key::Num4)], When::Run),
+        entry(GO, C::Show(View::Grid), "Tokens by layers", &[ctrl(Key::Num5)], When::Run),
+        entry(GO, C::Show(View::Routing), "Routing", &[ctrl(Key::Num6)], When::Run),
+        entry(GO, C::Show(View::Expert), "Page of the expert", &[ctrl(Key::Num7)], When::Run),
+        entry(GO, C::Show(View::Rows), "Embedding lookups of the token", &[ctrl(Key::Num8)], When::Run),
+        entry(GO, C::Show(View::Training), "Training curves", &[ctrl(Key::Num9)], When::Run),
+        entry(GO, C::Show(View::Query), "Ask in SQL", &[key(Key::Q)], When::Run),
+        entry(GO, C::Show(View::Pieces), "What the tokenizer makes of a text", &[key(Key::Y)], When::Run),
+        entry(GO, C::Show(View::Diagnostics), "Diagnostics", &[ctrl(Key::D)], When::Run),
         entry(GO, C::Back, "Back", &[alt(Key::ArrowLeft)], When::Always),
         entry(GO, C::Forward, "Forward", &[alt(Key::ArrowRight)], When::Always),
         entry(GO, C::CopyLink, "Copy a link to this view", &[CTRL_SHIFT_C], When::Run),
+        entry(GO, C::SavePicture, "Save a picture that carries the link", &[ctrl(Key::P)], When::Run),
         entry(GO, C::Palette, "Find a command, a feature, a link", &[ctrl(Key::K)], When::Always),
         entry(FEATURES, C::NextFeature, "Next feature in the list", &[key(Key::CloseBracket)], When::Table),
         entry(FEATURES, C::PreviousFeature, "Previous feature in the list", &[key(Key::OpenBracket)], When::Table),
@@ -170,6 +232,18 @@ pub(crate) static TABLE: [Entry; 38] = {
         entry(READ, C::ColorBy(ColorBy::Norm), "Color tokens by norm", &[], When::In(View::Reader)),
         entry(READ, C::ColorBy(ColorBy::Nll), "Color tokens by surprise", &[], When::In(View::Reader)),
         entry(FEATURES, C::ToggleContext, "Longer context in the examples", &[key(Key::E)], When::Table),
+        entry(FEATURES, C::FocusLabel, "Label the feature", &[key(Key::N)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(1), "The label says nothing", &[key(Key::Num1)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(2), "The label holds seldom", &[key(Key::Num2)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(3), "The label holds half of the time", &[key(Key::Num3)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(4), "The label holds mostly", &[key(Key::Num4)], When::In(View::Feature)),
+        entry(FEATURES, C::Rate(5), "The label holds always", &[key(Key::Num5)], When::In(View::Feature)),
+        entry(READ, C::NextMetric, "Next quantity of tokens by layers", &[key(Key::M)], When::Run),
+        entry(READ, C::UseScope(Scope::Document), "Load of experts: this document", &[], When::Run),
+        entry(READ, C::UseScope(Scope::Corpus), "Load of experts: whole run", &[], When::Run),
+        entry(READ, C::NextExpert, "Next expert of the layer", &[key(Key::Period)], When::Run),
+        entry(READ, C::PreviousExpert, "Previous expert of the layer", &[key(Key::Comma)], When::Run),
+        entry(READ, C::FollowToken, "Embeddings of the selected token", &[], When::Run),
         entry(READ, C::ToggleWhitespace, "Show spaces as dots", &[key(Key::W)], When::Run),
         entry(MOVE, C::Move(Step::Down), "Down", &[key(Key::ArrowDown), key(Key::J)], When::Run),
         entry(MOVE, C::Move(Step::Up), "Up", &[key(Key::ArrowUp), key(Key::K)], When::Run),
@@ -180,6 +254,16 @@ pub(crate) static TABLE: [Entry; 38] = {
         entry(MOVE, C::Move(Step::Home), "To the start", &[key(Key::Home)], When::Run),
         entry(MOVE, C::Move(Step::End), "To the end", &[key(Key::End)], When::Run),
         entry(MOVE, C::Open, "Open what is selected", &[key(Key::Enter)], When::Run),
+        entry(WINDOW, C::Pin, "Pin, or take the pin out", &[key(Key::P)], When::Run),
+        entry(WINDOW, C::ClearPins, "Take all pins out", &[key(Key::X)], When::Run),
+        entry(WINDOW, C::Freeze, "Keep this beside, to compare", &[key(Key::F)], When::Run),
+        entry(WINDOW, C::Arrange(Preset::Single), "Panes: one view at a time", &[alt(Key::Num1)], When::Run),
+        entry(WINDOW, C::Arrange(Preset::Read), "Panes: read a text", &[alt(Key::Num2)], When::Run),
+        entry(WINDOW, C::Arrange(Preset::Study), "Panes: study a feature", &[alt(Key::Num3)], When::Run),
+        entry(WINDOW, C::Arrange(Preset::Routing), "Panes: experts", &[alt(Key::Num4)], When::Run),
+        entry(WINDOW, C::Arrange(Preset::Embeddings), "Panes: embedding lookups", &[alt(Key::Num5)], When::Run),
+        entry(WINDOW, C::UndoLayout, "Undo the change of panes", &[ctrl(Key::Z)], When::Run),
+        entry(WINDOW, C::RedoLayout, "Redo the change of panes", &[CTRL_SHIFT_Z], When::Run),
         entry(WINDOW, C::NextTheme, "Dark, light, paper", &[key(Key::T)], When::Always),
         entry(WINDOW, C::ZoomIn, "Larger", &[ctrl(Key::Plus), ctrl(Key::Equals)], When::Always),
         entry(WINDOW, C::ZoomOut, "Smaller", &[ctrl(Key::Minus)], When::Always),

@@ -17,16 +17,21 @@
 
 mod app;
 mod command;
+mod go;
+mod layout;
 mod link;
 mod loader;
 mod panel;
+mod picture;
 mod query;
+mod session;
 mod state;
 mod theme;
 mod widget;
 mod window;
 
 mod error;
+pub mod probe;
 pub mod testing;
 
 #[cfg(test)]

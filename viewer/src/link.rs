@@ -6,61 +6,64 @@
 use std::fmt::Write as _;
 
 use crate::error::{Error, Result};
-use crate::state::{Focus, View};
+use crate::layout::Layout;
+use crate::state::{ColorBy, Focus, MAX_PINS, Metric, Scope, SortBy, View};
 
 /// What every link begins with.
 pub(crate) const SCHEME: &str = "polariscope://";
 
 /// A link, taken apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Link {
     /// The run's name, for people.
     pub(crate) run: String,
     /// What tells the run from another one, for us.
     pub(crate) fingerprint: Option<String>,
     pub(crate) focus: Focus,
+    /// How the panes stand, where that is not the usual way.
+    pub(crate) layout: Option<Layout>,
     /// Keys that this version does not know.
     pub(crate) ignored: Vec<String>,
 }
 
-/// The address of a focus. What has its default value is left out.
-pub(crate) fn format(run: &str, fingerprint: &str, focus: &Focus) -> String {
-    let mut link = format!("{SCHEME}{}@{fingerprint}?v=1&view={}", encode(run), focus.view);
-    let mut push = |key: &str, value: &str| {
-        let _ = write!(link, "&{key}={}", encode(value));
-    };
-    let start = Focus::default();
-    if let Some(table) = &focus.table {
-        push("table", table);
-    }
-    if let Some(feature) = focus.feature {
-        push("feature", &feature.to_string());
-    }
-    if let Some(doc) = focus.doc {
-        push("doc", &doc.to_string());
-    }
-    if let Some(token) = focus.token {
-        push("token", &token.to_string());
-    }
-    if focus.color != start.color {
-        push("color", &focus.color.to_string());
-    }
-    if let Some(hook) = &focus.hook {
-        push("hook", hook);
-    }
-    if focus.sort != start.sort {
-        push("sort", &focus.sort.to_string());
-    }
-    if focus.ascending {
-        push("ascending", "true");
-    }
-    if !focus.filter.is_empty() {
-        push("filter", &focus.filter);
-    }
-    if let Some(coder) = &focus.coder {
-        push("coder", coder);
+/// The address of a focus, and of a layout where it is not the usual one. What has its default value is left out.
+pub(crate) fn format(run: &str, fingerprint: &str, focus: &Focus, layout: Option<&Layout>) -> String {
+    let mut link = format!("{SCHEME}{}@{fingerprint}?v=1&{}", encode(run), format_focus(focus));
+    if let Some(layout) = layout {
+        let _ = write!(link, "&layout={}", encode(&layout.to_text()));
     }
     link
+}
+
+/// A focus alone: what stands behind the `?` of a link.
+pub(crate) fn format_focus(focus: &Focus) -> String {
+    let mut text = format!("view={}", focus.view);
+    let start = Focus::default();
+    let mut push = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            let _ = write!(text, "&{key}={}", encode(&value));
+        }
+    };
+    push("table", focus.table.clone());
+    push("feature", focus.feature.map(|feature| feature.to_string()));
+    push("doc", focus.doc.map(|doc| doc.to_string()));
+    push("token", focus.token.map(|token| token.to_string()));
+    push("color", (focus.color != start.color).then(|| focus.color.to_string()));
+    push("hook", focus.hook.clone());
+    push("layer", focus.layer.map(|layer| layer.to_string()));
+    push("expert", focus.expert.map(|expert| expert.to_string()));
+    push("row", focus.row.map(|row| row.to_string()));
+    push("metric", (focus.metric != start.metric).then(|| focus.metric.to_string()));
+    push("scope", (focus.scope != start.scope).then(|| focus.scope.to_string()));
+    push("sort", (focus.sort != start.sort).then(|| focus.sort.to_string()));
+    push("ascending", focus.ascending.then(|| "true".to_owned()));
+    push("filter", Some(focus.filter.clone()).filter(|filter| !filter.is_empty()));
+    push("coder", focus.coder.clone());
+    push("sql", Some(focus.sql.clone()).filter(|sql| !sql.is_empty()));
+    for pin in &focus.pins {
+        push("pin", Some(pin.to_string()));
+    }
+    text
 }
 
 /// Takes a link apart.
@@ -78,30 +81,61 @@ pub(crate) fn parse(link: &str) -> Result<Link> {
         run: decode(run.trim_end_matches('/')),
         fingerprint: fingerprint.filter(|f| !f.is_empty()),
         focus: Focus::default(),
+        layout: None,
         ignored: Vec::new(),
     };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = decode(value);
-        let focus = &mut parsed.focus;
         match key {
             "v" if value == "1" => {}
             "v" => return Err(wrong(key, &value, "`1`")),
-            "view" => focus.view = word(key, &value, View::WORDS)?,
-            "table" => focus.table = Some(value),
-            "feature" => focus.feature = Some(word(key, &value, "a feature number")?),
-            "doc" => focus.doc = Some(word(key, &value, "a document number")?),
-            "token" => focus.token = Some(word(key, &value, "a token number")?),
-            "color" => focus.color = word(key, &value, crate::state::ColorBy::WORDS)?,
-            "hook" => focus.hook = Some(value),
-            "sort" => focus.sort = word(key, &value, crate::state::SortBy::WORDS)?,
-            "ascending" => focus.ascending = word(key, &value, "`true` or `false`")?,
-            "filter" => focus.filter = value,
-            "coder" => focus.coder = Some(value),
+            "layout" => {
+                let layout = Layout::parse(&value).ok_or_else(|| wrong(key, &value, "an arrangement of panes"))?;
+                parsed.layout = Some(layout);
+            }
+            _ if read(&mut parsed.focus, key, &value)? => {}
             _ => parsed.ignored.push(key.to_owned()),
         }
     }
     Ok(parsed)
+}
+
+/// What [`format_focus`] writes.
+pub(crate) fn parse_focus(text: &str) -> Result<Focus> {
+    let mut focus = Focus::default();
+    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        read(&mut focus, key, &decode(value))?;
+    }
+    Ok(focus)
+}
+
+/// Takes in one part of a focus; false where it is none.
+fn read(focus: &mut Focus, key: &str, value: &str) -> Result<bool> {
+    let text = || Some(value.to_owned());
+    match key {
+        "view" => focus.view = word(key, value, View::WORDS)?,
+        "table" => focus.table = text(),
+        "feature" => focus.feature = Some(word(key, value, "a feature number")?),
+        "doc" => focus.doc = Some(word(key, value, "a document number")?),
+        "token" => focus.token = Some(word(key, value, "a token number")?),
+        "color" => focus.color = word(key, value, ColorBy::WORDS)?,
+        "hook" => focus.hook = text(),
+        "layer" => focus.layer = Some(word(key, value, "the number of a layer")?),
+        "expert" => focus.expert = Some(word(key, value, "the number of an expert")?),
+        "row" => focus.row = Some(word(key, value, "a token id")?),
+        "metric" => focus.metric = word(key, value, Metric::WORDS)?,
+        "scope" => focus.scope = word(key, value, Scope::WORDS)?,
+        "sort" => focus.sort = word(key, value, SortBy::WORDS)?,
+        "ascending" => focus.ascending = word(key, value, "`true` or `false`")?,
+        "filter" => value.clone_into(&mut focus.filter),
+        "coder" => focus.coder = text(),
+        "sql" => value.clone_into(&mut focus.sql),
+        "pin" if focus.pins.len() < MAX_PINS => focus.pins.push(word(key, value, "something like `f:7:main`")?),
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 fn word<T: std::str::FromStr>(key: &str, value: &str, expected: &'static str) -> Result<T> {
@@ -150,7 +184,7 @@ fn decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{ColorBy, SortBy};
+    use crate::state::Item;
 
     fn full() -> Focus {
         Focus {
@@ -165,16 +199,26 @@ mod tests {
             ascending: true,
             filter: "density<1e-3 %20&=? Паріс 巴黎".into(),
             coder: Some("main".into()),
+            layer: Some(11),
+            expert: Some(127),
+            row: Some(5_765),
+            metric: Metric::PleShare,
+            scope: Scope::Corpus,
+            sql: "SELECT token, nll FROM tokens WHERE nll > 3 & true".into(),
+            pins: vec![Item::Expert { layer: 3, expert: 4 }, Item::Feature { table: "a:b".into(), feature: 9 }],
         }
     }
 
     #[test]
     fn every_part_survives_the_round_trip() {
         for focus in [full(), Focus::default()] {
-            let link = format("my run@2", "9f00aa12", &focus);
+            assert_eq!(parse_focus(&format_focus(&focus)).unwrap(), focus);
+            let layout = Layout::parse("h(reader:2,v(layers,routing))").unwrap();
+            let link = format("my run@2", "9f00aa12", &focus, Some(&layout));
             assert!(!link.contains(' '), "{link}");
             let back = parse(&link).unwrap();
             assert_eq!(back.focus, focus);
+            assert_eq!(back.layout.unwrap().to_text(), layout.to_text());
             assert_eq!(back.run, "my run@2");
             assert_eq!(back.fingerprint.as_deref(), Some("9f00aa12"));
             assert!(back.ignored.is_empty());
@@ -184,7 +228,7 @@ mod tests {
     #[test]
     fn a_short_link_is_readable() {
         let focus = Focus { view: View::Feature, feature: Some(7), ..Focus::default() };
-        assert_eq!(format("demo", "ab", &focus), "polariscope://demo@ab?v=1&view=feature&feature=7");
+        assert_eq!(format("demo", "ab", &focus, None), "polariscope://demo@ab?v=1&view=feature&feature=7");
     }
 
     #[test]
@@ -202,6 +246,8 @@ mod tests {
         assert!(message("polariscope://a?feature=-1").contains("`feature`"));
         assert!(message("polariscope://a?view=graph").contains("`overview`"));
         assert!(message("polariscope://a?v=2").contains("`1`"));
+        assert!(message("polariscope://a?layout=h(").contains("`layout`"));
+        assert!(message("polariscope://a?pin=7").contains("`pin`"));
     }
 
     #[test]

@@ -182,6 +182,10 @@ pub(crate) struct Loader {
     pass: u64,
     /// Counts runs, so that answers about another run are dropped.
     generation: u64,
+    /// Counts what people said while the window was open.
+    said: u64,
+    /// Who sits here.
+    author: String,
 }
 
 impl Loader {
@@ -214,10 +218,19 @@ impl Loader {
             clock: 0,
             pass: 0,
             generation: 0,
+            said: 0,
+            author: "me".to_owned(),
         })
     }
 
     /// Runs in object storage can be opened with these.
+    pub(crate) fn with_author(mut self, author: Option<String>) -> Self {
+        if let Some(author) = author.filter(|author| !author.trim().is_empty()) {
+            self.author = author;
+        }
+        self
+    }
+
     pub(crate) fn with_stores(mut self, stores: Stores) -> Self {
         self.stores = stores;
         self
@@ -246,6 +259,21 @@ impl Loader {
 
     pub(crate) fn opening(&self) -> &Opening {
         &self.opening
+    }
+
+    /// Whose notes are added.
+    pub(crate) fn author(&self) -> &str {
+        &self.author
+    }
+
+    /// How often something was added to the notes on the run.
+    pub(crate) fn said(&self) -> u64 {
+        self.said
+    }
+
+    /// Something was added to the notes.
+    pub(crate) fn has_said(&mut self) {
+        self.said += 1;
     }
 
     /// The open run.
@@ -327,7 +355,13 @@ impl Loader {
 
     /// How many failures are on the screen: those that were met in this pass or in the last one.
     pub(crate) fn n_failed(&self) -> usize {
-        self.failed.values().filter(|failed| failed.met + 1 >= self.pass).count()
+        self.failures().len()
+    }
+
+    /// What is wrong on the screen, in sentences.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let shown = self.failed.values().filter(|failed| failed.met + 1 >= self.pass);
+        shown.map(|failed| failed.failure.message.clone()).collect()
     }
 
     /// Bytes of answers that are kept.

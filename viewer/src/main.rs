@@ -1,6 +1,6 @@
 //! The viewer alone, for a laptop without libtorch.
 //!
-//! `polariscope-viewer [RUN] [--link LINK] [--theme dark|light|paper|system] [--renderer auto|wgpu|glow]`,
+//! `polariscope-viewer [RUN] [--link LINK] [--theme dark|light|paper|system] [--renderer auto|wgpu|glow] [--author NAME]`,
 //! with `--shot FILE` to draw a picture instead of opening a window.
 
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use viewer::{ShotOptions, ViewOptions};
 
 const USAGE: &str = "usage: polariscope-viewer [RUN] [--link LINK] [--theme dark|light|paper|system] \
-[--renderer auto|wgpu|glow] [--shot FILE [--size 1440x900]]";
+[--renderer auto|wgpu|glow] [--author NAME] [--shot FILE [--size 1440x900]]";
 
 #[expect(clippy::print_stderr, clippy::print_stdout, reason = "this is a program, not the library")]
 fn main() -> ExitCode {
@@ -40,6 +40,7 @@ fn run() -> Result<Option<String>, String> {
             "-V" | "--version" => return Ok(Some(format!("polariscope-viewer {}", env!("CARGO_PKG_VERSION")))),
             "--link" => view.link = Some(value()?),
             "--theme" => view.theme = value()?.parse().map_err(|error: viewer::Error| error.to_string())?,
+            "--author" => view.author = Some(value()?),
             "--renderer" => view.renderer = value()?.parse().map_err(|error: viewer::Error| error.to_string())?,
             "--shot" => shot = Some(PathBuf::from(value()?)),
             "--size" => size = parse_size(&value()?)?,

@@ -1,26 +1,32 @@
 //! What does a small run look like, for tests and for trying the viewer without a model?
 //!
 //! Made with `data`'s own writers and arithmetic alone: the same bytes every time. Documents in several scripts,
-//! three layers, features that mean something (weather, office, numbers, scripts) beside ones that do not.
+//! three layers with experts and per-layer embeddings, features that mean something (weather, office, numbers, scripts)
+//! beside ones that do not.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use bytes::Bytes;
 use data::features::{
-    ACT_BINS, DEFAULT_SORT_MEMORY, Example, FeatureStats, FeatureTableInfo, FeatureTableWriter, act_bin,
+    ACT_BINS, DEFAULT_SORT_MEMORY, Example, ExampleGroup, FeatureStats, FeatureTableInfo, FeatureTableWriter,
+    PairOptions, act_bin, correlate,
 };
+use data::join::{JoinOptions, With, join};
 use data::manifest::{Corpus, Counts, HookPointEntry, Manifest, Model};
 use data::metrics::Metrics;
 use data::tables::{DocumentRow, TokenColumns};
-use data::{Dtype, HookPoint, ModelShape, Run, RunWriter};
+use data::{Dtype, HookPoint, ModelShape, Routing, RoutingColumns, Run, RunWriter, Site};
 use fs_err as fs;
 
 use crate::error::{Error, Result};
 
 /// The feature table and coder of the run.
 pub const TABLE: &str = "batch_topk-l1";
+/// The second table, of a run that has two.
+pub const OTHER_TABLE: &str = "other";
 /// Features of the table.
 pub const N_FEATURES: u32 = 480;
 /// The feature of rain, storms and floods.
@@ -31,11 +37,17 @@ pub const WATER: u32 = 21;
 pub const OFFICE: u32 = 12;
 /// A feature that never fires.
 pub const DEAD: u32 = 400;
+/// The expert of the last layer that takes what [`WEATHER`] fires at.
+pub const WEATHER_EXPERT: u16 = 7;
+/// Experts of a layer, the last of which no token chooses in the first layer.
+pub const N_EXPERTS: usize = 8;
 /// A document that is longer than a page of the reader.
 pub const LONG_DOCUMENT: u64 = 9;
 
 const D_MODEL: usize = 16;
 const N_LAYERS: usize = 3;
+const D_PLE: usize = 6;
+const TOP_K: usize = 2;
 const BOS: u32 = 2;
 /// Tokens before and after the peak of an example.
 const CONTEXT: (u64, u64) = (16, 12);
@@ -145,10 +157,26 @@ const MEANINGS: [(u32, f32, &[&str]); 9] = [
 /// # Errors
 /// What `data` says: the folder exists already, or cannot be written.
 pub fn write_run(dir: &Path) -> Result<()> {
-    let toks = write_recording(dir)?;
+    let toks = write_recording(dir, Parts::Whole)?;
     let run = Run::open(dir)?;
     write_coder(&run)?;
-    write_features(&run, &toks)
+    write_features(&run, TABLE, &toks)
+}
+
+/// Writes the run with a second table of the same features, and compares both.
+///
+/// # Errors
+/// As [`write_run`].
+pub fn write_compared_run(dir: &Path) -> Result<()> {
+    let toks = write_recording(dir, Parts::Whole)?;
+    let run = Run::open(dir)?;
+    for table in [TABLE, OTHER_TABLE] {
+        write_features(&run, table, &toks)?;
+    }
+    let (table, other) = (run.feature_table(TABLE)?, run.feature_table(OTHER_TABLE)?);
+    let options = PairOptions { min_both: 3, top: 3, ..PairOptions::default() };
+    let pairs = correlate(&table, &other, &options, &mut |_| ControlFlow::Continue(()))?;
+    Ok(table.write_correlation(&other, &pairs)?)
 }
 
 /// Writes the run as `record` leaves it: no coder, no features.
@@ -156,7 +184,24 @@ pub fn write_run(dir: &Path) -> Result<()> {
 /// # Errors
 /// As [`write_run`].
 pub fn write_bare_run(dir: &Path) -> Result<()> {
-    write_recording(dir).map(|_| ())
+    write_recording(dir, Parts::Whole).map(|_| ())
+}
+
+/// Writes the run of a model without experts and without per-layer embeddings: no coder, no features.
+///
+/// # Errors
+/// As [`write_run`].
+pub fn write_plain_run(dir: &Path) -> Result<()> {
+    write_recording(dir, Parts::Plain).map(|_| ())
+}
+
+/// Which parts the model of the run has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parts {
+    /// Experts and per-layer embeddings.
+    Whole,
+    /// Neither.
+    Plain,
 }
 
 struct Tok {
@@ -219,7 +264,8 @@ fn document_text(doc: u64) -> String {
     text
 }
 
-fn write_recording(dir: &Path) -> Result<Vec<Tok>> {
+fn write_recording(dir: &Path, parts: Parts) -> Result<Vec<Tok>> {
+    let whole = parts == Parts::Whole;
     let shape = ModelShape {
         n_layers: N_LAYERS,
         n_heads: 4,
@@ -229,28 +275,34 @@ fn write_recording(dir: &Path) -> Result<Vec<Tok>> {
         d_mlp: 64,
         d_vocab: 262_144,
         n_ctx: 32_768,
+        d_ple: if whole { D_PLE } else { 0 },
+        n_experts: if whole { N_EXPERTS } else { 0 },
+        top_k: if whole { TOP_K } else { 0 },
+        d_expert: if whole { 8 } else { 0 },
         ..ModelShape::default()
     };
-    let hooks: Vec<HookPoint> = (0..N_LAYERS)
-        .flat_map(|layer| ["hook_resid_post", "hook_mlp_out"].map(|site| format!("blocks.{layer}.{site}")))
-        .map(|name| name.parse())
-        .collect::<data::Result<_>>()?;
+    let per_layer = [Site::MlpOut, Site::PleInput, Site::PleGatePre, Site::PleOut, Site::ResidPost];
+    let of_layers = (0..N_LAYERS).flat_map(|layer| per_layer.map(|site| HookPoint::block(site, layer)));
+    let once = [Site::Embed, Site::PleToken].into_iter().map(HookPoint::whole);
+    let hooks: Vec<HookPoint> = once.chain(of_layers).filter(|hook| hook.exists(&shape)).collect();
     let entries =
         hooks.iter().map(|hook| HookPointEntry::new(*hook, &shape, Dtype::F32)).collect::<data::Result<Vec<_>>>()?;
+    let routing = Routing { n_experts: N_EXPERTS, top_k: TOP_K, layers: (0..N_LAYERS).collect(), router_logits: true };
     let model = Model {
-        architecture: "gemma3_text".to_owned(),
+        architecture: "gemma4_text".to_owned(),
         source: "models/tiny".to_owned(),
         dtype: "f32".to_owned(),
-        ..Model::new("gemma-3-tiny", shape)
+        ..Model::new("gemma-4-tiny", shape)
     };
     let corpus = Corpus { sources: vec!["texts/*.txt".to_owned()], ..Corpus::default() };
     let manifest = Manifest {
         created_at: "2026-11-24T03:00:00Z".to_owned(),
         created_by: "polariscope 0.1.0".to_owned(),
-        command: ["polariscope", "record", "models/tiny", "--corpus", "texts/*.txt", "--nll"]
+        command: ["polariscope", "record", "models/tiny", "--corpus", "texts/*.txt", "--nll", "--router-logits"]
             .map(str::to_owned)
             .to_vec(),
-        ..Manifest::new(model, corpus, entries)
+        routing: whole.then_some(routing),
+        ..Manifest::new(model, corpus, entries.clone())
     };
     let writer = RunWriter::create(dir, manifest)?;
     let mut ids = BTreeMap::new();
@@ -276,8 +328,11 @@ fn write_recording(dir: &Path) -> Result<Vec<Tok>> {
         let mut shard = writer.shard(index, first)?;
         shard.write_tokens(&columns)?;
         shard.write_documents(&rows)?;
-        for (i, hook) in hooks.iter().enumerate() {
-            shard.write_acts(i, Dtype::F32, vectors(*hook, &columns, first))?;
+        for (i, entry) in entries.iter().enumerate() {
+            shard.write_acts(i, Dtype::F32, vectors(entry, &columns, first))?;
+        }
+        for layer in (0..N_LAYERS).filter(|_| whole) {
+            shard.write_routing(layer, &choices(layer, &columns, first))?;
         }
         shard.commit(serde_json::Value::Null, Counts::captured(rows.len() as u64, n))?;
         all.extend(columns.token.into_iter().zip(columns.special).map(|(text, special)| Tok { text, special }));
@@ -300,21 +355,78 @@ fn push_document(doc: u64, columns: &mut TokenColumns, ids: &mut BTreeMap<String
     }
 }
 
+/// What a word is about: the feature with that meaning, or one number for each word.
+fn subject(text: &str) -> u64 {
+    let word = text.trim_matches(' ').to_lowercase();
+    let about = MEANINGS.iter().find(|(.., words)| words.contains(&word.as_str()));
+    about.map_or_else(|| hash_text(&word), |(feature, ..)| u64::from(*feature))
+}
+
 /// Vectors whose norm grows with the layer, and is large at BOS, as in the real model.
-fn vectors(hook: HookPoint, columns: &TokenColumns, first: u64) -> Bytes {
-    let layer = hook.layer.unwrap_or(0) as u64;
-    let of_stream = hook.to_string().ends_with("resid_post");
-    let scale = if of_stream { 40.0 * 1.9_f32.powi(layer as i32) } else { 18.0 + 6.0 * layer as f32 };
-    let mut bytes = Vec::with_capacity(columns.len() * D_MODEL * 4);
+///
+/// Rows of the tables of embeddings depend on the token alone, and are alike where words mean alike.
+fn vectors(entry: &HookPointEntry, columns: &TokenColumns, first: u64) -> Bytes {
+    let (layer, site) = (entry.name.layer.unwrap_or(0), entry.name.site);
+    let scale = match site {
+        Site::ResidPost => 40.0 * 1.9_f32.powi(layer as i32),
+        Site::MlpOut => 18.0 + 6.0 * layer as f32,
+        Site::PleOut => 9.0 + 12.0 * layer as f32,
+        _ => 4.0,
+    };
+    let of_table = matches!(site, Site::Embed | Site::PleToken);
+    let mut bytes = Vec::with_capacity(columns.len() * entry.width * 4);
     for (i, text) in columns.token.iter().enumerate() {
-        let salt = [hash_text(text), first + i as u64, layer, u64::from(of_stream)];
-        let size = scale * (0.6 + 0.8 * noise(&salt)) * if columns.special[i] { 60.0 } else { 1.0 };
-        for dim in 0..D_MODEL as u64 {
-            let x = (noise(&[salt[0], salt[1], layer, dim]) - 0.5) * 2.0 * size / (D_MODEL as f32 / 3.0).sqrt();
-            bytes.extend_from_slice(&x.to_le_bytes());
+        let place = if of_table { 0 } else { first + i as u64 };
+        let salt = [hash_text(text), place, layer as u64, site as u64];
+        let special = if columns.special[i] && !of_table { 60.0 } else { 1.0 };
+        let size = scale * (0.6 + 0.8 * noise(&salt)) * special;
+        for dim in 0..entry.width as u64 {
+            let own = noise(&[salt[0], salt[1], salt[3], layer as u64, dim]) - 0.5;
+            let shared = noise(&[subject(text), salt[3], layer as u64, dim]) - 0.5;
+            let x = if of_table { shared + 0.35 * own } else { own };
+            bytes.extend_from_slice(&(x * 2.0 * size / (entry.width as f32 / 3.0).sqrt()).to_le_bytes());
         }
     }
     Bytes::from(bytes)
+}
+
+/// The router's choices: by what a word is about, more so in later layers.
+fn choices(layer: usize, columns: &TokenColumns, first: u64) -> RoutingColumns {
+    let mut out = RoutingColumns { router_logits: Some(Vec::new()), ..RoutingColumns::default() };
+    for (i, text) in columns.token.iter().enumerate() {
+        let about = subject(text);
+        let logits: Vec<f32> = (0..N_EXPERTS)
+            .map(|expert| {
+                let chance = 1.6 * noise(&[hash_text(text), first + i as u64, layer as u64, expert as u64]);
+                let taste = 1.5 * layer as f32 * noise(&[about, layer as u64, expert as u64]);
+                let of_weather = about == u64::from(WEATHER) && layer == N_LAYERS - 1;
+                let drawn = if of_weather && expert == usize::from(WEATHER_EXPERT) { 4.0 } else { 0.0 };
+                let shut = if layer == 0 && expert == N_EXPERTS - 1 { -9.0 } else { 0.0 };
+                chance + taste + drawn + shut
+            })
+            .collect();
+        push_choice(&mut out, layer, &logits);
+    }
+    out
+}
+
+fn push_choice(out: &mut RoutingColumns, layer: usize, logits: &[f32]) {
+    let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
+    let probs: Vec<f32> = logits.iter().map(|logit| logit.exp() / sum).collect();
+    let mut order: Vec<usize> = (0..probs.len()).collect();
+    order.sort_by(|a, b| probs[*b].total_cmp(&probs[*a]).then(a.cmp(b)));
+    let chosen: f32 = order[..TOP_K].iter().map(|expert| probs[*expert]).sum();
+    for expert in &order[..TOP_K] {
+        out.expert_ids.push(*expert as u16);
+        out.probs.push(probs[*expert]);
+        out.weights.push(probs[*expert] / chosen);
+    }
+    out.entropy.push(probs.iter().map(|p| -p * p.ln()).sum());
+    out.dense_norm.push(12.0 + layer as f32);
+    out.moe_norm.push(4.0 + 6.0 * probs[order[0]]);
+    if let Some(all) = &mut out.router_logits {
+        all.extend_from_slice(logits);
+    }
 }
 
 fn write_coder(run: &Run) -> Result<()> {
@@ -369,7 +481,7 @@ fn active(idx: u64, tok: &Tok) -> Vec<(u32, f32)> {
     found.into_iter().collect()
 }
 
-fn write_features(run: &Run, toks: &[Tok]) -> Result<()> {
+fn write_features(run: &Run, name: &str, toks: &[Tok]) -> Result<()> {
     let ordinary = toks.iter().filter(|tok| !tok.special).count() as u64;
     let info = FeatureTableInfo {
         coder: TABLE.to_owned(),
@@ -380,7 +492,7 @@ fn write_features(run: &Run, toks: &[Tok]) -> Result<()> {
         n_ordinary_tokens: ordinary,
         notes: serde_json::Value::Null,
     };
-    let mut writer = FeatureTableWriter::create(run, TABLE, info, DEFAULT_SORT_MEMORY)?;
+    let mut writer = FeatureTableWriter::create(run, name, info, DEFAULT_SORT_MEMORY)?;
     let mut by_feature: Vec<Vec<(u64, f32)>> = vec![Vec::new(); N_FEATURES as usize];
     for (idx, tok) in toks.iter().enumerate() {
         for (feature, act) in active(idx as u64, tok) {
@@ -401,8 +513,17 @@ fn write_features(run: &Run, toks: &[Tok]) -> Result<()> {
         rows.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         sorted.write_stats(&[stats(feature, rows, ordinary, &words)])?;
         sorted.write_examples(&examples(feature, rows, &columns))?;
+        sorted.write_groups(&groups(feature, rows))?;
     }
-    Ok(sorted.finish()?)
+    let options = PairOptions { min_both: 3, ..PairOptions::default() };
+    sorted.write_coactivation(&|tokens| run.special(tokens), options, &mut |_| ControlFlow::Continue(()))?;
+    sorted.finish()?;
+    let table = run.feature_table(name)?;
+    for with in [With::Experts, With::TokenClass] {
+        let options = JoinOptions { with, min_count: 5, ..JoinOptions::default() };
+        table.write_join(&join(&table, &options, &mut |_| ControlFlow::Continue(()))?)?;
+    }
+    Ok(())
 }
 
 fn stats(feature: u32, rows: &[(u64, f32)], ordinary: u64, words: &[(u32, &str)]) -> FeatureStats {
@@ -449,6 +570,17 @@ fn stats(feature: u32, rows: &[(u64, f32)], ordinary: u64, words: &[(u32, &str)]
         first_fired: rows.iter().map(|(idx, _)| *idx).min(),
         last_fired: rows.iter().map(|(idx, _)| *idx).max(),
     }
+}
+
+/// The bounds that the intervals of [`examples`] have.
+fn groups(feature: u32, rows: &[(u64, f32)]) -> Vec<ExampleGroup> {
+    let Some(&(_, max)) = rows.first() else { return Vec::new() };
+    let group = |interval: usize| {
+        let (low, high) = (max * interval as f32 / 4.0, max * (interval + 1) as f32 / 4.0);
+        let n_active = rows.iter().filter(|(_, act)| *act > low && *act <= high).count() as u64;
+        ExampleGroup { feature, group: format!("interval-{interval}"), low, high, n_active }
+    };
+    (0..4).map(group).collect()
 }
 
 /// Up to eight strongest passages, and two of each of four intervals below.

@@ -39,6 +39,10 @@ pub struct ViewOptions {
     pub renderer: Renderer,
     /// What runs in object storage need.
     pub stores: Stores,
+    /// Whose labels, ratings and notes are added.
+    pub author: Option<String>,
+    /// The file in which it is kept what was looked at; nothing is kept without one.
+    pub session: Option<PathBuf>,
 }
 
 /// What picture is drawn.
@@ -91,7 +95,16 @@ pub fn open(run: Option<PathBuf>, options: ViewOptions) -> Result<()> {
         Renderer::Auto if has_graphics_card() => eframe::Renderer::Wgpu,
         Renderer::Auto | Renderer::Glow => eframe::Renderer::Glow,
     };
-    let start = Start { run, stores: options.stores, link: options.link, theme: options.theme, threads: THREADS };
+    let start = Start {
+        run,
+        stores: options.stores,
+        link: options.link,
+        theme: options.theme,
+        author: options.author,
+        session: options.session,
+        pictures: Some(PathBuf::new()),
+        threads: THREADS,
+    };
     let native = eframe::NativeOptions {
         renderer,
         viewport: egui::ViewportBuilder::default()
@@ -143,6 +156,9 @@ pub fn shot(run: &Path, options: &ShotOptions) -> Result<()> {
         stores: options.stores.clone(),
         link: options.link.clone(),
         theme: options.theme,
+        author: None,
+        session: None,
+        pictures: None,
         threads: 0,
     };
     let size = egui::vec2(options.width as f32, options.height as f32);
@@ -160,9 +176,8 @@ pub fn shot(run: &Path, options: &ShotOptions) -> Result<()> {
         return Err(Error::Draw { message: failure.message.clone() });
     }
     let image = harness.render().map_err(|message| Error::Draw { message })?;
-    let mut png = Vec::new();
-    image
-        .write_to(&mut std::io::Cursor::new(&mut png), image::ImageFormat::Png)
+    let link = harness.state().link();
+    let png = crate::picture::encode(image.dimensions(), image.as_raw(), link.as_deref())
         .map_err(|source| Error::Encode { path: options.out.clone(), source })?;
     fs::write(&options.out, png).map_err(|source| Error::Write { path: options.out.clone(), source })
 }
@@ -176,7 +191,6 @@ pub fn has_adapter() -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pixels {
     /// Only the tree of widgets is wanted: no adapter is needed.
-    #[cfg(test)]
     Never,
     Drawn,
 }

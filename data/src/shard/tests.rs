@@ -48,6 +48,7 @@ fn tokens_and_documents_round_trip_across_shards() {
     assert_eq!(run.tokens(24..27).unwrap(), tokens(24..27));
     assert_eq!(run.tokens(50..50).unwrap(), TokenColumns::default());
     assert_eq!(run.special(19..22).unwrap(), [false, true, false]);
+    assert_eq!(run.token_ids(19..22).unwrap(), (tokens(19..22).token_id, vec![false, true, false]));
     assert_eq!(run.documents(0..10).unwrap(), documents(0..100));
     assert_eq!(run.document(9).unwrap(), documents(90..91)[0]);
     assert_eq!(run.document_tokens(2).unwrap(), 2 * DOC_TOKENS..3 * DOC_TOKENS);

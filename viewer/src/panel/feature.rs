@@ -5,7 +5,7 @@ use egui::{Align2, FontId, RichText, Role, ScrollArea, Sense, Ui, WidgetInfo, po
 use super::{Cx, order_query, scroll_by_step};
 use crate::command::Command;
 use crate::query::{FeatureAnswer, FeatureExample, FeatureQuery, Neighbour};
-use crate::state::{ColorBy, View};
+use crate::state::{ColorBy, Item, View};
 use crate::widget::{self, Axis, Breaks, Chart, Mark, Series, TokenText, grouped, number, percent, plain};
 
 /// A feature that fires on more tokens than this is called dense.
@@ -146,6 +146,10 @@ fn chips(ui: &mut Ui, cx: &Cx<'_>, answer: &FeatureAnswer) {
 
 fn about(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
     let theme = cx.theme;
+    if let Some(table) = cx.table() {
+        super::notes::show(ui, cx, &Item::Feature { table, feature: answer.feature });
+        ui.add_space(6.0);
+    }
     widget::card(ui, theme, "How strongly it fires", |ui| {
         let bars = histogram(answer);
         if bars.is_empty() {
@@ -198,7 +202,8 @@ fn about(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
             neighbour(ui, cx, other);
         }
     });
-    ui.add_space(10.0);
+    ui.add_space(6.0);
+    super::feature_more::show(ui, cx, answer);
 }
 
 /// Points for bars: only the bins from the first to the last that is not empty.
@@ -311,10 +316,13 @@ fn examples(ui: &mut Ui, cx: &mut Cx<'_>, answer: &FeatureAnswer) {
             last_group = Some(example.group.as_str());
             ui.add_space(if i == 0 { 2.0 } else { 10.0 });
             let of_group: Vec<&FeatureExample> = answer.examples.iter().filter(|e| e.group == example.group).collect();
-            ui.label(RichText::new(group_title(&example.group, &of_group)).size(12.5).strong().color(theme.accent));
+            let title = group_title(&example.group, &of_group);
+            let title = format!("{title}{}", super::feature_more::group_note(cx, answer, &example.group));
+            ui.label(RichText::new(title).size(12.5).strong().color(theme.accent));
         }
         one_example(ui, cx, answer, example, i);
     }
+    super::feature_more::near_misses(ui, cx, answer);
 }
 
 /// `top`, `interval-3` and `quantile-3` in words.

@@ -7,7 +7,7 @@ use egui::{Align2, FontId, Rect, RichText, Role, Sense, Stroke, TextEdit, Ui, Wi
 use super::{Cx, order_query};
 use crate::command::Command;
 use crate::query::{Order, RowDetail, RowsQuery};
-use crate::state::SortBy;
+use crate::state::{Item, SortBy};
 use crate::theme::{Theme, text_on};
 use crate::widget::{self, Breaks, Spaces, VirtualRows, grouped, number, percent, sparkline, visible};
 
@@ -44,7 +44,7 @@ impl Column {
             Self::Sorted(by) => by.title(),
             Self::Histogram => "Activations",
             Self::Example => "Strongest example",
-            Self::Logits => "Promotes",
+            Self::Logits => "Label, or what it promotes",
         }
     }
 
@@ -67,7 +67,7 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
                 ui,
                 cx.theme,
                 &text,
-                "Text is looked for where words begin in the examples of each feature; *text anywhere. density<0.001, max>5 and #12 are understood too.",
+                "Text is looked for where words begin in the examples of each feature; *text anywhere. logit:rain looks into what features promote, label:rain into their labels; density<0.001, max>5 and #12 are understood too.",
                 None,
             );
             return;
@@ -80,8 +80,8 @@ fn toolbar(ui: &mut Ui, cx: &mut Cx<'_>, order: Option<&Order>, stale: bool) {
     let theme = cx.theme;
     ui.horizontal(|ui| {
         let field = TextEdit::singleline(&mut cx.ui.filter)
-            .hint_text("Filter: text in the examples, density<0.001, max>5, #12")
-            .desired_width(420.0)
+            .hint_text("Filter: text in the examples, logit:rain, label:rain, density<0.001, max>5, #12")
+            .desired_width((ui.available_width() * 0.6).clamp(120.0, 460.0))
             .margin(egui::Margin::symmetric(8, 4));
         let field = ui.add(field).accessible_name("Filter");
         if std::mem::take(&mut cx.ui.focus_filter) {
@@ -102,7 +102,7 @@ fn toolbar(ui: &mut Ui, cx: &mut Cx<'_>, order: Option<&Order>, stale: bool) {
                 format!("{} of {} features pass the filter", grouped(shown), grouped(all))
             };
             let text = if stale { "searching…".to_owned() } else { text };
-            ui.label(RichText::new(text).color(theme.text_dim));
+            ui.add(egui::Label::new(RichText::new(text).color(theme.text_dim)).truncate());
         }
         ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| tables(ui, cx));
     });
@@ -134,6 +134,7 @@ fn table(ui: &mut Ui, cx: &mut Cx<'_>, order: &Order) {
     let total = order.features.len() as u64;
     let cursor = cx.focus.feature.and_then(|feature| order.row_of(feature));
     let Some(table) = cx.table() else { return };
+    let notes = cx.notes();
     let rows =
         VirtualRows { id: ui.scope_id().with("features"), name: "features", total, row_height: ROW_HEIGHT, cursor };
     let mut pages: Vec<(u64, Option<Arc<Vec<RowDetail>>>)> = Vec::new();
@@ -168,7 +169,9 @@ fn table(ui: &mut Ui, cx: &mut Cx<'_>, order: &Order) {
         if let Some(fill) = fill {
             ui.painter().rect_filled(rect, 3.0, fill);
         }
-        draw_row(ui, theme, order, feature, detail, rect, cx.ui.spaces);
+        let item = Item::Feature { table: table.clone(), feature };
+        let label = notes.as_ref().and_then(|notes| notes.label(&item.to_string()));
+        draw_row(ui, theme, (order, feature, detail), label, rect, cx.ui.spaces);
         if response.on_hover_cursor(egui::CursorIcon::PointingHand).clicked() {
             cx.emit(Command::OpenFeature(feature));
         }
@@ -240,9 +243,8 @@ fn text(ui: &Ui, rect: Rect, right: bool, text: &str, font: FontId, color: egui:
 fn draw_row(
     ui: &Ui,
     theme: &Theme,
-    order: &Order,
-    feature: u32,
-    detail: Option<&RowDetail>,
+    (order, feature, detail): (&Order, u32, Option<&RowDetail>),
+    label: Option<&str>,
     row: Rect,
     spaces: Spaces,
 ) {
@@ -292,7 +294,9 @@ fn draw_row(
                 }
             }
             Column::Logits => {
-                if let Some(detail) = detail {
+                if let Some(label) = label {
+                    widget::one_line(ui, rect, &format!("“{label}”"), font.clone(), theme.text);
+                } else if let Some(detail) = detail {
                     text(ui, rect, false, &detail.top_logits, FontId::monospace(12.0), theme.text_dim);
                 }
             }

@@ -3,23 +3,37 @@
 //! A panel reads the [`Focus`] and the loader, and emits [`Command`]s. It changes nothing else but [`UiState`],
 //! which holds what is neither a place nor worth a link: half-typed text, open dialogs.
 
+pub(crate) mod ask;
 pub(crate) mod cheat_sheet;
+pub(crate) mod diagnostics;
+pub(crate) mod expert;
 pub(crate) mod feature;
+pub(crate) mod feature_more;
 pub(crate) mod features;
+pub(crate) mod grid;
+pub(crate) mod notes;
 pub(crate) mod overview;
 pub(crate) mod palette;
+pub(crate) mod panes;
+pub(crate) mod pieces;
 pub(crate) mod reader;
+pub(crate) mod routing;
+pub(crate) mod rows;
 pub(crate) mod shell;
 pub(crate) mod start;
+pub(crate) mod training;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use data::annotations::Annotations;
 
 use crate::command::{Command, Step};
 use crate::loader::Loader;
-use crate::query::{OrderQuery, Source};
+use crate::query::{NotesQuery, OrderQuery, Source};
 use crate::state::{Focus, View};
 use crate::theme::Theme;
-use crate::widget::Spaces;
+use crate::widget::{Pool, Spaces};
 
 /// What a panel has in hand.
 pub(crate) struct Cx<'a> {
@@ -38,6 +52,12 @@ impl Cx<'_> {
     /// The open run; panels are drawn only with one.
     pub(crate) fn source(&self) -> Option<Arc<Source>> {
         self.loader.source().cloned()
+    }
+
+    /// What people said about the run, once it is read.
+    pub(crate) fn notes(&mut self) -> Option<Arc<Annotations>> {
+        let round = self.loader.said();
+        self.loader.get(&NotesQuery { round }).value
     }
 
     /// The feature table that is looked at: the chosen one, else the first.
@@ -59,6 +79,7 @@ pub(crate) fn order_query(focus: &Focus, loader: &Loader) -> Option<OrderQuery> 
         sort: focus.sort,
         ascending: focus.ascending,
         filter: focus.filter.trim().to_owned(),
+        notes: if focus.filter.contains("label:") { loader.said() } else { 0 },
     })
 }
 
@@ -77,8 +98,53 @@ pub(crate) struct UiState {
     /// The path on the start screen.
     pub(crate) path: String,
     pub(crate) notice: Option<Notice>,
+    /// Labels and notes as they are being typed, by what they are about.
+    pub(crate) saying: BTreeMap<String, Saying>,
+    /// The key for labelling was pressed.
+    pub(crate) focus_label: Option<()>,
+    /// The query as it is being typed; that of the focus where nothing was typed.
+    pub(crate) sql: Option<String>,
+    pub(crate) pool: Pool,
+    /// The text that the tokenizer cuts, as it is being typed.
+    pub(crate) pieces: Option<Typed>,
+    /// What the pointer was on in the last pass, and is on in this one: marked in every pane.
+    pub(crate) hovered: Hover,
+    pub(crate) hovering: Hover,
+    pub(crate) panes: PaneEdits,
     /// A step that the view must carry out, since only it knows where lines begin and how tall it is.
     pub(crate) step: Option<Step>,
+}
+
+/// What is being typed about something.
+#[derive(Debug, Default)]
+pub(crate) struct Saying {
+    pub(crate) label: String,
+    pub(crate) note: String,
+}
+
+/// A text for the tokenizer, and which tokenizer.
+#[derive(Debug, Default)]
+pub(crate) struct Typed {
+    pub(crate) path: String,
+    pub(crate) text: String,
+}
+
+/// What the person does to the arrangement of panes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PaneEdits {
+    /// It was changed in this pass.
+    pub(crate) edited: bool,
+    /// A border is being dragged, which is one change from the press to the release.
+    pub(crate) resizing: bool,
+}
+
+/// What is under the pointer, by name. Never in the history, never asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Hover {
+    /// Counted from the first token of the document that is shown.
+    pub(crate) token: Option<u64>,
+    pub(crate) layer: Option<usize>,
+    pub(crate) expert: Option<u16>,
 }
 
 /// A sentence in the status bar, until it is dismissed or replaced.
@@ -88,14 +154,37 @@ pub(crate) struct Notice {
     pub(crate) warning: bool,
 }
 
-/// Draws the view that is in focus.
-pub(crate) fn show(ui: &mut egui::Ui, cx: &mut Cx<'_>) {
-    match cx.focus.view {
+/// Draws a view.
+pub(crate) fn show(view: View, ui: &mut egui::Ui, cx: &mut Cx<'_>) {
+    match view {
         View::Overview => overview::show(ui, cx),
         View::Features => features::show(ui, cx),
         View::Feature => feature::show(ui, cx),
         View::Reader => reader::show(ui, cx),
+        View::Grid => grid::show(ui, cx),
+        View::Routing => routing::show(ui, cx),
+        View::Expert => expert::show(ui, cx),
+        View::Rows => rows::show(ui, cx),
+        View::Training => training::show(ui, cx),
+        View::Query => ask::show(ui, cx),
+        View::Pieces => pieces::show(ui, cx),
+        View::Diagnostics => diagnostics::show(ui, cx),
     }
+}
+
+/// A column of a pane with its own scroll bar, as wide as is pleasant to read.
+pub(crate) fn scrolled(
+    ui: &mut egui::Ui,
+    cx: &mut Cx<'_>,
+    id: impl egui::AsIdSalt,
+    add: impl FnOnce(&mut egui::Ui, &mut Cx<'_>),
+) {
+    egui::ScrollArea::vertical().id_salt(id).auto_shrink(false).show(ui, |ui| {
+        scroll_by_step(ui, cx);
+        ui.set_max_width((ui.available_width() - 10.0).min(1_480.0));
+        add(ui, cx);
+        ui.add_space(16.0);
+    });
 }
 
 /// Carries out a step in a scroll area.

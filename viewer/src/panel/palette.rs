@@ -7,6 +7,7 @@ use egui::{Id, Key, Modal, Modifiers, RichText, Sense, TextEdit, Ui, vec2};
 use super::Cx;
 use crate::command::{Command, TABLE, When};
 use crate::link;
+use crate::state::Item;
 use crate::theme::ThemeChoice;
 
 /// Lines that are shown at most.
@@ -52,7 +53,9 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>, allowed: impl Fn(When) -> bool)
         ui.set_width((ui.ctx().content_rect().width() - 60.0).clamp(200.0, 620.0));
         let field = ui.add(
             TextEdit::singleline(&mut palette.text)
-                .hint_text("A command, a feature number, d 12 for a document, a link, a folder")
+                .hint_text(
+                    "A command, a feature number, d 12 for a document, e 3:7 for an expert, row 5765, a link, a folder",
+                )
                 .desired_width(f32::INFINITY)
                 .font(egui::FontId::proportional(16.0)),
         );
@@ -130,6 +133,23 @@ fn lines(ctx: &egui::Context, cx: &Cx<'_>, text: &str, allowed: impl Fn(When) ->
         let doc = number("d ").or_else(|| number("document ")).or_else(|| number(""));
         if let Some(doc) = doc.filter(|doc| *doc < source.run.n_documents()) {
             add(format!("Open document {doc}"), Command::OpenDocument { doc, token: None });
+        }
+    }
+    if let Some(source) = open {
+        let pair = |prefix: &str| text.strip_prefix(prefix)?.trim().split_once([':', '.', ' ']);
+        let expert = pair("e ").or_else(|| pair("expert "));
+        if let Some((layer, expert)) = expert
+            && let (Ok(layer), Ok(expert)) = (layer.parse(), expert.trim().parse())
+            && source.run.routing_info().is_ok()
+        {
+            add(format!("Open expert {expert} of layer {layer}"), Command::OpenItem(Item::Expert { layer, expert }));
+        }
+        let row = text.strip_prefix("row ").or_else(|| text.strip_prefix("r "));
+        if let Some(id) = row.and_then(|row| row.trim().parse().ok()) {
+            add(format!("Embeddings of row {id}"), Command::OpenRow(id));
+        }
+        if text.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("select ")) {
+            add("Ask this in SQL".to_owned(), Command::RunSql(text.to_owned()));
         }
     }
     let needle = text.to_lowercase();

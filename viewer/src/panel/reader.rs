@@ -10,11 +10,14 @@ use crate::query::{
     Active, DocumentsQuery, NormsQuery, Passage, PassageFeatures, PassageFeaturesQuery, PassageQuery, RowsQuery,
     TOKENS_PER_PAGE,
 };
-use crate::state::{ColorBy, Focus, View};
+use crate::state::{ColorBy, Focus, Item, View};
 use crate::widget::{self, Breaks, Spaces, TokenText, VirtualRows, grouped, number, plain, visible};
 
 /// Features of a token that are listed.
 const LISTED: usize = 24;
+/// Panes narrower than this have no list of documents, and than this no features of the token.
+const LIST_FROM: f32 = 720.0;
+const INSPECTOR_FROM: f32 = 480.0;
 /// The longest line of text that is pleasant to read.
 const TEXT_WIDTH: f32 = 900.0;
 
@@ -26,11 +29,14 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     }
     let frame = egui::Frame::NONE;
     let width = ui.available_width();
-    let list = Panel::left("documents")
-        .frame(frame)
-        .default_size((width * 0.21).clamp(140.0, 270.0))
-        .size_range(120.0..=460.0);
-    list.show(ui, |ui| documents(ui, cx, source.run.n_documents()));
+    // A narrow pane is for the text: other documents are one key away, the token's features in another pane.
+    if width > LIST_FROM {
+        let list = Panel::left("documents")
+            .frame(frame)
+            .default_size((width * 0.21).clamp(140.0, 270.0))
+            .size_range(120.0..=460.0);
+        list.show(ui, |ui| documents(ui, cx, source.run.n_documents()));
+    }
 
     let doc = doc(cx.focus);
     let page = page(cx.focus);
@@ -40,7 +46,7 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
     let features = features.filter(|got| !got.stale);
     let failure = features.as_ref().and_then(|got| got.failure.clone());
     let features = features.and_then(|got| got.value);
-    if let (Some(passage), false) = (&passage.value, passage.stale) {
+    if let (Some(passage), false, true) = (&passage.value, passage.stale, width > INSPECTOR_FROM) {
         let passage = Arc::clone(passage);
         let features = features.clone();
         let inspector = Panel::right("inspector")
@@ -67,7 +73,7 @@ fn inside(ui: &mut Ui, add: impl FnOnce(&mut Ui)) {
     egui::Frame::NONE.inner_margin(egui::Margin::symmetric(12, 0)).show(ui, add);
 }
 
-fn doc(focus: &Focus) -> u64 {
+pub(crate) fn doc(focus: &Focus) -> u64 {
     focus.doc.unwrap_or(0)
 }
 
@@ -167,7 +173,7 @@ fn text(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Passa
             toks: &passage.toks,
             fill: &fill,
             selected,
-            marked: None,
+            marked: cx.ui.hovered.token.and_then(|token| token.checked_sub(passage.first)).map(|token| token as usize),
             size: 14.0,
             spaces: cx.ui.spaces,
             breaks: Breaks::Line,
@@ -181,6 +187,7 @@ fn text(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Passa
             cx.emit(Command::SelectToken(passage.first + token as u64));
         }
         if let Some(token) = shown.hovered {
+            cx.ui.hovering.token = Some(passage.first + token as u64);
             if shown.response.clicked() {
                 cx.emit(Command::SelectToken(passage.first + token as u64));
             }
@@ -237,9 +244,19 @@ fn turn_page(cx: &mut Cx<'_>, passage: &Passage) {
 
 fn pager(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, coloring: Option<&Coloring>, note: &str) {
     let theme = cx.theme;
+    let narrow = ui.available_width() < 560.0;
+    if narrow {
+        ui.horizontal(|ui| scale(ui, cx, coloring, note));
+    }
     ui.horizontal(|ui| {
-        let source = ui.label(RichText::new(&passage.source).color(theme.text_dim));
-        source.on_hover_text("Where the document came from");
+        let name = passage.source.rsplit('/').next().unwrap_or(&passage.source);
+        let room = (ui.available_width() * if narrow { 0.6 } else { 0.4 }).max(60.0);
+        ui.scope(|ui| {
+            ui.set_max_width(room);
+            let name = RichText::new(name).color(theme.text_dim);
+            let source = ui.add(egui::Label::new(name).truncate());
+            source.on_hover_text(format!("Where the document came from: {}", passage.source));
+        });
         if passage.n_tokens > TOKENS_PER_PAGE {
             let end = passage.first + passage.toks.len() as u64;
             let pages = [
@@ -262,15 +279,20 @@ fn pager(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, coloring: Option<&Colo
         } else {
             ui.label(RichText::new(format!("{} tokens", grouped(passage.n_tokens))).color(theme.text_dim));
         }
-        ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-            if let Some(coloring) = coloring {
-                let ends = [coloring.low, coloring.high].map(|end| number(f64::from(end)));
-                super::feature::gradient(ui, cx, &ends[0], &ends[1]);
-                ui.add_space(6.0);
-            }
-            ui.add(egui::Label::new(RichText::new(note).color(theme.text_dim)).truncate());
-        });
+        if !narrow {
+            ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| scale(ui, cx, coloring, note));
+        }
     });
+}
+
+/// The colors with their ends, and a word about them.
+fn scale(ui: &mut Ui, cx: &Cx<'_>, coloring: Option<&Coloring>, note: &str) {
+    if let Some(coloring) = coloring {
+        let ends = [coloring.low, coloring.high].map(|end| number(f64::from(end)));
+        super::feature::gradient(ui, cx, &ends[0], &ends[1]);
+        ui.add_space(6.0);
+    }
+    ui.add(egui::Label::new(RichText::new(note).color(cx.theme.text_dim)).truncate());
 }
 
 /// The choice of what colors the tokens; draws it, and gives the values and a word about them.
@@ -284,19 +306,28 @@ fn coloring(
     let mut coloring = None;
     let mut note = String::new();
     ui.horizontal_wrapped(|ui| {
-        ui.label(RichText::new("Color by").color(theme.text_dim));
-        for color in ColorBy::ALL {
-            let on = cx.focus.color == color;
-            let button = ui.add(egui::Button::selectable(on, color.title()));
-            if button.clicked() && !on {
-                cx.emit(Command::ColorBy(color));
+        let choose = |ui: &mut Ui, cx: &mut Cx<'_>| {
+            for color in ColorBy::ALL {
+                let on = cx.focus.color == color;
+                let button = ui.add(egui::Button::selectable(on, color.title()));
+                if button.clicked() && !on {
+                    cx.emit(Command::ColorBy(color));
+                }
             }
+        };
+        if ui.available_width() > 560.0 {
+            ui.label(RichText::new("Color by").color(theme.text_dim));
+            choose(ui, cx);
+        } else {
+            let combo = egui::ComboBox::from_id_salt("color").selected_text(cx.focus.color.title()).width(130.0);
+            combo.show_ui(ui, |ui| choose(ui, cx)).response.accessible_name("Color by");
         }
         ui.add_space(8.0);
         coloring = match cx.focus.color {
             ColorBy::Feature => by_feature(ui, cx, features, &mut note),
             ColorBy::Norm => by_norm(ui, cx, passage, &mut note),
             ColorBy::Nll => by_nll(passage, &mut note),
+            ColorBy::Entropy | ColorBy::Expert | ColorBy::PleShare => by_layer(ui, cx, &mut note),
             ColorBy::Nothing => None,
         };
     });
@@ -368,6 +399,37 @@ fn by_nll(passage: &Passage, note: &mut String) -> Option<Coloring> {
     Some(Coloring { values: passage.nll.clone(), low: 0.0, high })
 }
 
+/// By a quantity of the layer that is looked at, from the grid of tokens by layers.
+fn by_layer(ui: &mut Ui, cx: &mut Cx<'_>, note: &mut String) -> Option<Coloring> {
+    let metric = cx.focus.color.metric()?;
+    let got = cx.loader.get(&super::grid::query(cx, metric));
+    if let Some(failure) = got.failure {
+        let said = ui.label(RichText::new(format!("▲ {}", failure.message)).color(cx.theme.warning));
+        said.on_hover_text(failure.hint.as_deref().unwrap_or_default());
+        return None;
+    }
+    let grid = got.value.filter(|_| !got.stale)?;
+    let layers: Vec<usize> = grid.rows.iter().filter_map(|row| row.layer).collect();
+    let layer = cx.focus.layer.filter(|layer| layers.contains(layer)).or(layers.last().copied())?;
+    let combo = egui::ComboBox::from_id_salt("layer").selected_text(format!("layer {layer}")).width(90.0);
+    let combo = combo.show_ui(ui, |ui| {
+        for other in layers.iter().rev() {
+            if ui.selectable_label(*other == layer, format!("layer {other}")).clicked() {
+                cx.emit(Command::UseLayer(*other));
+            }
+        }
+    });
+    combo.response.accessible_name("Layer");
+    match (metric, cx.focus.expert) {
+        (crate::state::Metric::Expert, None) => note.push_str("no expert chosen: see Routing"),
+        (crate::state::Metric::Expert, Some(expert)) => *note = format!("weight of expert {expert}"),
+        _ => *note = metric.title().to_lowercase(),
+    }
+    let values = grid.of_layer(layer)?.to_vec();
+    let (low, high) = range(&values)?;
+    Some(Coloring { values, low: if low > 0.0 && low > high * 0.5 { low } else { 0.0 }, high })
+}
+
 /// The smallest and the 99th hundredth, so that one outlier does not flatten the rest.
 fn range(values: &[f32]) -> Option<(f32, f32)> {
     let mut sorted: Vec<f32> = values.iter().copied().filter(|v| v.is_finite()).collect();
@@ -425,7 +487,16 @@ fn inspect(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Pa
     }
     ui.spacing_mut().item_spacing.y = 3.0;
     widget::facts(ui, theme, "token", &rows);
-    ui.add_space(8.0);
+    ui.horizontal_wrapped(|ui| {
+        ui.spacing_mut().item_spacing.x = 12.0;
+        for (text, view) in [("Experts", View::Routing), ("Embedding lookups", View::Rows), ("Layers", View::Grid)] {
+            let tip = super::shell::with_keys(ui, "Of this token", &Command::Show(view));
+            if widget::link(ui, theme, text).on_hover_text(tip).clicked() {
+                cx.emit(Command::Show(view));
+            }
+        }
+    });
+    ui.add_space(4.0);
     ui.separator();
     let Some(table) = table else {
         ui.label(RichText::new("No features yet: `polariscope encode` makes them.").color(theme.text_dim));
@@ -451,11 +522,17 @@ fn inspect(ui: &mut Ui, cx: &mut Cx<'_>, passage: &Passage, features: Option<&Pa
     let got = cx.loader.get(&query);
     let details = got.value.filter(|_| !got.stale);
     let largest = listed.first().map_or(1.0, |a| a.act);
+    let notes = cx.notes();
     ScrollArea::vertical().id_salt("active").auto_shrink(false).show(ui, |ui| {
         ui.spacing_mut().item_spacing.y = 1.0;
         for (i, active) in listed.iter().enumerate() {
             let detail = details.as_ref().and_then(|details| details.get(i));
-            let words = detail.map(|detail| peak_words(&detail.snippet, detail.peak)).unwrap_or_default();
+            let item = Item::Feature { table: table.to_owned(), feature: active.feature };
+            // What someone called it says more than where it is strongest.
+            let words = match notes.as_ref().and_then(|notes| notes.label(&item.to_string())) {
+                Some(label) => format!("“{label}”"),
+                None => detail.map(|detail| peak_words(&detail.snippet, detail.peak)).unwrap_or_default(),
+            };
             active_line(ui, cx, *active, largest, &words);
         }
         if active.len() > listed.len() {

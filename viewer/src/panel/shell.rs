@@ -1,16 +1,17 @@
 //! What stands above and below every view?
 
-use egui::{Frame, Key, KeyboardShortcut, Margin, ModifierNames, Panel, RichText, Stroke, Ui};
+use egui::{Frame, Key, KeyboardShortcut, Margin, ModifierNames, Panel, RichText, Ui};
 
 use super::Cx;
 use crate::command::{Command, TABLE};
+use crate::layout::{Layout, Preset};
 use crate::loader::Opening;
-use crate::state::{History, View};
+use crate::state::{History, Item, View};
 use crate::theme::ThemeChoice;
 use crate::widget;
 
 /// Name, way back, tabs, tools.
-pub(crate) fn top_bar(ui: &mut Ui, cx: &mut Cx<'_>, history: &History) {
+pub(crate) fn top_bar(ui: &mut Ui, cx: &mut Cx<'_>, history: &History, layout: &Layout) {
     let theme = cx.theme;
     let frame = Frame::NONE.fill(theme.panel).inner_margin(Margin::symmetric(12, 7));
     Panel::top("top_bar").frame(frame).show(ui, |ui| {
@@ -34,14 +35,9 @@ pub(crate) fn top_bar(ui: &mut Ui, cx: &mut Cx<'_>, history: &History) {
             if let Some(run) = &run {
                 ui.label(RichText::new(run).strong());
                 ui.add_space(10.0);
-                for view in View::ALL {
-                    let on = cx.focus.view == view;
-                    let command = Command::Show(view);
-                    let tip = with_keys(ui, view.title(), &command);
-                    if tab(ui, cx, view.title(), on).on_hover_text(tip).clicked() && !on {
-                        cx.emit(command);
-                    }
-                }
+                arrangements(ui, cx, layout);
+                ui.add_space(6.0);
+                pins(ui, cx);
             }
             ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
                 let keys =
@@ -73,17 +69,47 @@ pub(crate) fn top_bar(ui: &mut Ui, cx: &mut Cx<'_>, history: &History) {
     });
 }
 
-/// A tab: the current one is underlined, so that color alone does not tell.
-fn tab(ui: &mut Ui, cx: &Cx<'_>, title: &str, on: bool) -> egui::Response {
+/// The choice of an arrangement of panes.
+fn arrangements(ui: &mut Ui, cx: &mut Cx<'_>, layout: &Layout) {
+    let now = Preset::ALL.into_iter().find(|preset| layout.is_preset(*preset));
+    let title = now.map_or("Panes: your own", Preset::title);
+    let combo = egui::ComboBox::from_id_salt("panes").selected_text(title).width(170.0).show_ui(ui, |ui| {
+        for preset in Preset::ALL {
+            let command = Command::Arrange(preset);
+            let text = with_keys(ui, preset.title(), &command);
+            if ui.selectable_label(now == Some(preset), text).clicked() {
+                cx.emit(command);
+            }
+        }
+    });
+    combo.response.accessible_name("Panes");
+}
+
+/// What is pinned, each with the color and the letter that it has everywhere.
+fn pins(ui: &mut Ui, cx: &mut Cx<'_>) {
     let theme = cx.theme;
-    let text = RichText::new(title).color(if on { theme.text } else { theme.text_dim });
-    let button = egui::Button::new(text).frame(false).selected(false);
-    let response = ui.add(button);
-    if on {
-        let rect = response.rect;
-        ui.painter().hline(rect.x_range(), rect.bottom() + 2.0, Stroke::new(2.0, theme.accent));
+    for (i, pin) in cx.focus.pins.iter().enumerate() {
+        let text = format!("{} {}", PIN_SIGNS[i % PIN_SIGNS.len()], pin_title(pin));
+        let button = ui.add(egui::Button::new(RichText::new(&text).color(theme.series[i % theme.series.len()])));
+        let button = button.on_hover_text("Pinned: click to go there, right-click to take the pin out");
+        if button.secondary_clicked() {
+            cx.out.push(Command::PinItem(pin.clone()));
+        } else if button.clicked() {
+            cx.out.push(Command::OpenItem(pin.clone()));
+        }
     }
-    response
+}
+
+/// Signs of pins beside their colors, which alone do not tell them apart for everyone.
+pub(crate) const PIN_SIGNS: [&str; 5] = ["●", "▲", "■", "◆", "█"];
+
+fn pin_title(pin: &Item) -> String {
+    match pin {
+        Item::Feature { feature, .. } => format!("feature {feature}"),
+        Item::Expert { layer, expert } => format!("L{layer} expert {expert}"),
+        Item::Row(id) => format!("row {id}"),
+        Item::Token { doc, token } => format!("doc {doc} token {token}"),
+    }
 }
 
 /// What is loading, what went wrong, where one is.
@@ -145,11 +171,17 @@ fn place(cx: &Cx<'_>) -> Option<String> {
     if let (Some(feature), true) = (focus.feature, focus.view != View::Overview) {
         parts.push(format!("feature {feature}"));
     }
-    if focus.view == View::Reader {
+    if matches!(focus.view, View::Reader | View::Grid | View::Routing | View::Rows) {
         parts.push(format!("document {} of {}", focus.doc.unwrap_or(0), widget::grouped(source.run.n_documents())));
         if let Some(token) = focus.token {
             parts.push(format!("token {token}"));
         }
+    }
+    if let (Some(layer), true) = (focus.layer, !matches!(focus.view, View::Overview | View::Features)) {
+        parts.push(match focus.expert {
+            Some(expert) => format!("layer {layer}, expert {expert}"),
+            None => format!("layer {layer}"),
+        });
     }
     if parts.is_empty() {
         parts.push(format!("{} tokens", widget::grouped(source.run.n_tokens())));

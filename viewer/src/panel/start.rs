@@ -7,9 +7,10 @@ use egui::{RichText, TextEdit, Ui};
 use super::Cx;
 use crate::command::Command;
 use crate::loader::Opening;
+use crate::session::Visit;
 use crate::widget;
 
-pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
+pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>, runs: &[Visit]) {
     let theme = cx.theme;
     ui.add_space((ui.available_height() * 0.16).min(120.0));
     let width = ui.available_width().min(640.0);
@@ -41,6 +42,17 @@ pub(crate) fn show(ui: &mut Ui, cx: &mut Cx<'_>) {
             }
             open_field(ui, cx);
             ui.add_space(20.0);
+            if !runs.is_empty() {
+                widget::card(ui, theme, "Opened last", |ui| {
+                    for visit in runs {
+                        let path = visit.path.display().to_string();
+                        if widget::link(ui, theme, &path).on_hover_text("Where you were in this run").clicked() {
+                            cx.emit(Command::OpenRun(visit.path.clone()));
+                        }
+                    }
+                });
+                ui.add_space(8.0);
+            }
             widget::card(ui, theme, "No run yet?", |ui| {
                 ui.label("This records a real Gemma over news text, trains a coder and opens the result here:");
                 widget::command_line(ui, theme, "cargo xtask demo");

@@ -154,13 +154,22 @@ fn neighbour(
     feature: u32,
     cosine: f32,
 ) -> Result<Neighbour, Failure> {
+    let (max_act, peak) = peak(source, table, feature)?;
+    Ok(Neighbour { feature, cosine, max_act, peak })
+}
+
+/// A feature's strongest activation and the token there: what it is about, in one word.
+pub(super) fn peak(
+    source: &Source,
+    table: &data::features::FeatureTable,
+    feature: u32,
+) -> Result<(f32, String), Failure> {
     let best = table.examples(feature..feature.saturating_add(1))?.into_iter().next();
-    let (max_act, peak) = match best {
+    Ok(match best {
         Some(example) => {
             let peak = source.toks(example.token_idx..example.token_idx + 1)?.pop();
             (example.act, peak.map(|tok| tok.text.into_string()).unwrap_or_default())
         }
         None => (0.0, String::new()),
-    };
-    Ok(Neighbour { feature, cosine, max_act, peak })
+    })
 }

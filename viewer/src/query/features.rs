@@ -1,12 +1,14 @@
 //! Which features are in the table, in which order, and what is shown of each?
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
+use data::annotations::Annotations;
 use data::features::Example;
 
 use super::{Source, Tok};
 use crate::loader::{Ask, Cancel, Failure};
-use crate::state::SortBy;
+use crate::state::{Item, SortBy};
 
 /// Tokens that are searched at a time.
 const SEARCH_BLOCK: u64 = 1 << 16;
@@ -26,6 +28,8 @@ pub(crate) struct OrderQuery {
     pub(crate) sort: SortBy,
     pub(crate) ascending: bool,
     pub(crate) filter: String,
+    /// How much was said about the run when a filter looks into labels; 0 otherwise.
+    pub(crate) notes: u64,
 }
 
 /// Stands for a feature that the filter leaves out.
@@ -87,6 +91,18 @@ impl Ask for OrderQuery {
                 })
             })
         });
+        for word in &filter.labels {
+            let notes = Annotations::read(&source.run)?;
+            rows.retain(|row| {
+                let item = Item::Feature { table: self.table.clone(), feature: stats.feature[*row as usize] };
+                let said = notes.of(&item.to_string());
+                said.iter().filter_map(|said| said.label.as_ref()).any(|label| label.to_lowercase().contains(word))
+            });
+        }
+        for word in &filter.logits {
+            let hits = search_logits(source, &self.table, word, cancel)?;
+            rows.retain(|row| hits.binary_search(&stats.feature[*row as usize]).is_ok());
+        }
         if !filter.text.is_empty() {
             let found = source.find(&filter.text, cancel)?;
             let hits = search_examples(source, &self.table, &found, cancel)?;
@@ -103,12 +119,14 @@ impl Ask for OrderQuery {
                 SortBy::DecoderNorm => f64::from(stats.decoder_norm[i]),
             }
         };
-        // Ties by number, so that the order is the same every time.
-        rows.sort_by(|a, b| {
-            let (x, y) = (value(*a), value(*b));
-            let by_value = if self.ascending { x.total_cmp(&y) } else { y.total_cmp(&x) };
-            by_value.then(a.cmp(b))
+        // Ties by number, so that the order is the same every time. The keys are taken once: a million rows are
+        // compared twenty million times.
+        let mut keyed: Vec<(f64, u32)> = rows.into_iter().map(|row| (value(row), row)).collect();
+        keyed.sort_unstable_by(|a, b| {
+            let by_value = if self.ascending { a.0.total_cmp(&b.0) } else { b.0.total_cmp(&a.0) };
+            by_value.then(a.1.cmp(&b.1))
         });
+        let rows: Vec<u32> = keyed.into_iter().map(|(_, row)| row).collect();
         let numbered = stats.feature.iter().enumerate().all(|(i, f)| *f as usize == i);
         let at = (!numbered).then(|| stats.feature.iter().enumerate().map(|(i, f)| (*f, i as u32)).collect());
         let mut row_of = vec![NO_ROW; n];
@@ -208,6 +226,10 @@ impl Ask for RowsQuery {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Filter {
     pub(crate) clauses: Vec<Clause>,
+    /// Words that a label should hold, lower case.
+    pub(crate) labels: Vec<String>,
+    /// Words that the feature should promote, lower case.
+    pub(crate) logits: Vec<String>,
     /// Lower case; looked for in the examples.
     pub(crate) text: String,
 }
@@ -248,9 +270,16 @@ impl Filter {
         let mut filter = Self::default();
         let mut words = Vec::new();
         for word in typed.split_whitespace() {
-            match Clause::parse(word) {
-                Some(clause) => filter.clauses.push(clause),
-                None => words.push(word),
+            let after = |prefix: &str| word.strip_prefix(prefix).filter(|rest| !rest.is_empty()).map(str::to_lowercase);
+            if let Some(label) = after("label:") {
+                filter.labels.push(label);
+            } else if let Some(logit) = after("logit:") {
+                filter.logits.push(logit);
+            } else {
+                match Clause::parse(word) {
+                    Some(clause) => filter.clauses.push(clause),
+                    None => words.push(word),
+                }
             }
         }
         if let [word] = words[..]
@@ -357,6 +386,27 @@ fn begins_word(text: &str, at: usize) -> bool {
     !(before.chars().next_back().is_some_and(spaced) && after.chars().next().is_some_and(spaced))
 }
 
+/// Features of which one of the tokens that they promote most begins with a word, ascending.
+fn search_logits(source: &Source, table: &str, word: &str, cancel: &Cancel) -> Result<Vec<u32>, Failure> {
+    let table = source.table(table)?;
+    let end = table.n_features();
+    let mut known: BTreeMap<u32, bool> = BTreeMap::new();
+    let mut hits = Vec::new();
+    for start in (0..end).step_by(FEATURE_BLOCK as usize) {
+        cancel.check()?;
+        for stats in table.stats(start..end.min(start.saturating_add(FEATURE_BLOCK)))? {
+            let mut fits = |id: u32| {
+                *known.entry(id).or_insert_with(|| source.token_text(id).trim().to_lowercase().starts_with(word))
+            };
+            if stats.top_logits.iter().any(|(id, _)| fits(*id)) {
+                hits.push(stats.feature);
+            }
+        }
+    }
+    hits.sort_unstable();
+    Ok(hits)
+}
+
 /// Features with an example in which something was found, ascending.
 fn search_examples(source: &Source, table: &str, found: &Bits, cancel: &Cancel) -> Result<Vec<u32>, Failure> {
     let table = source.table(table)?;
@@ -394,6 +444,13 @@ mod tests {
         assert_eq!(parse(""), (0, String::new()));
         assert_eq!(parse("  Prime  Minister "), (0, "prime minister".into()));
         assert_eq!(parse("density<1e-3 max>=10 rain"), (2, "rain".into()));
+        let filter = Filter::parse("label:Rain max>3 logit:mist hail");
+        assert_eq!(
+            (filter.labels.as_slice(), filter.logits.as_slice()),
+            (&["rain".to_owned()][..], &["mist".to_owned()][..])
+        );
+        assert_eq!((filter.clauses.len(), filter.text.as_str()), (1, "hail"));
+        assert_eq!(parse("label: logit:"), (0, "label: logit:".into()));
         assert_eq!(parse("#17"), (1, String::new()));
         assert_eq!(parse("17"), (1, String::new()));
         // A number among words is text, an unknown column is text.

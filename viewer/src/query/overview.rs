@@ -251,18 +251,8 @@ impl Ask for CurvesQuery {
     const NAME: &'static str = "training curves";
 
     fn answer(&self, source: &Source, _: &Cancel) -> Result<Vec<Curve>, Failure> {
-        let Some(metrics) = metrics(&source.run, &self.coder)? else { return Ok(Vec::new()) };
-        let steps: Vec<f64> = match metrics.column("step") {
-            Some(steps) => steps.to_vec(),
-            None => (0..metrics.n_rows()).map(|row| row as f64).collect(),
-        };
-        let mut curves = Vec::new();
-        for name in metrics.columns() {
-            if let Some(values) = metrics.column(name).filter(|_| *name != "step") {
-                curves.push(Curve { name: name.clone(), points: thin(&steps, values) });
-            }
-        }
-        Ok(curves)
+        let metrics = metrics(&source.run, &self.coder)?;
+        Ok(metrics.as_ref().map(curves).unwrap_or_default())
     }
 
     fn bytes(answer: &Vec<Curve>) -> usize {
@@ -270,7 +260,18 @@ impl Ask for CurvesQuery {
     }
 }
 
-fn metrics(run: &Run, coder: &str) -> Result<Option<Metrics>, Failure> {
+/// The columns of metrics over the steps, thinned to what a screen can show.
+pub(super) fn curves(metrics: &Metrics) -> Vec<Curve> {
+    let steps: Vec<f64> = match metrics.column("step") {
+        Some(steps) => steps.to_vec(),
+        None => (0..metrics.n_rows()).map(|row| row as f64).collect(),
+    };
+    let columns = metrics.columns().iter().filter(|name| *name != "step");
+    let curve = |name: &String| Some(Curve { name: name.clone(), points: thin(&steps, metrics.column(name)?) });
+    columns.filter_map(curve).collect()
+}
+
+pub(super) fn metrics(run: &Run, coder: &str) -> Result<Option<Metrics>, Failure> {
     Ok(run.sae_file(coder, "metrics.parquet")?.map(|path| Metrics::read(&path)).transpose()?)
 }
 

@@ -99,7 +99,7 @@ pub(crate) struct Passage {
     pub(crate) nll: Vec<f32>,
 }
 
-fn page_range(source: &Source, doc: u64, page: u64) -> Result<(Range<u64>, Range<u64>), Failure> {
+pub(super) fn page_range(source: &Source, doc: u64, page: u64) -> Result<(Range<u64>, Range<u64>), Failure> {
     let whole = source.run.document_tokens(doc)?;
     let start = whole.start + (page * TOKENS_PER_PAGE).min(whole.end - whole.start);
     let end = whole.end.min(start + TOKENS_PER_PAGE);

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use data::Place;
-use data::features::{FeatureTable, StatsColumns};
-
+use data::annotations::{Annotation, Annotations};
+use data::features::{FeaturePair, FeatureTable, StatsColumns};
+use data::join::JoinRow;
 use data::place::Stores;
 
 use super::features::Bits;
+use super::rows::Rows;
 use crate::loader::{Cancel, Failure};
 
 /// How many tokens are read to learn the texts of token ids in a run that has no vocabulary.
@@ -21,6 +23,12 @@ pub(crate) struct Tok {
     pub(crate) text: Box<str>,
     pub(crate) special: bool,
 }
+
+/// What a feature table was joined with.
+type Joins = Arc<Vec<JoinRow>>;
+
+/// Features of two coders that go together.
+type Pairs = Arc<Vec<FeaturePair>>;
 
 /// Texts of token ids.
 enum Vocabulary {
@@ -42,6 +50,16 @@ pub(crate) struct Source {
     pub(crate) tables: Vec<String>,
     stats: Mutex<BTreeMap<String, Arc<StatsColumns>>>,
     vocabulary: OnceLock<Vocabulary>,
+    /// Joins of feature tables, by the names of both.
+    joins: Mutex<BTreeMap<(String, String), Joins>>,
+    /// Pairs of features of two tables, by the names of both.
+    correlations: Mutex<BTreeMap<(String, String), Pairs>>,
+    /// Rows of the tables of embeddings.
+    rows: Mutex<Option<Arc<Rows>>>,
+    /// The tokenizer that was used last, by its file.
+    tokenizer: Mutex<Option<(PathBuf, Arc<tokenizers::Tokenizer>)>>,
+    /// One writer of notes at a time.
+    writing: Mutex<()>,
     /// Where the text that was looked for last begins.
     found: Mutex<Option<(String, Arc<Bits>)>>,
 }
@@ -70,6 +88,11 @@ impl Source {
             tables,
             stats: Mutex::default(),
             vocabulary: OnceLock::new(),
+            joins: Mutex::default(),
+            correlations: Mutex::default(),
+            rows: Mutex::default(),
+            tokenizer: Mutex::default(),
+            writing: Mutex::default(),
             found: Mutex::default(),
         })
     }
@@ -87,6 +110,64 @@ impl Source {
         let stats = Arc::new(self.table(table)?.summary()?);
         self.lock_stats().insert(table.to_owned(), Arc::clone(&stats));
         Ok(stats)
+    }
+
+    /// What a feature table was joined with, read once; `None` where it was not.
+    pub(super) fn join(&self, table: &str, with: &str) -> Result<Option<Joins>, Failure> {
+        let key = (table.to_owned(), with.to_owned());
+        let lock = || self.joins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rows) = lock().get(&key) {
+            return Ok(Some(Arc::clone(rows)));
+        }
+        let table = self.table(table)?;
+        if !table.joins()?.iter().any(|name| name == with) {
+            return Ok(None);
+        }
+        let rows = Arc::new(table.join(with)?);
+        lock().insert(key, Arc::clone(&rows));
+        Ok(Some(rows))
+    }
+
+    /// The features of another coder that go with those of a table, read once.
+    pub(super) fn correlation(&self, table: &str, other: &str) -> Result<Pairs, Failure> {
+        let key = (table.to_owned(), other.to_owned());
+        let lock = || self.correlations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pairs) = lock().get(&key) {
+            return Ok(Arc::clone(pairs));
+        }
+        let pairs = Arc::new(self.table(table)?.correlation(other)?);
+        lock().insert(key, Arc::clone(&pairs));
+        Ok(pairs)
+    }
+
+    /// A tokenizer, read once: large ones take a second.
+    pub(super) fn tokenizer(&self, path: &Path) -> Result<Arc<tokenizers::Tokenizer>, Failure> {
+        let lock = || self.tokenizer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tokenizer)) = lock().as_ref().filter(|(file, _)| file == path) {
+            return Ok(Arc::clone(tokenizer));
+        }
+        let tokenizer = tokenizers::Tokenizer::from_file(path)
+            .map_err(|error| Failure::from_text(&format!("`{}` is no tokenizer: {error}", path.display())))?;
+        let tokenizer = Arc::new(tokenizer);
+        *lock() = Some((path.to_owned(), Arc::clone(&tokenizer)));
+        Ok(tokenizer)
+    }
+
+    /// Adds something that a person said.
+    pub(super) fn write_note(&self, said: &Annotation) -> Result<(), Failure> {
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Annotations::add(&self.run, said)?)
+    }
+
+    /// Rows of the tables of embeddings, read once.
+    pub(super) fn rows(&self, cancel: &Cancel) -> Result<Arc<Rows>, Failure> {
+        let lock = || self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rows) = lock().as_ref() {
+            return Ok(Arc::clone(rows));
+        }
+        let rows = Arc::new(Rows::read(self, cancel)?);
+        *lock() = Some(Arc::clone(&rows));
+        Ok(rows)
     }
 
     /// Tokens of the run, as they are drawn.

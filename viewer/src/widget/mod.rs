@@ -2,6 +2,7 @@
 
 mod chart;
 mod flow;
+mod heatmap;
 mod rows;
 mod tokens;
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 use egui::{Color32, CornerRadius, Frame, Margin, Response, RichText, Role, Sense, Stroke, Ui, WidgetInfo, vec2};
 
 pub(crate) use chart::{Axis, Chart, Mark, Series, sparkline};
+pub(crate) use heatmap::{Heatmap, Pool, spread};
 pub(crate) use rows::VirtualRows;
 pub(crate) use tokens::{Breaks, Spaces, TokenResponse, TokenText, plain, visible};
 
