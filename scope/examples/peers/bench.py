@@ -9,10 +9,11 @@
     python3 -m venv sparsify && sparsify/bin/pip install eai-sparsify==1.3.3
     saelens/bin/python bench.py saelens train.npy test.npy       # and --d-sae 20480
     sparsify/bin/python bench.py sparsify train.npy test.npy
-    POLARISCOPE=target/debug/polariscope saelens/bin/python bench.py polariscope train.npy test.npy --run train
+    POLARISCOPE=target/debug/polariscope saelens/bin/python bench.py polariscope train.npy test.npy --run train   # and --bf16
 
 Rows are scaled to a mean norm of √d without the first token of each document and without outliers, as `polariscope train`
-does, and every tool gets the same learning rate, warm-up and decay, Adam, batch, k and number of steps. Printed is one JSON
+does, and every tool gets the same learning rate, warm-up and decay, Adam, batch, k and number of steps; none of them has a dead
+latent within so few. Printed is one JSON
 object: tokens a second (the median step of the others; of ours, the slope between a short and a long training as a whole) and
 the fraction of variance unexplained on rows that none has seen.
 """
@@ -102,7 +103,7 @@ def sparsify(train, steps, d_sae, lr):
     return seconds, lambda x: sae(x).sae_out
 
 
-def polariscope(run, steps, d_sae, lr, scale):
+def polariscope(run, steps, d_sae, lr, scale, flags):
     from safetensors.torch import load_file
 
     took = {}
@@ -111,9 +112,10 @@ def polariscope(run, steps, d_sae, lr, scale):
             out = Path(folder) / str(n)
             command = [os.environ.get("POLARISCOPE", "polariscope"), "train", run, "--out", str(out), "--architecture", "topk"]
             options = {"hook-point": "blocks.9.hook_resid_post", "d-sae": d_sae, "k": K, "batch-tokens": BATCH, "steps": n, "lr": lr}
+            options["dead-window"] = 10_000_000
             command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
             start = time.perf_counter()
-            subprocess.run(command + ["--threads", "2"], check=True, capture_output=True)
+            subprocess.run(command + ["--threads", "2"] + flags, check=True, capture_output=True)
             took[n] = time.perf_counter() - start
         weights = load_file(out / "sae_weights.safetensors")
     second = (took[steps] - took[steps // 4]) / (steps - steps // 4)
@@ -135,6 +137,7 @@ def main():
     parser.add_argument("--run")
     parser.add_argument("--d-sae", type=int, default=5120)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--bf16", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(2)
     train, test = rows(args.train), rows(args.test)
@@ -142,7 +145,7 @@ def main():
     train, test = train * np.float32(scale), torch.from_numpy(test * np.float32(scale))
     lr = 2e-4 * (16384 / args.d_sae) ** 0.5
     if args.tool == "polariscope":
-        seconds, forward = polariscope(args.run, args.steps, args.d_sae, lr, scale)
+        seconds, forward = polariscope(args.run, args.steps, args.d_sae, lr, scale, ["--bf16"] if args.bf16 else [])
     else:
         seconds, forward = globals()[args.tool](train, args.steps, args.d_sae, lr)
     with torch.no_grad():
@@ -150,7 +153,7 @@ def main():
     variance = float((test.double() - test.double().mean(0)).square().sum())
     median = statistics.median(seconds)
     print(json.dumps({
-        "tool": args.tool, "d_in": train.shape[1], "d_sae": args.d_sae, "k": K, "batch": BATCH, "steps": args.steps,
+        "tool": args.tool + (" bf16" if args.bf16 else ""), "d_in": train.shape[1], "d_sae": args.d_sae, "k": K, "batch": BATCH, "steps": args.steps,
         "tokens_per_second": round(BATCH / median), "fvu": round(missed / variance, 4), "rows": len(train),
     }))
 
